@@ -1,0 +1,56 @@
+# `make all` and `make test` need Debian's python3 (3.11 or 3.12), python3-venv and make; .venv is made on first use.
+#
+#     make all       the main job: results/world/         make lint      ruff, snakefmt, snakemake --lint
+#     make test      the tests                            make tables    tables and figures from result records alone
+#     make smoke     every rule, small, in minutes        make env       only the environment, .venv
+#     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
+#
+# ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-k config".
+
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/.made-from-lock
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+ARGS ?=
+
+.PHONY: all smoke tables test lint env lock schema
+
+all: $(STAMP)
+	$(BIN)/snakemake all $(ARGS)
+
+smoke: $(STAMP)
+	$(BIN)/snakemake all pretrained --configfile workflows/config/smoke.yaml $(ARGS)
+
+tables: $(STAMP)
+	$(BIN)/snakemake tables $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflows
+	$(BIN)/snakemake --lint
+
+env: $(STAMP)
+
+# uv comes from the lock's own version; everything else is checked against the lock's hashes.
+$(STAMP): requirements.lock pyproject.toml
+	@[ -x $(BIN)/python ] || $(if $(PYTHON),$(PYTHON),true) -c '$(SUPPORTED)' && [ -n "$(PYTHON)$(wildcard $(BIN)/python)" ] || \
+	  { echo "error: found no Python 3.11 or 3.12 with venv (PYTHON is '$(PYTHON)'); on Debian or Ubuntu: apt install python3 python3-venv;" \
+	  "elsewhere name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: $(STAMP)
+	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
+	$(BIN)/python workflows/envs/write.py
+
+schema: $(STAMP)
+	$(BIN)/python -m apex.config --schema workflows/schemas/config.schema.json --defaults workflows/schemas/config.defaults.yaml

@@ -1,0 +1,42 @@
+# The workflow's table of contents. Run it inside the environment:
+#
+#     snakemake all                                        the default profile, workflows/config/world.yaml
+#     snakemake all --config methods=apex,fm               some rows of it
+#     snakemake all --configfile workflows/config/smoke.yaml
+#     snakemake tables                                     tables and figures again, from result records alone
+#     snakemake -n                                         what there is to do
+#
+# The rules are in workflows/rules; each is a thin call of one command that also runs by hand.
+
+
+include: "workflows/rules/common.smk"
+include: "workflows/rules/data.smk"
+include: "workflows/rules/train.smk"
+include: "workflows/rules/sample.smk"
+include: "workflows/rules/evaluate.smk"
+include: "workflows/rules/tables.smk"
+include: "workflows/rules/pretrained.smk"
+
+
+localrules:
+    all,
+    tables,
+    figures,
+    reference,
+    pretrained,
+    bundle,
+
+
+rule all:
+    default_target: True
+    input:
+        PLAN.records(),
+        PLAN.metrics,
+        PLAN.tables,
+        PLAN.audit,
+        PLAN.figures,
+
+
+rule pretrained:
+    input:
+        PRETRAINED,

@@ -1,0 +1,1 @@
+"""One protocol from 1M to 20B parameters; see `base.Backbone`."""

@@ -1,0 +1,388 @@
+"""The one configuration model: profiles (workflows/config/*.yaml) are read, checked and hashed here.
+
+    python -m apex.config workflows/config/world.yaml                         print the resolved settings
+    python -m apex.config workflows/config/world.yaml --row apex              print those of one row
+    python -m apex.config --schema workflows/schemas/config.schema.json       write the JSON schema
+    python -m apex.config --defaults workflows/schemas/config.defaults.yaml   write every key with its default
+
+Any command takes `--set key=value` (dotted, `--set train.batch_size=32`). A *row* is a line of the
+tables: a method, or a named variant of one. Importing this file imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from apex.errors import UserError, run_command
+from apex.files import write_atomic
+from apex.provenance import digest
+from apex.strict import Strict, as_list, document, explain, parse_yaml, put, unknown
+
+ROOT = Path(__file__).resolve().parent.parent
+Evaluator = Literal["geneval", "fid", "clip_score", "coverage", "speed"]
+Reference = Literal["real", "shuffled", "noise", "mean"]
+Split = Literal["test", "val", "unseen"]
+RESERVED_ROWS = ("teacher", *get_args(Reference))
+LOOP_ONLY = {"checkpoint_every", "log_every"}  # keys of `train` that change no weight
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
+
+Names = Annotated[list[str], BeforeValidator(as_list)]
+Counts = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_list)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(as_list)]
+Evaluators = Annotated[list[Evaluator], BeforeValidator(as_list)]
+References = Annotated[list[Reference], BeforeValidator(as_list)]
+
+
+class Data(Strict):
+    """Where training images and captions come from."""
+
+    source: str = Field("world", min_length=1, description="`world` (rendered), or a folder of shards, captioned images or parquet")
+    scenes: int = Field(20_000, ge=1, description="scenes to render (source `world` only)")
+    resolution: int = Field(32, ge=16, le=4096, multiple_of=8, description="side of a square image, pixels")
+    seed: int = Field(0, ge=0, description="seed of the rendered scenes")
+
+
+class Prompts(Strict):
+    """Prompt sets in GenEval's JSON-lines format."""
+
+    test: str = Field("apex/data/prompts/world/test.jsonl", description="file of the split that the tables report")
+    val: str = Field("apex/data/prompts/world/val.jsonl", description="file of the split to tune on")
+    unseen: str = Field("apex/data/prompts/world/unseen.jsonl", description="file of the split with combinations never trained on")
+    images_per_prompt: int = Field(4, ge=1, description="images of each prompt")
+    per_task: int | None = Field(None, ge=1, description="use only the first so many prompts of each task (`tag`); null: all")
+
+
+class Lora(Strict):
+    """Low-rank adaptation (peft); used where a row's tuning is `lora`."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: int | None = Field(None, ge=1, description="scale = alpha / rank; null: alpha = rank, as the public code does")
+
+
+class Budget(Strict):
+    """What a run may spend. One number for every method, so that rows compare at equal cost."""
+
+    forward_equivalents: float = Field(
+        1_500_000, gt=0, description="training FLOPs as teacher forward passes of one sample; the loop derives its steps from it"
+    )
+
+
+class Train(Strict):
+    """The training loop. What belongs to a method (time distribution, shift, weights) is in the row's `params`."""
+
+    batch_size: int = Field(64, ge=1, description="samples per forward pass of one process")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW, at the end of warm-up")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.99], min_length=2, max_length=2, description="AdamW")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW, decoupled")
+    warmup_steps: int = Field(100, ge=0, description="optimiser steps of linear warm-up")
+    decay: Literal["none", "linear", "sqrt", "cosine"] = Field("none", description="learning rate from warm-up to the end of the budget")
+    max_grad_norm: float = Field(1.0, ge=0, description="clip of the gradient's global norm; 0: none")
+    ema: float = Field(0.99, ge=0, le=1, description="decay of the averaged weights; 0: none; 1: as the method says")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward passes; weights stay fp32")
+    gradient_accumulation: int = Field(1, ge=1, description="forward-backward passes per optimiser step")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    checkpoint_every: float = Field(60.0, gt=0, description="seconds between two resume states")
+    log_every: int = Field(20, ge=1, description="optimiser steps between two lines of log.csv")
+
+
+class Sampling(Strict):
+    """Few-step sampling of distilled rows. The grid travels with the export."""
+
+    sigmas: dict[int, list[Annotated[float, Field(gt=0, le=1)]]] = Field(
+        {1: [1.0], 2: [1.0, 0.6], 4: [1.0, 0.85, 0.6, 0.3]},
+        description="time grid per NFE: noise is 1, falling; the end, 0, is implied",
+    )
+    mode: Literal["few", "any", "multi"] | None = Field(
+        None, description="few: fresh noise between steps; any: jump to the next time; multi: Euler; null: the method's own"
+    )
+    batch_size: int = Field(100, ge=1, description="images per forward pass")
+
+    @field_validator("sigmas", mode="before")
+    @classmethod
+    def _keep_defaults(cls, given: Any) -> Any:
+        """A profile names only the grids that it changes."""
+        return cls.model_fields["sigmas"].default | given if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _grids(self) -> Sampling:
+        for nfe, grid in self.sigmas.items():
+            if len(grid) != nfe or grid != sorted(set(grid), reverse=True):
+                raise ValueError(f"sigmas of NFE {nfe}: found {grid}, expected {nfe} falling values in (0, 1]")
+        return self
+
+
+class Row(Strict):
+    """A line of the tables that is trained: a method with settings of its own."""
+
+    method: str = Field(description="a file of apex/methods, `apex-eq25` for apex_eq25.py")
+    tuning: Literal["full", "lora"] = Field("full", description="which weights are trained")
+    lora: Lora = Field(Lora(), description="for tuning `lora`")
+    params: dict[str, Any] = Field({}, description="settings of the method; what is not named has the method's default")
+    train: Train = Field(Train(), description="changes to the profile's `train`: only the keys named here count")
+
+
+class External(Strict):
+    """A folder of images in GenEval's layout (NNNNN/metadata.jsonl, NNNNN/samples/*.png), scored as a row of its own."""
+
+    row: str = Field(pattern=NAME, description="name in the tables")
+    images: str = Field(min_length=1, description="the folder")
+    nfe: int = Field(ge=0, description="network evaluations per image; 0 where it has no meaning")
+    source: str = Field("", description="where the images come from, for the reader")
+
+
+class Pretraining(Strict):
+    """How `snakemake pretrained` makes the teacher and the evaluators' networks from nothing (source `world`)."""
+
+    scenes: int = Field(60_000, ge=1, description="scenes to render for it")
+    codec_steps: int = Field(8000, ge=1, description="optimiser steps of the latent codec")
+    text_encoder_steps: int = Field(1500, ge=1, description="optimiser steps of the text encoder's warm-up")
+    teacher_steps: int = Field(18_000, ge=1, description="optimiser steps of the teacher")
+    evaluator_steps: int | None = Field(None, ge=1, description="optimiser steps of each evaluator's network; null: its own default")
+    batch_size: int = Field(64, ge=1, description="samples per step of the teacher")
+    width: int = Field(128, ge=32, multiple_of=32, description="channels of the teacher's transformer")
+    layers: int = Field(4, ge=1, description="blocks of the teacher's transformer")
+    seed: int = Field(0, ge=0, description="seed of scenes, weights and batches")
+
+
+class Config(Strict):
+    """A profile: everything that `snakemake all` needs to know."""
+
+    profile: str = Field(pattern=NAME, description="names the folder of results, results/<profile>")
+    description: str = Field("", description="one sentence for the reader")
+    pipeline: str = Field("apex/pretrained/world", min_length=1, description="the teacher, in diffusers' pipeline layout")
+    data: Data = Data()
+    prompts: Prompts = Prompts()
+    methods: Names = Field(["apex", "apex-eq25", "fm"], description="rows to train: methods, or names under `rows`")
+    rows: dict[Annotated[str, Field(pattern=NAME)], Row] = Field({}, description="rows with settings of their own")
+    seeds: Seeds = Field([0], min_length=1, description="of distillation and of sampling noise")
+    nfe: Counts = Field([1, 2, 4], min_length=1, description="network evaluations per image of trained rows")
+    teacher_nfe: Counts = Field([1, 25, 50], description="Euler steps of the guided teacher's rows")
+    guidance: float = Field(2.5, ge=0, le=50, description="of the teacher's sampling: uncond + w (cond - uncond); 1: none")
+    references: References = Field([*get_args(Reference)], description="rows that no network makes: the ceiling and the floors")
+    evaluators: Evaluators = Field([*get_args(Evaluator)], description="what is measured")
+    splits: dict[Split, Evaluators] = Field(
+        {"test": [*get_args(Evaluator)], "unseen": ["geneval"]}, description="prompt sets to sample, and which of `evaluators` score each"
+    )
+    budget: Budget = Budget()
+    train: Train = Train()
+    sampling: Sampling = Sampling()
+    pretraining: Pretraining = Pretraining()
+    external: list[External] = Field([], description="folders of images to score beside the rows")
+    _origin: str = PrivateAttr("configuration")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        methods = known_methods()
+        for name, row in self.rows.items():
+            if name in RESERVED_ROWS:
+                raise ValueError(f"rows.{name}: this name is kept for a reference row; choose another")
+            if row.method not in methods:
+                raise ValueError(f"rows.{name}.method: {unknown('method', row.method, methods)}")
+        for name in self.methods:
+            if name not in self.rows and name not in methods:
+                raise ValueError(f"methods: {unknown('method', name, [*methods, *self.rows])}")
+        for nfe in self.nfe:
+            if nfe not in self.sampling.sigmas:
+                raise ValueError(f"nfe: found {nfe}, expected one of {sorted(self.sampling.sigmas)}; or give sampling.sigmas a grid for it")
+        for key in ("methods", "seeds", "nfe", "teacher_nfe", "references", "evaluators"):
+            _no_repeats(key, getattr(self, key))
+        _no_repeats("rows", [*self.methods, *RESERVED_ROWS, *(e.row for e in self.external)])
+        return self
+
+    @property
+    def pipeline_path(self) -> Path:
+        return locate(self.pipeline)
+
+    def prompts_path(self, split: str) -> Path:
+        return locate(getattr(self.prompts, split))
+
+    def row(self, name: str) -> Row:
+        """Settings of a trained row as written; `UserError` where there is no such row or method."""
+        if name in self.rows:
+            return self.rows[name]
+        if name not in known_methods():
+            raise UserError(f"{self._origin}: {unknown('row', name, [*self.rows, *known_methods()])}")
+        return Row(method=name)
+
+    def run_config(self, name: str) -> RunConfig:
+        """Everything that one training run depends on, the profile's settings and the row's own merged."""
+        row = self.row(name)
+        changes = {key: getattr(row.train, key) for key in row.train.model_fields_set}
+        return RunConfig(
+            row=name,
+            method=row.method,
+            variant="" if name == row.method else name.removeprefix(f"{row.method}-"),
+            tuning=row.tuning,
+            lora=row.lora if row.tuning == "lora" else None,
+            params=row.params,
+            train=self.train.model_copy(update=changes),
+            budget=self.budget,
+            data=self.data,
+            pipeline=self.pipeline,
+        )
+
+    def run_hash(self, name: str, *, teacher: bool = True) -> str:
+        """Identity of a run but for its seed: what its weights depend on. With `teacher`, the teacher's files count too."""
+        run = self.run_config(name).model_dump(mode="json", exclude={"row": True, "variant": True, "train": LOOP_ONLY})
+        return digest(run | ({"teacher": fingerprint(self.pipeline_path)} if teacher else {}))
+
+    def hash(self) -> str:
+        """Identity of the settings that change numbers; not of the lists that choose which numbers are made."""
+        keep = {"pipeline", "data", "prompts", "rows", "guidance", "budget", "train", "sampling"}
+        return digest(self.model_dump(mode="json", include=keep, exclude={"train": LOOP_ONLY, "rows": {"__all__": {"train": LOOP_ONLY}}}))
+
+
+class RunConfig(Strict):
+    """The resolved settings of one trained row (see `Config.run_config`)."""
+
+    row: str
+    method: str
+    variant: str
+    tuning: Literal["full", "lora"]
+    lora: Lora | None
+    params: dict[str, Any]
+    train: Train
+    budget: Budget
+    data: Data
+    pipeline: str
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads and checks a profile.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` strings, the key dotted, the value YAML: `train.batch_size=32`, `methods=apex,fm`.
+
+    Raises:
+        UserError: one line naming file, key, what was found and what is expected.
+    """
+    path = Path(path)
+    try:
+        values = parse_yaml(path.read_text(), str(path))
+    except FileNotFoundError:
+        found = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; {path.parent} has: {', '.join(found)}" if found else ""
+        raise UserError(f"{path}: no such configuration file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found {type(values).__name__}, expected keys and values, such as `profile: world`")
+    set_keys = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: expected key=value, such as train.batch_size=32")
+        put(values, key, parse_yaml(text, f"--set {key}"))
+        set_keys.append(key)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, Config, str(path), set_keys)) from None
+    config._origin = str(path)
+    return config
+
+
+def check_params(config: Config) -> None:
+    """Checks `params` of every row against its method's own model. Does nothing where torch is not installed."""
+    if find_spec("torch") is None:
+        return
+    from apex import methods
+
+    for name in dict.fromkeys([*config.methods, *config.rows]):
+        row = config.row(name)
+        model = methods.get(row.method).Params
+        try:
+            model.model_validate(row.params)
+        except ValidationError as error:
+            raise UserError(explain(error, model, config._origin, prefix=f"rows.{name}.params.")) from None
+
+
+def known_methods() -> list[str]:
+    """Names of the methods, by the files of apex/methods; nothing is imported."""
+    files = (Path(__file__).parent / "methods").glob("*.py")
+    return sorted(f.stem.replace("_", "-") for f in files if f.stem != "base" and not f.stem.startswith("_"))
+
+
+def locate(path: str | Path) -> Path:
+    """A path from the working directory, or where it is not there, from the folder that holds the package."""
+    path = Path(path)
+    return ROOT / path if not path.is_absolute() and not path.exists() and (ROOT / path).exists() else path
+
+
+def fingerprint(folder: Path) -> str:
+    """Short SHA-256 of a folder's (or a file's) content; of large files size, begin and end count. "missing" where there is none."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else [folder] if folder.is_file() else []
+    return digest([(str(f.relative_to(folder)), _sample(f, f.stat().st_size, f.stat().st_mtime_ns)) for f in files]) if files else "missing"
+
+
+@lru_cache(maxsize=4096)
+def _sample(file: Path, size: int, mtime_ns: int, limit: int = 1 << 26) -> str:
+    with file.open("rb") as stream:
+        content = stream.read(limit)
+        if size > limit:
+            stream.seek(-(1 << 20), 2)
+            content += stream.read() + str(size).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _no_repeats(key: str, values: list) -> None:
+    twice = sorted({str(v) for v in values if values.count(v) > 1})
+    if twice:
+        raise ValueError(f"{key}: found {', '.join(twice)} twice, expected different entries")
+
+
+def schema() -> str:
+    """The JSON schema of a profile, for editors and for people."""
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema(), indent=2) + "\n"
+
+
+def defaults() -> str:
+    """Every key with its default and its description, as YAML."""
+    text = (
+        "# Every key of a profile, its default and what it means. Written by `python -m apex.config --defaults`; a test fails on drift.\n"
+    )
+    text += "".join(f"{line}\n" for line in document(Config))
+    for title, model in (("An entry under `rows`", Row), ("An entry of `external`", External)):
+        text += f"\n# {title}:\n" + "".join(f"#   {line}\n" for line in document(model))
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", type=Path, help="a profile to check and print")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
+    parser.add_argument("--row", help="print the settings of this row alone")
+    parser.add_argument("--schema", type=Path, help="write the JSON schema here")
+    parser.add_argument("--defaults", type=Path, help="write the commented defaults here")
+    args = parser.parse_args()
+    if args.schema:
+        write_atomic(args.schema, schema())
+    if args.defaults:
+        write_atomic(args.defaults, defaults())
+    if args.file:
+        config = load(args.file, args.set)
+        check_params(config)
+        shown = config.run_config(args.row) if args.row else config
+        print(yaml.safe_dump(shown.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), end="")
+    elif not (args.schema or args.defaults):
+        parser.error("give a profile, --schema or --defaults")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,246 @@
+"""Encodes a data set once into latents, so that training never runs the image encoder.
+
+    python -m apex.data.cache --pipeline PIPE --data DIR --out DIR [--resolution R]
+
+PIPE is a diffusers pipeline folder; the encoder is read from PIPE/vae. The cache holds
+
+    latents.safetensors   `latents` (N, C, h, w) float16 as the denoiser sees them, `caption_index` (N,) int32
+    captions.json         the unique captions that `caption_index` points into
+    made.json             checksums of data, encoder and files, and counts
+
+Parts are written beside the cache as they are done; the same command continues after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from apex.data.readers import Record, detect, read_index, records
+from apex.data.shards import checksum, decoded, progress, refuse_foreign
+from apex.errors import UserError, run_command
+from apex.files import atomic_folder, write_atomic
+from apex.provenance import digest, file_sha256
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+ENCODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
+PART = 4096  # samples in a part, rounded to whole batches so that resuming keeps the batches
+LATENTS, CAPTIONS = "latents.safetensors", "captions.json"
+
+
+class Cache(NamedTuple):
+    """Latents (N, C, h, w) float16, caption_index (N,) int64 into `captions`."""
+
+    latents: Tensor
+    caption_index: Tensor
+    captions: list[str]
+
+
+# -------------------------------------------------------------------------------------- the encoder
+
+
+def load_vae(pipeline: Path) -> ModelMixin:
+    """The pipeline's image encoder, in eval mode. Raises `UserError` when it is missing, damaged or of an unknown class."""
+    import diffusers
+
+    config = pipeline / "vae" / "config.json"
+    if not config.is_file():
+        raise UserError(f"{config}: not found; --pipeline must be a diffusers pipeline folder with a vae/ in it")
+    try:
+        name = json.loads(config.read_bytes()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{config}: not a valid model config ({error})") from None
+    if name not in ENCODERS:
+        raise UserError(f"{config}: _class_name is {name!r}; expected one of {', '.join(ENCODERS)}")
+    try:
+        return getattr(diffusers, name).from_pretrained(config.parent, use_safetensors=True).eval()
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"{config.parent}: weights missing or damaged ({str(error).splitlines()[0]}); fetch or make them again") from None
+
+
+@torch.no_grad()
+def encode_images(vae: ModelMixin, images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) to latents (B, C, h, w) float32 as the denoiser sees them.
+
+    The posterior's mode, normalised as the pipelines of diffusers do: (z - shift_factor) * scaling_factor,
+    or (z - latents_mean) / latents_std * scaling_factor where the config has these; what it lacks is 0 or 1.
+    """
+    config = vae.config
+    pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
+    video = type(vae).__name__ == "AutoencoderKLQwenImage"  # (B, C, frames, H, W)
+    encoded = vae.encode(pixels[:, :, None] if video else pixels)
+    latents = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
+    latents = latents[:, :, 0] if video else latents
+    if getattr(config, "latents_mean", None) is not None:
+        mean, std = (torch.tensor(v, device=latents.device).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        latents = (latents - mean) / std
+    else:
+        latents = latents - (getattr(config, "shift_factor", None) or 0.0)
+    return latents * (getattr(config, "scaling_factor", None) or 1.0)
+
+
+def pixels_per_latent(vae: ModelMixin) -> int:
+    """Image pixels a side for one latent; image sides must be multiples of it."""
+    config = vae.config
+    if hasattr(config, "temperal_downsample"):  # AutoencoderKLQwenImage; the spelling is diffusers'
+        return 2 ** len(config.temperal_downsample)
+    return 2 ** (len(getattr(config, "encoder_block_out_channels", None) or config.block_out_channels) - 1)
+
+
+def vae_checksum(pipeline: Path) -> str:
+    """Short SHA-256 over the encoder's config and weights."""
+    files = sorted(p for p in (pipeline / "vae").iterdir() if p.name == "config.json" or p.suffix == ".safetensors")
+    return digest({p.name: file_sha256(p) for p in files})
+
+
+# ---------------------------------------------------------------------------------- making the cache
+
+
+def build(pipeline: Path, data: Path, out: Path, *, resolution: int | None = None, batch: int = 64, device: str = "cpu") -> dict[str, Any]:
+    """Encodes every image of `data` and writes the cache `out`; returns what made.json holds."""
+    refuse_foreign(out, "made.json")
+    source, vae = detect(data), load_vae(pipeline).to(device)
+    about = {"schema": 1, "data_sha256": checksum(source), "vae": vae_checksum(pipeline), "resolution": resolution, "batch": batch}
+    part = batch * max(1, PART // batch)
+    parts = out.parent / f".{out.name}.parts-{digest(about | {'part': part})}"
+    captions: dict[str, int] = {}
+    index: list[int] = []
+    stream = _noted(records(source), captions, index)
+    total = (read_index(source.root) or {}).get("samples") if source.kind == "tar" and source.whole else None
+    done: list[Tensor] = []
+    for number in progress(itertools.count(), -(-total // part) if total else None, f"parts of {part} images"):
+        start, path = len(index), parts / f"{number:05d}.safetensors"
+        latents = _read_part(path)
+        if latents is None:
+            size = done[0].shape if done else None
+            latents = _encode(vae, itertools.islice(stream, part), resolution, batch, size)
+            if latents is not None:
+                write_atomic(path, save({"latents": latents}))
+        else:  # encoded before: only the captions are needed
+            for _ in itertools.islice(stream, part):
+                pass
+        if latents is not None:
+            done.append(latents)
+        if len(index) - start < part:
+            break
+    latents = torch.cat(done)
+    with atomic_folder(out) as folder:
+        save_file({"latents": latents, "caption_index": torch.tensor(index, dtype=torch.int32)}, folder / LATENTS)
+        (folder / LATENTS).chmod(0o644)  # safetensors makes it private
+        (folder / CAPTIONS).write_text(json.dumps({"captions": list(captions)}, ensure_ascii=False, indent=0) + "\n")
+        files = {name: file_sha256(folder / name) for name in (LATENTS, CAPTIONS)}
+        made = about | {"samples": len(index), "captions": len(captions), "latent_shape": list(latents.shape[1:]), "sha256": files}
+        (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    shutil.rmtree(parts)
+    return made
+
+
+def _noted(stream: Iterator[Record], captions: dict[str, int], index: list[int]) -> Iterator[Record]:
+    """Passes records on; numbers their captions by first appearance."""
+    for record in stream:
+        index.append(captions.setdefault(record.caption, len(captions)))
+        yield record
+
+
+def _encode(vae: ModelMixin, stream: Iterator[Record], resolution: int | None, batch: int, size: Sequence[int] | None) -> Tensor | None:
+    """Float16 latents of all records, None when there are none. `size` is the latents' shape so far."""
+    samples, unit, found = decoded(stream, resolution), pixels_per_latent(vae), []
+    while group := list(itertools.islice(samples, batch)):
+        height, width = group[0].image.shape[:2]
+        if height % unit or width % unit:
+            raise UserError(f"images are {width}x{height}; this encoder needs sides that are multiples of {unit}: give --resolution")
+        images = torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in group]))
+        latents = encode_images(vae, images).to("cpu", torch.float16).contiguous()
+        if not latents.isfinite().all():
+            raise UserError(f"latents of samples {group[0].key} to {group[-1].key} are not finite in float16; check PIPE/vae")
+        if size is not None and latents.shape[2:] != size[2:]:
+            raise UserError(f"sample {group[0].key}: image is {width}x{height}, others differ; give --resolution to resize and crop to")
+        size = latents.shape
+        found.append(latents)
+    return torch.cat(found) if found else None
+
+
+def _read_part(path: Path) -> Tensor | None:
+    """A part that an earlier, interrupted run has finished; None when there is none, or it is damaged."""
+    try:
+        return load_file(path)["latents"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+# --------------------------------------------------------------------------------- reading the cache
+
+
+def load_cache(path: Path) -> Cache:
+    """Reads and verifies a cache. Raises `UserError` when a file is missing, changed, truncated or does not fit the others."""
+    again = "make the cache again with python -m apex.data.cache"
+    for name in ("made.json", LATENTS, CAPTIONS):
+        if not (path / name).is_file():
+            raise UserError(f"{path / name}: not found; {again}")
+    made = _json(path / "made.json", again)
+    recorded = made.get("sha256")
+    for name in (LATENTS, CAPTIONS):
+        if not isinstance(recorded, dict) or file_sha256(path / name) != recorded.get(name):
+            raise UserError(f"{path / name}: SHA-256 differs from made.json: truncated or changed; {again}")
+    texts = _json(path / CAPTIONS, again)
+    try:
+        tensors = load_file(path / LATENTS)
+    except SafetensorError as error:
+        raise UserError(f"{path / LATENTS}: truncated or corrupt ({error}); {again}") from None
+    latents, index, captions = tensors.get("latents"), tensors.get("caption_index"), texts.get("captions")
+    if latents is None or index is None or latents.ndim != 4 or index.ndim != 1 or latents.dtype != torch.float16:
+        found = {k: (str(v.dtype), list(v.shape)) for k, v in tensors.items()}
+        raise UserError(f"{path / LATENTS}: found {found}; expected latents (N, C, h, w) float16 and caption_index (N,); {again}")
+    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+        raise UserError(f'{path / CAPTIONS}: expected {{"captions": [text, ...]}}; {again}')
+    counts = {"latents": len(latents), "caption_index": len(index), "made.json": made.get("samples")}
+    if len(set(counts.values())) != 1 or not len(index) or made.get("captions") != len(captions):
+        raise UserError(f"{path}: counts do not agree: {counts}, {len(captions)} captions of {made.get('captions')}; {again}")
+    if int(index.min()) < 0 or int(index.max()) >= len(captions):
+        raise UserError(f"{path / LATENTS}: caption_index runs from {index.min()} to {index.max()}, with {len(captions)} captions; {again}")
+    return Cache(latents, index.long(), captions)
+
+
+def _json(path: Path, again: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {again}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: found a JSON {type(value).__name__}, expected an object; {again}")
+    return value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True, type=Path, help="diffusers pipeline folder with vae/ in it")
+    parser.add_argument("--data", required=True, type=Path, help="WebDataset shards, parquet files or an image folder")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--resolution", type=int, help="resize and centre-crop to this; default: the images as they are, all of one size")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        torch.set_num_threads(1)  # small convolutions: two jobs of one thread beat one of two
+    made = build(args.pipeline, args.data, args.out, resolution=args.resolution, batch=args.batch, device=device)
+    shape = "x".join(str(n) for n in made["latent_shape"])
+    print(f"{args.out}: {made['samples']} latents of {shape}, {made['captions']} captions")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

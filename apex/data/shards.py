@@ -1,0 +1,223 @@
+"""The one data path: scenes written as WebDataset shards, and image-caption data read from any of three formats.
+
+    python -m apex.data.shards world --out DIR --scenes 60000 --resolution 32 --seed 0     render the embedded world
+    python -m apex.data.shards check --data DIR                                            read everything, report defects
+
+Shards hold, per scene, `png`, `txt` (the caption) and `json` (the prompt row and the drawn objects:
+the exact truth). The same arguments give the same bytes; scene i depends on (seed, i) alone. The
+readers (WebDataset, image folder, parquet) are in `apex.data.readers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from apex.data.readers import INDEX, Record, Source, detect, records
+from apex.data.world import Item, PromptSampler, Scene, render, scene_for
+from apex.errors import UserError, run_command
+from apex.files import atomic_folder
+from apex.provenance import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD_SIZE = 10_000  # samples
+T = TypeVar("T")
+
+
+class Sample(NamedTuple):
+    """One sample: uint8 RGB image (H, W, 3), its caption, and whatever else the data says of it."""
+
+    key: str
+    image: np.ndarray
+    caption: str
+    meta: dict[str, Any]
+
+
+def progress(items: Iterable[T], total: int | None, label: str, every: float = 5.0) -> Iterator[T]:
+    """Passes `items` on; prints a line with the time left every `every` seconds."""
+    started = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= every:
+            last = now
+            if total:
+                print(f"{label}: {done}/{total}, {(now - started) / done * (total - done):.0f} s left", flush=True)
+            else:
+                print(f"{label}: {done}, {done / (now - started):.0f} a second", flush=True)
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def world_sample(index: int, *, seed: int, resolution: int, sampler: PromptSampler) -> Sample:
+    """Training scene number `index` of the world with this seed, at any resolution the same scene."""
+    rng = np.random.default_rng([seed, index])
+    prompt = sampler(rng)
+    scene = scene_for(prompt, rng)
+    meta = {"index": index, "seed": seed, "prompt": prompt, "scene": dataclasses.asdict(scene)}
+    return Sample(f"{index:08d}", render(scene, resolution), prompt["prompt"], meta)
+
+
+def scene_from(meta: dict[str, Any]) -> Scene:
+    """The scene that a world sample's `meta` describes; `render` of it gives the sample's image again."""
+    scene = meta["scene"]
+    items = tuple(Item(**(item | {"rgb": tuple(item["rgb"])})) for item in scene["items"])
+    return Scene(items, scene["background"], tuple(scene["grey"]), scene["angle"], scene["edge"])
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def refuse_foreign(out: Path, marker: str) -> None:
+    """Writing replaces the folder `out` as a whole: raises `UserError` when it holds something else (no `marker` file)."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).is_file())):
+        raise UserError(f"{out}: exists, and holds no {marker}, so it is not replaced; name another --out, or remove it")
+
+
+def write_shards(samples: Iterable[Sample], out: Path, about: dict[str, Any], shard_size: int = SHARD_SIZE) -> dict[str, Any]:
+    """Writes `samples` as `shard-NNNNNN.tar` and `index.json` (`about` and the shards' counts and SHA-256); returns the index.
+
+    The folder appears when it is complete. Bytes depend on the samples alone: no times, no user names.
+    """
+    from webdataset import TarWriter
+
+    refuse_foreign(out, INDEX)
+    shards: list[dict[str, Any]] = []
+    iterator = iter(samples)
+    sample = next(iterator, None)
+    with atomic_folder(out) as folder:
+        while sample is not None:
+            path, count = folder / f"shard-{len(shards):06d}.tar", 0
+            with path.open("wb") as file, TarWriter(file, user="", group="", mtime=0, compress=False, encoder=False) as writer:
+                while sample is not None and count < shard_size:
+                    parts = {"png": encode_png(sample.image), "txt": sample.caption.encode(), "json": json.dumps(sample.meta).encode()}
+                    writer.write({"__key__": sample.key, **parts})
+                    count += 1
+                    sample = next(iterator, None)
+            shards.append({"file": path.name, "count": count, "sha256": file_sha256(path)})
+        index = {"schema": 1, **about, "samples": sum(s["count"] for s in shards), "shards": shards}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return index
+
+
+def write_world(out: Path, *, scenes: int, resolution: int, seed: int, shard_size: int = SHARD_SIZE) -> dict[str, Any]:
+    """Renders training scenes 0..scenes-1 into shards; returns the index."""
+    for name, value, least in (("scenes", scenes, 1), ("resolution", resolution, 16), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"--{name} {value}: expected {least} or more")
+    sampler = PromptSampler()
+    samples = (world_sample(i, seed=seed, resolution=resolution, sampler=sampler) for i in range(scenes))
+    about = {"source": "world", "resolution": resolution, "seed": seed, "scenes": scenes}
+    return write_shards(progress(samples, scenes, "scenes"), out, about, shard_size)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def decode_image(data: bytes, where: str, resolution: int | None = None) -> np.ndarray:
+    """uint8 RGB (H, W, 3); with `resolution`, the shorter side is resized to it and the centre square cut out."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            image = file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: corrupt or unreadable image ({str(error).splitlines()[0]}); replace or remove it") from None
+    if resolution is not None and image.size != (resolution, resolution):
+        scale = resolution / min(image.size)
+        width, height = (max(resolution, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - resolution) // 2, (height - resolution) // 2
+        image = image.crop((left, top, left + resolution, top + resolution))
+    return np.asarray(image)
+
+
+def open_samples(path: Path, resolution: int | None = None) -> Iterator[Sample]:
+    """Every sample of a data set of any of the three kinds, in a fixed order.
+
+    Without `resolution` all images must be of one size. Raises `UserError` naming the file and the
+    sample: for a path that is missing or empty at once, for a defect inside when it is reached.
+    """
+    return decoded(records(detect(Path(path))), resolution)
+
+
+def decoded(raw: Iterable[Record], resolution: int | None) -> Iterator[Sample]:
+    """The records with their images decoded, see `open_samples`."""
+    size = None
+    for record in raw:
+        image = decode_image(record.image, record.where, resolution)
+        size = size or image.shape
+        if image.shape != size:
+            found, expected = (f"{s[1]}x{s[0]}" for s in (image.shape, size))
+            raise UserError(f"{record.where}: image is {found}, the first one {expected}; give a resolution to resize and crop to")
+        yield Sample(record.key, image, record.caption, record.meta)
+
+
+def load_images(path: Path, limit: int | None = None, resolution: int | None = None) -> torch.Tensor:
+    """The first `limit` images as one uint8 tensor (N, 3, H, W)."""
+    import torch
+
+    images = [s.image.transpose(2, 0, 1) for s in itertools.islice(open_samples(path, resolution), limit)]
+    return torch.from_numpy(np.stack(images))
+
+
+def load_captions(path: Path, limit: int | None = None) -> list[str]:
+    """The first `limit` captions; no image is decoded."""
+    return [r.caption for r in itertools.islice(records(detect(Path(path))), limit)]
+
+
+def checksum(source: Source) -> str:
+    """SHA-256 over the names and contents of everything that `records` reads."""
+    files = set(source.files)
+    if source.kind == "folder":
+        files |= {p for f in source.files for p in (f.with_suffix(".txt"), f.with_suffix(".json")) if p.is_file()}
+    elif source.kind == "jsonl":
+        files |= {p for f in source.files for p in f.parent.rglob("*") if p.is_file()}
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(f"{path.relative_to(source.root).as_posix()} {file_sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+def check(path: Path, resolution: int | None = None) -> int:
+    """Reads every sample; returns their number."""
+    return sum(1 for _ in progress(open_samples(path, resolution), None, "samples"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    world = commands.add_parser("world", help="render scenes of the embedded world")
+    world.add_argument("--out", required=True, type=Path)
+    world.add_argument("--scenes", type=int, default=60_000)
+    world.add_argument("--resolution", type=int, default=32)
+    world.add_argument("--seed", type=int, default=0)
+    reading = commands.add_parser("check", help="read every sample of a data set")
+    reading.add_argument("--data", required=True, type=Path)
+    reading.add_argument("--resolution", type=int)
+    args = parser.parse_args()
+    if args.command == "world":
+        index = write_world(args.out, scenes=args.scenes, resolution=args.resolution, seed=args.seed)
+        print(f"{args.out}: {index['samples']} scenes in {len(index['shards'])} shards")
+    else:
+        print(f"{args.data}: {check(args.data, args.resolution)} samples, no defect")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,115 @@
+"""A text-to-image pipeline in diffusers' folder layout: frozen text encoder and codec, and the velocity network.
+
+    FOLDER/transformer vae text_encoder tokenizer scheduler
+
+The same code opens the embedded world's bundled pipeline and a local or hub copy of a full-size one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apex.backbones.base import Backbone
+from apex.backbones.qwen_image import QwenImageBackbone
+from apex.backbones.sana import SanaBackbone
+from apex.conditioning import Condition
+from apex.data.cache import load_vae
+from apex.errors import UserError
+
+BACKBONES: dict[str, type[Backbone]] = {c.transformer_class.__name__: c for c in (SanaBackbone, QwenImageBackbone)}
+
+
+def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
+    """The velocity network of a diffusers transformer folder (config.json names its class)."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{config}: not found; expected a diffusers transformer folder; `snakemake pretrained` makes the world's")
+    try:
+        name = json.loads(config.read_text()).get("_class_name")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{config}: not JSON ({error}); restore the file") from None
+    if name not in BACKBONES:
+        raise UserError(f"{config}: unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    kind = BACKBONES[name]
+    try:
+        return kind(kind.transformer_class.from_pretrained(folder, use_safetensors=True)).to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: weights cannot be read ({first}); restore the folder") from error
+    except Exception as error:  # safetensors raises its own type for a truncated file
+        if type(error).__name__ == "SafetensorError":
+            raise UserError(f"{folder}: weights file is truncated or corrupt ({error}); restore the folder") from error
+        raise
+
+
+class Pipeline:
+    """The frozen parts: prompts to `Condition`, latents to images. The velocity network is loaded apart.
+
+    Attributes:
+        path: the folder. latent_scale, latent_shift: of the codec's configuration.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        self.path, self.device = path, device
+        for part in ("vae", "tokenizer", "text_encoder", "transformer"):
+            if not (path / part).is_dir():
+                raise UserError(f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's")
+        self.tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer")
+        self.text_encoder = T5EncoderModel.from_pretrained(path / "text_encoder", use_safetensors=True).eval().requires_grad_(False).to(device)
+        self.vae = load_vae(path).eval().requires_grad_(False).to(device)
+        self.latent_scale = self.vae.config.scaling_factor
+        self.latent_shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Condition:
+        """Captions to their condition: embeds (B, L, D), mask (B, L); "" is the null condition."""
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.device)
+        hidden = self.text_encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        return Condition(hidden, tokens["attention_mask"].to(hidden.dtype))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to uint8 images (B, H, W, 3)."""
+        decoded = self.vae.decode(latents.to(self.vae.dtype) / self.latent_scale + self.latent_shift, return_dict=False)[0]
+        return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class CaptionTable:
+    """Encoded captions kept in memory, so that training does not run the text encoder. The empty caption is last.
+
+    Captions are padded to the longest; a batch is cut to its own longest.
+    """
+
+    def __init__(self, pipeline: Pipeline, captions: list[str], batch: int = 512) -> None:
+        texts = [*captions, ""]
+        parts = [pipeline.encode(texts[i : i + batch]) for i in range(0, len(texts), batch)]
+        length = max(p.embeds.shape[1] for p in parts)
+        self.embeds = torch.zeros(len(texts), length, parts[0].embeds.shape[2], dtype=parts[0].embeds.dtype, device=parts[0].embeds.device)
+        self.mask = torch.zeros(len(texts), length, dtype=parts[0].mask.dtype, device=parts[0].mask.device)
+        row = 0
+        for part in parts:
+            end = row + len(part)
+            self.embeds[row:end, : part.embeds.shape[1]] = part.embeds
+            self.mask[row:end, : part.mask.shape[1]] = part.mask
+            row = end
+        self.lengths = self.mask.sum(1).long()
+        self.empty = len(captions)
+
+    def __getitem__(self, index: Tensor) -> Condition:
+        longest = int(self.lengths[index].max())
+        return Condition(self.embeds[index, :longest], self.mask[index, :longest])
+
+    def null(self, count: int) -> Condition:
+        return self[torch.full((count,), self.empty)]
+
+
+def to_float(images: np.ndarray | Tensor) -> Tensor:
+    """uint8 images (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
+    return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,136 @@
+"""Trains the world's latent codec, a small diffusers AutoencoderKL, and normalises its latents exactly.
+
+    python -m apex.pretrain.codec --data SHARDS --out FOLDER [--steps 8000]
+
+The result is a stock AutoencoderKL folder: per-channel whitening is folded into its 1x1 `quant_conv`
+and `post_quant_conv`, so `encode(...).latent_dist.mode()` has zero mean and unit variance per channel
+and any stock pipeline can use it with scaling_factor 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+CONFIG = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [16, 32, 48, 64],
+    "layers_per_block": 1,
+    "latent_channels": 16,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": False,
+    "scaling_factor": 1.0,
+}
+
+
+def codec_loss(codec: AutoencoderKL, images: torch.Tensor, kl_weight: float, latent_noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """L1 + MSE + KL, each a mean over elements; returns (loss, mse). Images (B, 3, H, W) in [-1, 1].
+
+    `latent_noise` is added to the latents before decoding: what the decoder needs must then stand out of that
+    noise, so a generator need not hit tiny latent differences to draw a cross rather than a diamond.
+    """
+    posterior = codec.encode(images).latent_dist
+    latents = posterior.sample()
+    decoded = codec.decode(latents + latent_noise * torch.randn_like(latents)).sample
+    mse = F.mse_loss(decoded, images)
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
+    return F.l1_loss(decoded, images) + mse + kl_weight * kl, mse.detach()
+
+
+@torch.no_grad()
+def fold_normalisation(codec: AutoencoderKL, images: torch.Tensor) -> None:
+    """Rescales the codec so that its latents over `images` have zero mean, unit variance per channel.
+
+    Exact: z' = (z - m) / s is written into `quant_conv` (mean and log-variance rows) and its inverse
+    into `post_quant_conv`, so decode(encode(x)) is unchanged.
+    """
+    latents = torch.cat([codec.encode(part).latent_dist.mode() for part in images.split(500)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    channels = len(mean)
+    quant, post = codec.quant_conv, codec.post_quant_conv
+    quant.weight[:channels] /= std[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.bias[channels:] -= 2 * std.log()
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std[None, :, None, None]
+
+
+def train(
+    images: torch.Tensor,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    kl_weight: float,
+    seed: int,
+    latent_noise: float = 0.0,
+    init: Path | None = None,
+    log_every: int = 200,
+) -> tuple[AutoencoderKL, list[tuple[int, float]]]:
+    """Trains a codec on uint8 images (N, 3, H, W); returns (codec with its EMA weights, log of (step, psnr))."""
+    torch.manual_seed(seed)
+    codec = AutoencoderKL.from_pretrained(init) if init else AutoencoderKL(**CONFIG, sample_size=images.shape[-1])
+    ema = torch.optim.swa_utils.AveragedModel(codec, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    optimizer = torch.optim.AdamW(codec.parameters(), lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 200) * (1 - k / steps) ** 0.5)
+    log, started = [], time.time()
+    for step in range(steps):
+        x = images[torch.randint(len(images), (batch,))].float() / 127.5 - 1
+        loss, mse = codec_loss(codec, x, kl_weight, latent_noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        ema.update_parameters(codec)
+        if step % log_every == 0 or step == steps - 1:
+            psnr = float(10 * torch.log10(4.0 / mse))
+            log.append((step, round(psnr, 3)))
+            rate = (time.time() - started) / (step + 1)
+            print(f"codec step {step}/{steps} psnr {psnr:.2f} dB, {rate:.3f} s a step, {(steps - step) * rate / 60:.1f} min left", flush=True)
+    return ema.module.eval(), log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--kl-weight", type=float, default=2e-5)
+    parser.add_argument("--latent-noise", type=float, default=0.0, help="noise on the latents before decoding, in their units")
+    parser.add_argument("--init", type=Path, help="continue from this codec (whose latents are normalised, so --latent-noise has unit 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    from apex.data.shards import load_images
+
+    images = load_images(args.data)
+    codec, log = train(
+        images,
+        steps=args.steps,
+        batch=args.batch,
+        lr=args.lr,
+        kl_weight=args.kl_weight,
+        seed=args.seed,
+        latent_noise=args.latent_noise,
+        init=args.init,
+    )
+    fold_normalisation(codec, images[:4000].float() / 127.5 - 1)
+    codec.save_pretrained(args.out, safe_serialization=True)
+    (args.out / "made.json").write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "psnr": log}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

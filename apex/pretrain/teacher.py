@@ -1,0 +1,212 @@
+"""Trains the world's teacher by flow matching, together with its text encoder, into a pipeline folder.
+
+    python -m apex.pretrain.teacher --pipeline FOLDER --cache FOLDER --out FOLDER [--steps 18000]
+
+`--pipeline` holds vae/, tokenizer/ and the warmed-up text_encoder/. `--out` becomes a folder in diffusers'
+layout: transformer/ and text_encoder/ with their EMA weights, vae/, tokenizer/, scheduler/ and made.json.
+The state is saved every few minutes beside `--out`; the same command continues from it. Stopping early is
+allowed: `--export-only` writes the current EMA weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from torch import nn
+from transformers import AutoTokenizer, T5EncoderModel
+
+from apex import provenance
+from apex.backbones.sana import SanaBackbone
+from apex.conditioning import Condition
+from apex.data.cache import load_cache
+from apex.errors import UserError, run_command
+from apex.files import atomic_folder, write_atomic
+from apex.flow import interpolate
+
+EMA_RATE = 0.999
+
+
+def build_transformer(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> SanaTransformer2DModel:
+    """A Sana transformer of the world's size. Heads are 32 wide, as in SANA 0.6B and 1.6B."""
+    heads = width // 32
+    return SanaTransformer2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=heads,
+        attention_head_dim=32,
+        num_layers=layers,
+        num_cross_attention_heads=heads,
+        cross_attention_head_dim=32,
+        cross_attention_dim=width,
+        caption_channels=caption_channels,
+        mlp_ratio=2.5,
+        sample_size=size,
+        patch_size=1,
+        interpolation_scale=1.0,  # without it the model has no image positions
+    )
+
+
+class Teacher(nn.Module):
+    """Backbone and text encoder as one module, so that one EMA and one optimiser hold both."""
+
+    def __init__(self, backbone: SanaBackbone, text_encoder: T5EncoderModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.text_encoder = text_encoder
+
+    def loss(self, latents: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Flow matching, per sample (B,): mean over elements of ||F(x_t, t, c) - (z - x)||^2."""
+        embeds = self.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        predicted = self.backbone(interpolate(latents, noise, t), t, Condition(embeds, mask))
+        return (predicted - (noise - latents)).square().flatten(1).mean(1)
+
+
+def export(teacher: Teacher, pipeline: Path, out: Path, made: dict) -> None:
+    with atomic_folder(out) as folder:
+        for part in ("vae", "tokenizer"):
+            shutil.copytree(pipeline / part, folder / part)
+        teacher.text_encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+        teacher.backbone.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
+        FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
+        (folder / "made.json").write_text(json.dumps(made, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True, type=Path)
+    parser.add_argument("--cache", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--steps", type=int, default=18000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--drop", type=float, default=0.1, help="share of captions replaced by the empty caption")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save-minutes", type=float, default=4.0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--export-only", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+    cache = load_cache(args.cache)
+    tokenizer = AutoTokenizer.from_pretrained(args.pipeline / "tokenizer")
+    tokens = tokenizer([*cache.captions, ""], padding=True, return_tensors="pt")
+    ids, masks = tokens["input_ids"].to(args.device), tokens["attention_mask"].to(args.device)
+    lengths = masks.sum(1)
+    latents, index = cache.latents.to(args.device), cache.caption_index.to(args.device)
+    held_out = min(2000, len(latents) // 10)
+
+    text_encoder = T5EncoderModel.from_pretrained(args.pipeline / "text_encoder")
+    transformer = build_transformer(latents.shape[1], latents.shape[2], text_encoder.config.d_model, width=args.width, layers=args.layers)
+    teacher = Teacher(SanaBackbone(transformer), text_encoder).to(args.device)
+    ema = Teacher(SanaBackbone(build_transformer(latents.shape[1], latents.shape[2], text_encoder.config.d_model, width=args.width, layers=args.layers)), T5EncoderModel(text_encoder.config)).to(args.device)
+    ema.load_state_dict(teacher.state_dict())
+    optimizer = torch.optim.AdamW(teacher.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
+
+    settings = {k: str(v) for k, v in vars(args).items() if k in ("steps", "batch", "lr", "width", "layers", "drop", "seed")}
+    state_file = args.out.parent / f".{args.out.name}-resume-{provenance.digest(settings)}.pt"
+    step, seconds, log = 0, 0.0, []
+    generator = torch.Generator().manual_seed(args.seed)
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True, map_location=args.device)
+        teacher.load_state_dict(state["teacher"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"].cpu())
+        step, seconds, log = state["step"], state["seconds"], state["log"]
+        print(f"continuing from step {step}", flush=True)
+    elif args.export_only:
+        raise UserError(f"{state_file}: no saved state to export; run without --export-only first")
+
+    def made() -> dict:
+        return {
+            "arguments": settings,
+            "step": step,
+            "seconds": round(seconds, 1),
+            "log": log,
+            "hardware": provenance.hardware(args.device),
+            "versions": provenance.versions(),
+            "git_commit": provenance.git_commit(),
+            "parameters": ema.backbone.parameter_count(),
+        }
+
+    if args.export_only:
+        export(ema, args.pipeline, args.out, made())
+        return
+
+    @torch.no_grad()
+    def held_out_loss() -> float:
+        """Loss of the EMA weights on held-out scenes at fixed times and noise."""
+        fixed = torch.Generator().manual_seed(1)
+        total = 0.0
+        for start in range(0, held_out, 250):
+            x = latents[start : start + 250].float()
+            chosen = index[start : start + 250]
+            noise = torch.randn(x.shape, generator=fixed).to(x)
+            t = torch.rand(len(x), generator=fixed).to(x)
+            total += float(ema.loss(x, ids[chosen], masks[chosen], t, noise).sum())
+        return total / held_out
+
+    empty = len(cache.captions)
+    started, mark, last_save = time.time(), step, time.time()
+    running = 0.0
+    while step < args.steps:
+        chosen = torch.randint(held_out, len(latents), (args.batch,), generator=generator).to(args.device)
+        x = latents[chosen].float()
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        t = torch.sigmoid(torch.randn(args.batch, generator=generator) + 0.3).to(x)
+        drop = (torch.rand(args.batch, generator=generator) < args.drop).to(args.device)
+        captions = torch.where(drop, empty, index[chosen])
+        longest = int(lengths[captions].max())
+        loss = teacher.loss(x, ids[captions, :longest], masks[captions, :longest], t, noise).mean()
+        if not torch.isfinite(loss):
+            raise UserError(f"loss is {float(loss)} at step {step}; the last good state is {state_file}; lower --lr and run again")
+        progress = step / args.steps
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (1 - progress) ** 0.5
+        loss.backward()
+        nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            rate = min(EMA_RATE, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(ema.parameters()), list(teacher.parameters()), 1 - rate)
+        step += 1
+        running = float(loss) if running == 0.0 else 0.99 * running + 0.01 * float(loss)
+        if step % 500 == 0 or step == args.steps:
+            speed = (time.time() - started) / (step - mark)
+            log.append({"step": step, "loss": round(running, 5), "held_out": round(held_out_loss(), 5), "minutes": round((seconds + time.time() - started) / 60, 2)})
+            print(f"teacher {log[-1]}, {speed:.3f} s a step, {(args.steps - step) * speed / 60:.1f} min left", flush=True)
+        if time.time() - last_save > 60 * args.save_minutes or step == args.steps:
+            total = seconds + time.time() - started
+            temporary = state_file.with_suffix(".tmp")
+            torch.save(
+                {
+                    "teacher": teacher.state_dict(),
+                    "ema": ema.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "step": step,
+                    "seconds": total,
+                    "log": log,
+                },
+                temporary,
+            )
+            temporary.replace(state_file)
+            last_save = time.time()
+    seconds += time.time() - started
+    export(ema, args.pipeline, args.out, made())
+    write_atomic(args.out.parent / f"{args.out.name}.log.json", json.dumps(log))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,139 @@
+"""Builds and warms up the world's text encoder: a small T5 encoder over a word tokenizer.
+
+    python -m apex.pretrain.text_encoder --out FOLDER [--steps 1500]
+
+Sana's cross-attention has no token positions, so the order of words must be inside the embeddings:
+"a red circle and a blue square" has the words of "a blue circle and a red square". A T5 encoder's
+relative position bias gives it. At scale a text encoder comes pretrained on language; here its stand-in
+is a minute of scene-graph prediction: at every noun, the object's colour, number, place relative to the
+other object, and the background. The teacher then trains it further and freezes it (`pretrain.teacher`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from apex.data import world
+from apex.errors import run_command
+
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+MAX_TOKENS = 20
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over everything that the world's grammar can say; ends with `</s>` as T5's does."""
+    words = sorted({word for task in world.TASKS for row in world.all_prompts(task) for word in row["prompt"].split()})
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNK, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, vocabulary[EOS])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNK, model_max_length=MAX_TOKENS, padding_side="right"
+    )
+
+
+def build_encoder(vocab_size: int, *, width: int = 128, layers: int = 3) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=width,
+            d_kv=width // 4,
+            num_heads=4,
+            d_ff=2 * width,
+            num_layers=layers,
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=32,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+
+
+def noun_targets(row: dict) -> list[tuple[int, int, int, int]]:
+    """Per noun of the caption, in reading order: classes of (colour, number, place, background); 0 is "not said"."""
+    objects = list(row["include"])
+    relation = next((e["position"][0] for e in objects if "position" in e), None)
+    if relation:
+        objects.reverse()  # `include` names the reference first, the caption the subject
+    places = {0: relation, 1: world.inverse(relation)} if relation else {}
+    colors, backgrounds = list(world.COLORS), list(world.BACKGROUNDS)
+    return [
+        (
+            1 + colors.index(e["color"]) if "color" in e else 0,
+            e["count"] - 1,
+            1 + world.RELATIONS.index(places[i]) if i in places else 0,
+            1 + backgrounds.index(row["background"]) if row["background"] else 0,
+        )
+        for i, e in enumerate(objects)
+    ]
+
+
+CLASSES = (1 + len(world.COLORS), 4, 1 + len(world.RELATIONS), 1 + len(world.BACKGROUNDS))
+_NOUN = re.compile(r"^(" + "|".join(world.SHAPES) + r")(s|es)?$")
+
+
+def warm_up(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, steps: int, batch: int, lr: float, seed: int) -> float:
+    """Trains `encoder` on scene-graph prediction; returns the accuracy (all four answers right) of the last 20 batches."""
+    torch.manual_seed(seed)
+    rng, sampler = np.random.default_rng(seed), world.PromptSampler()
+    heads = nn.Linear(encoder.config.d_model, sum(CLASSES))
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 100) * (1 - k / steps) ** 0.5)
+    accuracy: list[float] = []
+    for step in range(steps):
+        rows = [sampler(rng) for _ in range(batch)]
+        tokens = tokenizer([r["prompt"] for r in rows], padding=True, return_tensors="pt")
+        where, targets = [], []
+        for i, row in enumerate(rows):
+            nouns = [j for j, word in enumerate(row["prompt"].split()) if _NOUN.match(word)]
+            for j, target in zip(nouns, noun_targets(row), strict=True):
+                where.append((i, j))
+                targets.append(target)
+        hidden = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        logits = heads(hidden[tuple(torch.tensor(where).T)]).split(CLASSES, dim=1)
+        wanted = torch.tensor(targets).T
+        loss = sum(F.cross_entropy(part, want) for part, want in zip(logits, wanted, strict=True))
+        loss.backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        right = torch.stack([part.argmax(1) == want for part, want in zip(logits, wanted, strict=True)]).all(0)
+        accuracy.append(float(right.float().mean()))
+        if step % 100 == 0 or step == steps - 1:
+            print(f"text encoder step {step}/{steps} loss {float(loss):.4f} accuracy {accuracy[-1]:.3f}", flush=True)
+    return float(np.mean(accuracy[-20:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="pipeline folder; tokenizer/ and text_encoder/ are written into it")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    encoder = build_encoder(len(tokenizer))
+    accuracy = warm_up(encoder, tokenizer, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
+    tokenizer.save_pretrained(args.out / "tokenizer")
+    encoder.save_pretrained(args.out / "text_encoder", safe_serialization=True)
+    made = {"arguments": {k: str(v) for k, v in vars(args).items()}, "accuracy": accuracy}
+    (args.out / "text_encoder" / "made.json").write_text(json.dumps(made, indent=1))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,251 @@
+"""Prompts in, images out, for any run, the teacher and the reference rows; images in GenEval's folder layout.
+
+    python -m apex.sample --config workflows/config/world.yaml --row apex --run results/world/runs/apex/seed0 \\
+        --nfe 1 --seed 0 --prompts apex/data/prompts/world/test.jsonl --split test --out IMAGES
+    python -m apex.sample --config ... --row teacher --nfe 25 ...       the guided teacher (Euler)
+    python -m apex.sample --config ... --row real ...                   fresh renders; also shuffled, noise, mean
+
+The noise of an image depends on seed, prompt number and image number alone, so results do not change with the
+batch size, and an interrupted call continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apex import flow, provenance
+from apex.backbones.base import Backbone
+from apex.conditioning import Condition, concatenate
+from apex.config import Config, load, locate
+from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
+from apex.errors import UserError, run_command
+from apex.export import LORA_FILE
+from apex.files import write_atomic
+from apex.pipeline import Pipeline, load_backbone
+from apex.seeds import derive, numpy_generator
+
+REFERENCES = ("real", "shuffled", "noise", "mean")
+MEAN_RENDERS = 64  # renders averaged into a prompt's mean image
+
+
+class Generator:
+    """A text-to-image generator of one run (or of the teacher) at one NFE.
+
+    Attributes:
+        latent_shape: (C, h, w). parameters, trainable_parameters: of the velocity network.
+        passes: network evaluations per image, which guidance doubles.
+    """
+
+    def __init__(self, pipeline: Pipeline, backbone: Backbone, *, mode: str, sigmas: list[float], guidance: float, made: dict[str, Any]) -> None:
+        self.pipeline, self.backbone = pipeline, backbone.eval().requires_grad_(False)
+        self.mode, self.sigmas, self.guidance, self.made = mode, sigmas, guidance, made
+        self.device = pipeline.device
+        config = backbone.transformer.config
+        channels = config.in_channels if backbone.family == "sana" else config.out_channels
+        side = getattr(config, "sample_size", None) or made.get("latent_size")
+        self.latent_shape = (channels, side, side)
+        self.parameters = made.get("parameters") or backbone.parameter_count()
+        self.trainable_parameters = made.get("trainable_parameters", self.parameters)
+        self.passes = len(sigmas) * (2 if guidance != 1.0 else 1)
+
+    @classmethod
+    def load(cls, run: Path, *, nfe: int, guidance: float = 1.0, device: str = "cpu") -> Generator:
+        """Opens an exported run, or a pipeline folder as the teacher (Euler on a uniform grid).
+
+        Raises:
+            UserError: a folder that is neither; an NFE that the run has no time grid for.
+        """
+        run = locate(run)
+        recipe_file = run / "sampling.json"
+        if not recipe_file.is_file():
+            pipeline = Pipeline(run, device)
+            backbone = load_backbone(run / "transformer", device)
+            return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={})
+        recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
+        if str(nfe) not in recipe["sigmas"]:
+            raise UserError(f"{recipe_file}: has no time grid for NFE {nfe}; expected one of {', '.join(recipe['sigmas'])}; add it under sampling.sigmas and train again")
+        base = locate(recipe["base"])
+        pipeline = Pipeline(base, device)
+        if recipe["tuning"] == "lora":
+            backbone = load_backbone(base / "transformer", device)
+            # With the default prefix diffusers would load nothing and only warn.
+            backbone.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
+        else:
+            backbone = load_backbone(run / "transformer").load_extra(run).to(device)
+        return cls(pipeline, backbone, mode=recipe["mode"], sigmas=recipe["sigmas"][str(nfe)], guidance=guidance, made=made)
+
+    def encode(self, prompts: list[str]) -> Condition:
+        return self.pipeline.encode(prompts)
+
+    @torch.no_grad()
+    def denoise(self, cond: Condition, noise: Tensor, fresh: list[Tensor] | torch.Generator | None = None) -> Tensor:
+        """Noise (B, C, h, w) to latents; `fresh`: the re-noising of "few", as tensors or a source of them."""
+        if fresh is None or isinstance(fresh, torch.Generator):
+            fresh = [torch.randn(noise.shape, generator=fresh).to(noise) for _ in self.sigmas[1:]]
+        if self.guidance == 1.0:
+            return flow.sample(lambda x, t, r: self.backbone(x, t, cond, r), noise, self.sigmas, mode=self.mode, fresh=fresh)
+        both = concatenate([cond, self.encode([""] * len(cond))])
+
+        def guided(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+            with_c, without_c = self.backbone(torch.cat([x, x]), torch.cat([t, t]), both, torch.cat([r, r])).chunk(2)
+            return flow.guide(with_c, without_c, self.guidance)
+
+        return flow.sample(guided, noise, self.sigmas, mode=self.mode, fresh=fresh)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.pipeline.decode(latents)
+
+    def noise(self, seed: int, places: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
+        """First noise and fresh noises of the images at `places` = (prompt number, image number)."""
+        steps = len(self.sigmas) if self.mode == "few" else 1
+        all_noise = torch.stack(
+            [
+                torch.randn(steps, *self.latent_shape, generator=torch.Generator().manual_seed(derive(seed, "image", prompt, image)))
+                for prompt, image in places
+            ]
+        ).to(self.device)
+        return all_noise[:, 0], [all_noise[:, k] for k in range(1, steps)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; an exported run has it; train the row again") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); train the row again") from None
+
+
+def generate(generator: Generator, rows: list[dict], todo: list[int], *, seed: int, images: int, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(prompt number, uint8 images (images, H, W, 3)) for each prompt number in `todo`, several prompts to a batch."""
+    per_batch = max(1, batch // images)
+    for start in range(0, len(todo), per_batch):
+        chosen = todo[start : start + per_batch]
+        places = [(i, k) for i in chosen for k in range(images)]
+        noise, fresh = generator.noise(seed, places)
+        cond = generator.encode([rows[i]["prompt"] for i, _ in places])
+        pictures = generator.decode(generator.denoise(cond, noise, fresh)).cpu().numpy()
+        for k, i in enumerate(chosen):
+            yield i, pictures[k * images : (k + 1) * images]
+
+
+def reference_images(kind: str, rows: list[dict], index: int, *, seed: int, images: int, resolution: int) -> np.ndarray:
+    """Images of a reference row for one prompt: uint8 (images, H, W, 3).
+
+    real: fresh renders that fulfil the prompt; shuffled: those of another prompt of the set; noise: uniform noise;
+    mean: the average of MEAN_RENDERS renders of the prompt, the same for all its images but for the renders.
+    """
+    from apex.data.world import render, scene_for
+
+    if kind == "shuffled":
+        order = numpy_generator(seed, "shuffle", len(rows)).permutation(len(rows))
+        index = int(order[(int(np.flatnonzero(order == index)[0]) + 1) % len(rows)])  # one cycle: no prompt keeps its own
+    found = []
+    for image in range(images):
+        rng = numpy_generator(seed, "reference", kind, index, image)
+        if kind == "noise":
+            found.append(rng.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8))
+            continue
+        count = MEAN_RENDERS if kind == "mean" else 1
+        renders = [render(scene_for(rows[index], rng, allow_held_out=True), resolution) for _ in range(count)]
+        found.append(np.round(np.mean(renders, axis=0)).astype(np.uint8))
+    return np.stack(found)
+
+
+def identity(config: Config, args: argparse.Namespace, generator: Generator | None, device: str) -> dict[str, Any]:
+    """What made.json says of the images' origin, besides times."""
+    made = generator.made if generator else {}
+    teacher = args.row == "teacher"
+    return {
+        "row": args.row,
+        "method": made.get("method", args.row),
+        "family": made.get("family", "teacher" if teacher else "reference"),
+        "variant": made.get("variant", ""),
+        "tuning": made.get("tuning", "none"),
+        "backbone": generator.backbone.family if generator else "renderer",
+        "profile": config.profile,
+        "seed": args.seed,
+        "nfe": args.nfe,
+        "guidance": generator.guidance if generator else 1.0,
+        "sigmas": generator.sigmas if generator else [],
+        "mode": generator.mode if generator else "none",
+        "prompts": str(args.prompts),
+        "split": args.split,
+        "prompts_sha256": prompts_sha256(args.prompts),
+        "config_hash": made.get("config_hash", config.hash()),
+        "git_commit": made.get("git_commit", provenance.git_commit()),
+        "hardware": provenance.hardware(device),
+        "versions": provenance.versions(),
+        "parameters": generator.parameters if generator else 0,
+        "trainable_parameters": generator.trainable_parameters if generator and not teacher else 0,
+        "training": made.get("training"),
+        "run_hash": made.get("run_hash"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--row", required=True, help="a trained row, `teacher`, or one of " + ", ".join(REFERENCES))
+    parser.add_argument("--run", type=Path, help="the exported run; the teacher's default is the profile's pipeline")
+    parser.add_argument("--nfe", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=Path, help="prompt file; default: the profile's file of the split")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = load(args.config, args.set)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    args.prompts = args.prompts or config.prompts_path(args.split)
+    rows = load_prompts(args.prompts)
+    if config.prompts.per_task is not None:
+        tasks = {row["tag"] for row in rows}
+        rows = load_prompts(args.prompts, limit=config.prompts.per_task * len(tasks))
+
+    generator = None
+    if args.row not in REFERENCES:
+        if args.row != "teacher" and args.run is None:
+            raise UserError(f"--run: missing; row {args.row!r} needs the folder of its exported run")
+        guidance = config.guidance if args.row == "teacher" else 1.0
+        generator = Generator.load(args.run or config.pipeline_path, nfe=args.nfe, guidance=guidance, device=device)
+
+    about = identity(config, args, generator, device)
+    # Images of other weights or settings must not be taken for this call's: they carry its digest.
+    stamp = args.out / ".identity"
+    mine = provenance.digest({k: about[k] for k in ("row", "seed", "nfe", "guidance", "sigmas", "prompts_sha256", "config_hash", "run_hash")})
+    if not stamp.exists() or stamp.read_text() != mine:
+        for old in args.out.glob("[0-9]*/metadata.jsonl"):
+            old.unlink()
+        write_atomic(stamp, mine)
+    todo = [i for i in range(len(rows)) if not (prompt_folder(args.out, i) / "metadata.jsonl").exists()]
+    images, started, said = config.prompts.images_per_prompt, time.time(), time.time()
+    if generator:
+        source = generate(generator, rows, todo, seed=args.seed, images=images, batch=config.sampling.batch_size)
+    else:
+        size = config.data.resolution
+        source = ((i, reference_images(args.row, rows, i, seed=args.seed, images=images, resolution=size)) for i in todo)
+    for done, (i, pictures) in enumerate(source, 1):
+        write_layout(args.out, i, rows[i], list(pictures))
+        if time.time() - said > 10:
+            said = time.time()
+            print(f"{args.row} NFE {args.nfe}: {done}/{len(todo)} prompts, {(said - started) / done * (len(todo) - done) / 60:.1f} min left", flush=True)
+    about |= {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
+    write_atomic(args.out / "made.json", json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,412 @@
+"""The one training loop. A method brings losses; the loop brings optimisers, EMA, budget, checkpoints and export.
+
+    python -m apex.train --config workflows/config/world.yaml --row apex --seed 0 \\
+        --cache results/world/data/cache --out results/world/runs/apex/seed0
+
+The run ends when its training FLOPs reach the profile's budget. The same command continues an interrupted run
+from its last saved state, with the same result; the state lies beside --out, keyed by the run's hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from apex import methods, provenance
+from apex.backbones.base import Backbone
+from apex.budget import Counted, Ledger, measure_cost
+from apex.conditioning import AffineShift, shift_visibility
+from apex.config import Config, RunConfig, check_params, load, locate
+from apex.data.cache import Cache, load_cache
+from apex.ema import Ema
+from apex.errors import UserError, run_command
+from apex.export import export_run
+from apex.files import atomic_folder, write_atomic
+from apex.methods.base import Batch, Method, Networks
+from apex.pipeline import CaptionTable, Pipeline, load_backbone
+from apex.seeds import derive, torch_generator
+
+PROBE_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+EXPLODED = 1e3  # times the first hundred steps' mean loss
+
+
+class Frozen(nn.Module):
+    """The teacher of a LoRA run: the student with its adapter switched off, so no second copy is kept."""
+
+    def __init__(self, student: Backbone) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any, r: Tensor | None = None) -> Tensor:
+        self.student.transformer.disable_adapters()
+        try:
+            return self.student(x_t, t, cond, r)
+        finally:
+            self.student.transformer.enable_adapters()
+
+
+class Averaged(nn.Module):
+    """The student under its running mean."""
+
+    def __init__(self, student: nn.Module, ema: Ema) -> None:
+        super().__init__()
+        self.student, self.ema = student, ema
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any, r: Tensor | None = None) -> Tensor:
+        with self.ema.applied():
+            return self.student(x_t, t, cond, r)
+
+
+def build_student(run: RunConfig, method: Method, folder: Path, device: torch.device) -> tuple[Backbone, nn.Module | None]:
+    """The network to train, set up for the method and the tuning, and the frozen teacher (None where it is the student)."""
+    student = load_backbone(folder / "transformer")
+    if run.tuning not in method.tunings:
+        raise UserError(f"row {run.row}: method {method.name} does not support tuning {run.tuning!r}; expected one of {', '.join(method.tunings)}")
+    if run.tuning == "lora":
+        from peft import LoraConfig
+
+        student.requires_grad_(False)
+        lora = LoraConfig(
+            r=run.lora.rank, lora_alpha=run.lora.alpha or run.lora.rank, target_modules=list(student.lora_targets), init_lora_weights="gaussian"
+        )
+        student.transformer.add_adapter(lora)
+        return student.to(device), None
+    teacher = load_backbone(folder / "transformer").eval().requires_grad_(False).to(device) if "teacher" in method.needs else None
+    if method.target_time == "embedding":
+        student = student.with_target_time()
+    return student.to(device), teacher
+
+
+def learning_rate(run: RunConfig, step: int, progress: float) -> float:
+    """Warm-up by steps, then decay by the share of the budget that is spent."""
+    train = run.train
+    rate = train.learning_rate * min(1.0, (step + 1) / max(train.warmup_steps, 1))
+    left = max(0.0, 1.0 - progress)
+    return rate * {"none": 1.0, "linear": left, "sqrt": math.sqrt(left), "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}[train.decay]
+
+
+class Loop:
+    """State and steps of one run. `fit` runs it to the end of its budget."""
+
+    def __init__(self, run: RunConfig, run_hash: str, seed: int, cache: Cache, resume: Path, sampling: Config) -> None:
+        self.run, self.hash, self.seed, self.resume, self.profile = run, run_hash, seed, resume, sampling
+        train = run.train
+        self.accelerator = Accelerator(mixed_precision="bf16" if train.precision == "bf16" else "no", cpu=not torch.cuda.is_available())
+        device = self.accelerator.device
+        set_seed(derive(seed, "weights") % 2**32)
+        self.method: Method = methods.get(run.method)(run.params)
+        folder = locate(run.pipeline)
+        pipeline = Pipeline(folder, str(device))
+        self.captions = CaptionTable(pipeline, cache.captions)
+        self.latents, self.index = cache.latents, cache.caption_index
+
+        student, teacher = build_student(run, self.method, folder, device)
+        if train.gradient_checkpointing:
+            student.transformer.enable_gradient_checkpointing()
+        self.student = student
+        self.extra = {name: module.to(device) for name, module in self.method.extra_networks().items()}
+        self.parameters = {
+            "student": sum(p.numel() for p in student.parameters()),
+            "trainable": sum(p.numel() for m in (student, *self.extra.values()) for p in m.parameters() if p.requires_grad),
+        }
+        self.ema = Ema(student.parameters(), train.ema)
+        roles: dict[str, list[nn.Parameter]] = {"student": [p for p in student.parameters() if p.requires_grad]}
+        for name, role in self.method.roles().items():
+            roles.setdefault(role, []).extend(p for p in self.extra[name].parameters() if p.requires_grad)
+        self.optimizers = {
+            role: torch.optim.AdamW(p, train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, foreach=True)
+            for role, p in roles.items()
+        }
+        wrapped = self.accelerator.prepare(student)
+        shape = tuple(cache.latents.shape[1:])
+        longest = self.captions[self.captions.lengths.argmax()[None].cpu()]
+        costs = {"student": measure_cost(student, shape, longest)}
+        # The frozen teacher has no gradient: its pass costs what the stock network's forward pass costs.
+        costs["teacher"] = measure_cost(load_backbone(folder / "transformer").to(device), shape, longest)
+        costs["ema"] = costs["student"]
+        self.unit = costs["teacher"].forward
+        self.ledger = Ledger(costs)
+        self.nets = Networks(
+            student=Counted(wrapped, "student", self.ledger),
+            ema=Counted(Averaged(wrapped, self.ema), "ema", self.ledger, no_grad=True),
+            teacher=Counted(teacher if teacher is not None else Frozen(student), "teacher", self.ledger, no_grad=True),
+            extra=self.extra,
+        )
+        self.step, self.seconds, self.rows, self.first_losses = 0, 0.0, [], []
+        self.visibility: dict[float, float] = {}
+
+    # ------------------------------------------------------------------------------------- the loop
+    def batch(self, micro: int) -> Batch:
+        """The micro-batch of this step and process; every process draws the same global batch and takes its slice."""
+        size, rank, world = self.run.train.batch_size, self.accelerator.process_index, self.accelerator.num_processes
+        chosen = torch.randint(len(self.latents), (size * world,), generator=torch_generator(self.seed, "data", self.step, micro))
+        chosen = chosen[rank * size : (rank + 1) * size]
+        device = self.accelerator.device
+        return Batch(
+            self.latents[chosen].float().to(device),
+            self.captions[self.index[chosen]].to(device),
+            self.captions.null(size).to(device),
+            torch_generator(self.seed, "noise", self.step, micro, rank),
+            self.step * self.run.train.gradient_accumulation + micro,
+        )
+
+    def spent(self) -> float:
+        """Teacher forward-equivalents so far, over all processes."""
+        return self.ledger.flops() * self.accelerator.num_processes / self.unit
+
+    def one_step(self) -> dict[str, float]:
+        """One optimiser step; returns what to log. Raises `UserError` on a loss that is not finite or exploded."""
+        train = self.run.train
+        progress = self.spent() / self.run.budget.forward_equivalents
+        rate = learning_rate(self.run, self.step, progress)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self.ema.update()
+        logged: dict[str, float] = {}
+        for micro in range(train.gradient_accumulation):
+            with self.accelerator.autocast():
+                out = self.method.losses(self.batch(micro), self.nets, self.step)
+            for role, loss in out.losses.items():
+                self.check(float(loss), role)
+                self.accelerator.backward(loss / train.gradient_accumulation)
+                logged[f"loss/{role}" if role != "student" else "loss"] = float(loss)
+            logged |= {k: float(v) for k, v in out.logs.items()}
+        for role, optimizer in self.optimizers.items():
+            params = optimizer.param_groups[0]["params"]
+            norm = nn.utils.clip_grad_norm_(params, train.max_grad_norm or math.inf)
+            if not torch.isfinite(norm):
+                self.stop(f"the gradient norm of {role} is {float(norm)}")
+            logged["grad_norm" if role == "student" else f"grad_norm/{role}"] = float(norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        return {"learning_rate": rate, **logged}
+
+    def check(self, loss: float, role: str) -> None:
+        if not math.isfinite(loss):
+            self.stop(f"the loss of {role} is {loss}")
+        if role != "student":
+            return
+        if len(self.first_losses) < 100:
+            self.first_losses.append(abs(loss))
+        elif abs(loss) > EXPLODED * max(sum(self.first_losses) / 100, 1e-6):
+            self.stop(f"the loss exploded to {loss:.3g}")
+
+    def stop(self, what: str) -> None:
+        raise UserError(
+            f"row {self.run.row}, seed {self.seed}: {what} at step {self.step}; the last good state is kept in {self.resume}; "
+            "lower train.learning_rate or train.max_grad_norm for this row and run again"
+        )
+
+    def probe(self) -> None:
+        """Measures before training whether the network sees the method's shift; part of the record."""
+        shift = self.extra.get("shift")
+        if not isinstance(shift, AffineShift):
+            return
+        device = self.accelerator.device
+        rows = torch.arange(min(64, len(self.latents)))
+        found = shift_visibility(
+            self.student,
+            self.latents[rows].float().to(device),
+            self.captions[self.index[rows]].to(device),
+            shift,
+            PROBE_TIMES,
+            torch_generator(self.seed, "probe"),
+        )
+        self.visibility = {k: round(v, 4) for k, v in found.items()}
+        mean = sum(found.values()) / len(found)
+        verdict = "too weak: the network hardly sees it" if mean < 0.1 else "strong: far outside what it was trained on" if mean > 3 else "visible"
+        print(f"shift visibility (1 = another caption): {mean:.3f}, {verdict}; by time {self.visibility}", flush=True)
+
+    def fit(self, max_steps: int | None = None) -> bool:
+        """Runs until the budget is spent, or `max_steps` more steps; returns whether the budget is spent."""
+        main = self.accelerator.is_main_process
+        self.restore()
+        if self.step == 0 and main:
+            self.probe()
+        budget = self.run.budget.forward_equivalents
+        started = saved = said = time.time()
+        first, spent_at_start = self.step, self.spent()
+        while self.spent() < budget and (max_steps is None or self.step - first < max_steps):
+            logged = self.one_step()
+            now = time.time()
+            elapsed = self.seconds + now - started
+            if self.step % self.run.train.log_every == 0 or self.spent() >= budget:
+                self.rows.append({"step": self.step, "wall_seconds": round(elapsed, 3), "forward_equivalents": round(self.spent()), **logged})
+            if main and now - said > 10:
+                share = (self.spent() - spent_at_start) / (now - started)
+                print(
+                    f"{self.run.row} seed {self.seed}: step {self.step}, {100 * self.spent() / budget:.1f}% of the budget, loss {logged['loss']:.4f}, "
+                    f"{(now - started) / (self.step - first):.3f} s a step ({self.spent() / self.step / self.run.train.batch_size:.2f} "
+                    f"forward-equivalents a sample), {(budget - self.spent()) / share / 60:.1f} min left",
+                    flush=True,
+                )
+                said = now
+            if now - saved > self.run.train.checkpoint_every:
+                self.save(elapsed)
+                saved = time.time()
+        self.seconds += time.time() - started
+        done = self.spent() >= budget
+        self.save(self.seconds)
+        return done
+
+    # ----------------------------------------------------------------------------- saving and resuming
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that training changes, by name."""
+        named = {f"student.{k}": p for k, p in self.student.named_parameters() if p.requires_grad}
+        for name, module in self.extra.items():
+            named |= {f"{name}.{k}": p for k, p in module.named_parameters() if p.requires_grad}
+        return named
+
+    def save(self, elapsed: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "format": 1,
+            "hash": self.hash,
+            "seed": self.seed,
+            "step": self.step,
+            "seconds": elapsed,
+            "rows": self.rows,
+            "first_losses": self.first_losses,
+            "visibility": self.visibility,
+            "ledger": self.ledger.state(),
+            "trained": {k: p.detach() for k, p in self.trained().items()},
+            "ema": self.ema.state(),
+            "optimizers": {role: o.state_dict() for role, o in self.optimizers.items()},
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.resume / "state.pt", buffer.getvalue())
+        write_atomic(self.resume / "log.csv", log_text(self.rows))
+
+    def restore(self) -> None:
+        path = self.resume / "state.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+            if state["hash"] != self.hash or state["seed"] != self.seed:
+                raise UserError(f"{path}: checkpoint of another configuration ({state['hash']}, expected {self.hash}); remove the folder to start again")
+            for name, parameter in self.trained().items():
+                parameter.data.copy_(state["trained"][name])
+            self.ema.restore(state["ema"])
+            for role, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][role])
+            self.ledger.restore(state["ledger"])
+            self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
+            self.first_losses, self.visibility = state["first_losses"], state["visibility"]
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged file makes torch raise
+            raise UserError(
+                f"{path}: the checkpoint cannot be read ({type(error).__name__}); it is damaged: remove it to start this run again"
+            ) from error
+        print(f"continuing {self.run.row} seed {self.seed} from step {self.step}", flush=True)
+
+    def export(self, out: Path) -> None:
+        """Writes the run's weights (the running mean where one is kept) and its record to `out`."""
+        sampling = self.profile.sampling
+        recipe = {
+            "base": self.run.pipeline,
+            "mode": sampling.mode or self.method.sample_mode,
+            "sigmas": {str(k): v for k, v in sampling.sigmas.items()},
+        }
+        device = str(self.accelerator.device)
+        made = {
+            "row": self.run.row,
+            "method": self.method.name,
+            "family": self.method.family,
+            "citation": self.method.citation,
+            "variant": self.run.variant,
+            "tuning": self.run.tuning,
+            "backbone": self.student.family,
+            "profile": self.profile.profile,
+            "seed": self.seed,
+            "run": self.run.model_dump(mode="json"),
+            "params": self.method.params.model_dump(mode="json"),
+            "run_hash": self.hash,
+            "config_hash": self.profile.hash(),
+            "git_commit": provenance.git_commit(),
+            "hardware": provenance.hardware(device),
+            "versions": provenance.versions(),
+            "parameters": self.parameters["student"],
+            "trainable_parameters": self.parameters["trainable"],
+            "shift_visibility": self.visibility,
+            "training": {
+                "flops": self.ledger.flops() * self.accelerator.num_processes,
+                "forward_equivalents": round(self.spent()),
+                "passes": self.ledger.state(),
+                "wall_seconds": round(self.seconds, 1),
+                "steps": self.step,
+                "peak_memory_mb": peak_memory(device),
+            },
+        }
+        if "shift" in self.extra:
+            made["shift"] = {k: float(v) for k, v in self.extra["shift"].state_dict().items()}
+        averaged = 0 < self.run.train.ema < 1
+        with atomic_folder(out) as folder:
+            with self.ema.applied() if averaged else unchanged():
+                export_run(folder, self.student, tuning=self.run.tuning, recipe=recipe, made=made)
+            (folder / "log.csv").write_text(log_text(self.rows))
+
+
+@contextmanager
+def unchanged():
+    yield
+
+
+def peak_memory(device: str) -> float:
+    if device.startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return provenance.peak_memory_mb()
+
+
+def log_text(rows: list[dict[str, float]]) -> str:
+    """The log as CSV; a column that a step did not report is empty there."""
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or ["step"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
+    parser.add_argument("--row", required=True, help="method, or a row of the profile")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", required=True, type=Path, help="latents and captions (apex.data.cache)")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--max-steps", type=int, help="stop after so many steps with the state saved; nothing is exported")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = load(args.config, args.set)
+    check_params(config)
+    run, run_hash = config.run_config(args.row), config.run_hash(args.row)
+    resume = args.out.parent / f".resume-{args.out.name}-{run_hash}"
+    loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+    if loop.fit(args.max_steps) and loop.accelerator.is_main_process:
+        loop.export(args.out)
+        print(f"{args.out}: {json.dumps({'steps': loop.step, 'seconds': round(loop.seconds, 1), 'forward_equivalents': round(loop.spent())})}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

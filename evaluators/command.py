@@ -1,0 +1,121 @@
+"""What the evaluators' command lines share: arguments, progress lines, fresh renders, and the record's frame."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from apex.data import world
+from apex.errors import UserError
+from apex.provenance import git_commit, hardware, peak_memory_mb, versions
+from evaluators.geneval.logic import check_prompt
+from evaluators.images import Images, open_images
+from evaluators.networks import pick_device
+from evaluators.result import Metric, Record
+from evaluators.statistics import RESAMPLES, bootstrap_weights
+
+T = TypeVar("T")
+
+
+def image_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of every evaluator that scores a folder of images."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, type=Path, help="folder in GenEval's layout")
+    parser.add_argument("--out", required=True, type=Path, help="the result record (JSON) to write")
+    parser.add_argument("--row", help="name of the row, for folders without made.json")
+    parser.add_argument("--nfe", type=int, help="function evaluations per image, for folders without made.json")
+    parser.add_argument("--source", help="where an external folder comes from; kept in the record")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of fresh renders (default: 0)")
+    return parser
+
+
+def begin(args: argparse.Namespace) -> tuple[Images, str]:
+    """Checks the output's place, sets threads and device, opens the images (all errors before any work)."""
+    if args.out.is_dir():
+        raise UserError(f"{args.out}: is a folder; --out names the record's file")
+    args.device = pick_device(args.device)
+    torch.set_num_threads(args.threads)
+    return open_images(args.images, row=args.row, nfe=args.nfe, source=args.source), args.device
+
+
+def check_world(images: Images) -> None:
+    """Checks that every prompt asks only for what the embedded world can render and its evaluators can judge."""
+    for index, row in enumerate(images.rows):
+        check_prompt(row, f"{images.folder}: prompt {index}", world.SHAPES, tuple(world.COLORS))
+
+
+def progress(items: Iterable[T], total: int, name: str, every: float = 5.0) -> Iterator[T]:
+    """Passes `items` on; prints a line with the time left every few seconds and one at the end, on stderr."""
+    started = last = time.time()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.time() - last > every and done < total:
+            last = time.time()
+            print(f"{name} {done}/{total}, {(last - started) / done * (total - done):.0f} s left", file=sys.stderr, flush=True)
+    print(f"{name} {total}/{total}, {time.time() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def is_unseen(row: dict) -> bool:
+    """Whether a prompt asks for a pair that the world holds out of training."""
+    subjects = [e for e in row["include"] if "position" in e]
+    shows = [(e.get("color"), e["class"]) for e in row["include"]]
+    return any(pair in world.HELD_OUT_COLORS for pair in shows) or any(
+        world.is_held_out_relation(e["class"], e["position"][0], row["include"][e["position"][1]]["class"]) for e in subjects
+    )
+
+
+def fresh_renders(rows: list[dict], per_prompt: list[int], resolution: int, seed: int) -> np.ndarray:
+    """Real images of the prompts, `per_prompt[p]` of prompt p, in order: uint8 (sum, R, R, 3). Seeded per prompt."""
+    pictures = []
+    for index, (row, count) in enumerate(zip(rows, per_prompt, strict=True)):
+        rng = np.random.default_rng([seed, index])
+        pictures += [world.render(world.scene_for(row, rng, allow_held_out=is_unseen(row)), resolution) for _ in range(count)]
+    return np.stack(pictures)
+
+
+def square_side(images: Images) -> int:
+    """The side of the images; UserError where they are not square (the world renders squares)."""
+    if images.size[0] != images.size[1]:
+        raise UserError(f"{images.folder}: images of {images.size[0]}x{images.size[1]}; the world's references are square")
+    return images.size[0]
+
+
+def prompt_weights(images: Images, seed: int) -> np.ndarray:
+    """Bootstrap weights over prompts within task, (resamples, prompts)."""
+    return bootstrap_weights([row["tag"] for row in images.rows], resamples=RESAMPLES, seed=seed)
+
+
+def write_record(
+    args: argparse.Namespace, images: Images, evaluator: str, version: str, metrics: list[Metric], details: dict, started: float
+) -> Record:
+    """Frames the metrics with the images' identity and this run's provenance, writes the record, prints the numbers."""
+    record = Record(
+        **images.identity.model_dump(),
+        evaluator=evaluator,
+        evaluator_version=version,
+        git_commit=git_commit(),
+        hardware=hardware(args.device),
+        versions=versions(),
+        wall_seconds=round(time.time() - started, 2),
+        peak_memory_mb=peak_memory_mb(),
+        metrics=metrics,
+        details={"images": len(images), "prompts": len(images.rows), "size": list(images.size), "seed": args.seed, "made": images.made, **details},
+    )
+    record.write(args.out)
+    print_metrics(record)
+    return record
+
+
+def print_metrics(record: Record) -> None:
+    for m in record.metrics:
+        bounds = f"  [{m.ci_low:.4g}, {m.ci_high:.4g}] {m.interval}" if m.interval else ""
+        print(f"{m.metric:32s} {m.value:.4g} {m.unit}{bounds}  n={m.n}")

@@ -1,0 +1,218 @@
+"""Coverage of a folder of images: does the generator vary what the prompt leaves open, as the renderer does?
+
+    python -m evaluators.coverage --images results/world/images/apex/nfe1/seed0/test --out coverage.json
+
+Spread, per attribute: the objects' size and place, the background's grey, and the colour of objects whose colour the
+prompt does not name. Within each prompt the variance over its images is the unbiased one (n - 1), so four images a prompt
+are enough: the single variances are rough, their sum over hundreds of prompts is not. The value is
+
+    sqrt( sum_p (n_p - 1) s2_p(generated) / sum_p (n_p - 1) s2_p(renders) ),      n_p = images of p where it is measured
+
+with 16 renders a prompt measured by the same detector: 1 is the renderer's spread, 0 a single picture per prompt.
+An attribute is measured on images where the detector finds the prompt's objects; prompts with fewer than two such images
+drop out, and an attribute that is measured on less than a tenth of the images counts as 0 (nothing is covered).
+`coverage/spread` is the mean over attributes of min(value, 1): too much of one does not pay for too little of another.
+
+Precision and recall (Kynkaanniemi et al. 2019, k = 3) are on the FID network's features, against as many fresh renders
+of the same prompts, over all prompts together. Intervals: bootstrap over prompts within task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from apex.errors import UserError, run_command
+from evaluators.command import begin, check_world, fresh_renders, image_parser, progress, prompt_weights, square_side, write_record
+from evaluators.fid import array_features, file_features
+from evaluators.geneval.logic import Detection, keep
+from evaluators.geneval.world_detector import WorldDetector
+from evaluators.images import Images
+from evaluators.networks import BUNDLED, FeatureNet, load_network
+from evaluators.result import Metric
+from evaluators.statistics import interval, mean_of_prompts
+
+VERSION = "1"
+ATTRIBUTES = ("size", "place", "background", "color")
+RENDERS, NEIGHBOURS, ENOUGH = 16, 3, 0.1
+REFERENCE = 4_000_037  # seed of the renders
+
+
+def measure(image: np.ndarray, found: dict[str, list[Detection]], row: dict) -> dict[str, np.ndarray | None]:
+    """What one image shows of its prompt's open attributes; None where it cannot be measured, no key where nothing is open.
+
+    Several objects of one class (counting) are one slot: their mean size, mean place and mean colour.
+
+    Args:
+        image: uint8 (H, W, 3). found: its detections. row: the prompt line.
+
+    Returns:
+        size (slots,), place (2 slots,) as fractions of the side, background (1,), color (3 per unnamed colour,) in [0, 1].
+    """
+    kept = keep(found, row["tag"])
+    side = len(image)
+    pixels = image / 255.0
+    slots = [(kept.get(e["class"], [])[: e["count"]], e) for e in row["include"]]
+    covered = np.zeros(image.shape[:2], bool)
+    for detections in found.values():
+        for d in detections:
+            covered |= _grown(d.mask)
+    ground = np.array([np.median(pixels[~covered])]) if (~covered).any() else None
+    open_color = any("color" not in entry for _, entry in slots)
+    if any(len(objects) < entry["count"] for objects, entry in slots):
+        return {"size": None, "place": None, "background": ground} | ({"color": None} if open_color else {})
+    size, place, color = [], [], []
+    for objects, entry in slots:
+        boxes = np.array([d.box for d in objects]) / side
+        size.append(np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).mean() / 2)
+        place += [*((boxes[:, :2] + boxes[:, 2:]) / 2).mean(0)]
+        if "color" not in entry:
+            color += [*np.mean([np.median(pixels[d.mask], axis=0) for d in objects], axis=0)]
+    return {"size": np.array(size), "place": np.array(place), "background": ground} | ({"color": np.array(color)} if open_color else {})
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask widened by one pixel each way, so that soft edges stay out of the background."""
+    wide = mask.copy()
+    wide[1:] |= mask[:-1]
+    wide[:-1] |= mask[1:]
+    wide[:, 1:] |= wide[:, :-1].copy()
+    wide[:, :-1] |= wide[:, 1:].copy()
+    return wide
+
+
+def scatter(values: list[dict[str, np.ndarray | None]], attribute: str) -> tuple[float, int]:
+    """Within one prompt: the unbiased variance (summed over components) of an attribute, and on how many images it was measured."""
+    there = [v[attribute] for v in values if v.get(attribute) is not None]
+    return (float(np.var(np.stack(there), axis=0, ddof=1).sum()) if len(there) > 1 else 0.0), len(there)
+
+
+def spread(generated: np.ndarray, measured: np.ndarray, real: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """The pooled ratio of standard deviations (see the module's formula), once or per row of `weights` (resamples, prompts).
+
+    Args:
+        generated, real: variances per prompt (P,). measured: images per prompt behind `generated` (P,).
+    """
+    freedom = np.maximum(measured - 1, 0)
+    weights = np.ones((1, len(real))) if weights is None else weights
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.sqrt((weights @ (freedom * generated)) / (weights @ (freedom * real)))
+    return np.nan_to_num(ratio, nan=0.0, posinf=0.0)
+
+
+def inside_manifold(points: np.ndarray, manifold: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
+    """Whether each point lies in the k-nearest-neighbour manifold of a set (Kynkaanniemi et al. 2019, Eq. 1-2), boolean (n,).
+
+    A point is inside when it is no further from some member than that member is from its k-th neighbour in the set.
+    """
+    radius = np.sort(_distances(manifold, manifold), axis=1)[:, k]  # column 0 is the point itself
+    return (_distances(points, manifold) <= radius).any(1)
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
+    if x is y:
+        np.fill_diagonal(squared, 0)
+    return np.sqrt(np.maximum(squared, 0))
+
+
+def spread_metrics(
+    rows: list[dict], generated: list[list[dict]], real: list[list[dict]], weights: np.ndarray
+) -> tuple[list[Metric], dict[str, float]]:
+    """The spread of every attribute and their mean, from measures per prompt and image; and the share of images measured."""
+    values, resampled, counts, shares = {}, {}, {}, {}
+    for name in ATTRIBUTES:
+        open_here = np.array([any(name in m for m in each) for each in real])
+        if not open_here.any():
+            continue
+        ours = np.array([scatter(each, name) for each in generated])
+        renders = np.array([scatter(each, name)[0] for each in real])
+        total = sum(len(each) for each, here in zip(generated, open_here, strict=True) if here)
+        shares[name] = float(ours[open_here, 1].sum() / total)
+        counts[name] = int(ours[open_here, 1].sum())
+        if shares[name] < ENOUGH:
+            values[name], resampled[name] = 0.0, np.zeros(len(weights))
+        else:
+            chosen = (ours[open_here, 0], ours[open_here, 1], renders[open_here])
+            values[name], resampled[name] = float(spread(*chosen)[0]), spread(*chosen, weights[:, open_here])
+    mean = float(np.mean([min(v, 1.0) for v in values.values()]))
+    low, high = interval(np.mean([np.minimum(r, 1.0) for r in resampled.values()], axis=0))
+    common = {"unit": "share of the renderer's standard deviation", "higher_is_better": True, "interval": "bootstrap 95%"}
+    images = sum(len(each) for each in generated)
+    found = [Metric(metric="coverage/spread", value=mean, ci_low=min(low, mean), ci_high=max(high, mean), n=images, **common)]
+    for name, value in values.items():
+        low, high = interval(resampled[name])
+        found.append(Metric(metric=f"coverage/{name}", value=value, ci_low=low, ci_high=high, n=counts[name], **common))
+    return found, shares
+
+
+def manifold_metrics(generated: np.ndarray, real: np.ndarray, prompts: np.ndarray, weights: np.ndarray) -> list[Metric]:
+    """Precision (generated inside the renders' manifold) and recall (renders inside the generated one), features (n, D) each."""
+    found = []
+    for name, hits in (("precision", inside_manifold(generated, real)), ("recall", inside_manifold(real, generated))):
+        sums, counts = np.bincount(prompts, hits), np.bincount(prompts).astype(float)
+        low, high = interval(mean_of_prompts(sums, counts, weights))
+        value = float(hits.mean())
+        found.append(
+            Metric(
+                metric=f"coverage/{name}",
+                value=value,
+                unit="fraction",
+                n=len(hits),
+                ci_low=low,
+                ci_high=high,
+                higher_is_better=True,
+                interval="bootstrap 95%",
+            )
+        )
+    return found
+
+
+def measure_all(batches: Iterable[np.ndarray], rows: list[dict], counts: list[int], detector: WorldDetector, name: str) -> list[list[dict]]:
+    """Measures per prompt and image. `batches` hold the images of all prompts in order, `counts[p]` of prompt p."""
+    owner = np.repeat(np.arange(len(rows)), counts)
+    found: list[list[dict]] = [[] for _ in rows]
+    done = 0
+    for batch in progress(batches, (len(owner) + 63) // 64, name):
+        for image, seen in zip(batch, detector(batch), strict=True):
+            found[owner[done]].append(measure(image, seen, rows[owner[done]]))
+            done += 1
+    return found
+
+
+def main() -> None:
+    parser = image_parser(__doc__)
+    parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="folder of the detector (default: bundled)")
+    parser.add_argument("--weights", type=Path, default=BUNDLED / "fid", help="folder of the feature network (default: bundled)")
+    run(parser.parse_args())
+
+
+def run(args: argparse.Namespace) -> None:
+    started = time.time()
+    images, device = begin(args)
+    check_world(images)
+    detector, net = WorldDetector.load(args.detector_weights, device), load_network(args.weights, FeatureNet, device)
+    counts = [len(f) for f in images.files]
+    if max(counts) < 2 or len(images) <= NEIGHBOURS:
+        raise UserError(f"{images.folder}: {max(counts)} image a prompt; coverage needs at least 2 (the protocol has 4): sample more")
+    side = square_side(images)
+    generated = measure_all(images.batches(64), images.rows, counts, detector, "coverage, batches of 64 images")
+    renders = fresh_renders(images.rows, [RENDERS] * len(counts), side, REFERENCE + args.seed)
+    parts = (renders[i : i + 64] for i in range(0, len(renders), 64))
+    real = measure_all(parts, images.rows, [RENDERS] * len(counts), detector, "coverage, batches of 64 renders")
+    weights = prompt_weights(images, args.seed)
+    found, shares = spread_metrics(images.rows, generated, real, weights)
+    same_number = np.concatenate([np.arange(n) + RENDERS * p for p, n in enumerate(counts)])
+    features = file_features(images.paths, net, device), array_features(renders[same_number], net, device)
+    found += manifold_metrics(*features, images.prompt_of, weights)
+    details = {"renders_per_prompt": RENDERS, "neighbours": NEIGHBOURS, "measured_share": shares, "images_per_prompt": sorted(set(counts))}
+    write_record(args, images, "coverage", VERSION, found, details, started)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

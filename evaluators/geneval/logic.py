@@ -1,0 +1,165 @@
+"""GenEval's verdict on one image, from detections alone (Ghosh et al. 2023, arXiv 2310.11513).
+
+Follows the official evaluation of djghosh13/geneval in every rule and constant; no detector and no
+colour classifier is in here. Coordinates are pixels, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from apex.errors import UserError
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+MAX_OBJECTS = 16  # per class
+POSITION_MARGIN = 0.1  # of the summed extents
+POSITION_SHARE = 0.5  # of the raw distance between the centres
+NO_OFFSET = 1e-3  # pixels
+RELATIONS = ("left of", "right of", "above", "below")
+
+
+class Detection(NamedTuple):
+    """One object: box (x0, y0, x1, y1) in pixels, score in [0, 1], mask boolean (H, W) or None."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    mask: np.ndarray | None = None
+
+
+class Detector(Protocol):
+    """Images uint8 (B, H, W, 3) -> per image, class name -> detections."""
+
+    name: str
+    classes: Sequence[str]
+    colors: Sequence[str]
+
+    def __call__(self, images: np.ndarray) -> list[dict[str, list[Detection]]]: ...
+
+
+class ColorClassifier(Protocol):
+    """Image uint8 (H, W, 3), its objects of one class, and the class name -> one colour name per object."""
+
+    def __call__(self, image: np.ndarray, objects: Sequence[Detection], class_name: str) -> list[str]: ...
+
+
+class Reason(NamedTuple):
+    """Why an image failed: the kind (missing, colour, position, extra) and the sentence."""
+
+    kind: str
+    text: str
+
+
+class Verdict(NamedTuple):
+    correct: bool
+    reasons: tuple[Reason, ...]
+
+
+def keep(detections: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
+    """The detections that count: above the threshold (0.9 for counting, else 0.3), best first, at most 16 a class."""
+    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    kept = {name: sorted((d for d in found if d.score > threshold), key=lambda d: -d.score) for name, found in detections.items()}
+    return {name: found[:MAX_OBJECTS] for name, found in kept.items() if found}
+
+
+def relative_position(a: Sequence[float], b: Sequence[float]) -> set[str]:
+    """The relations in which box `a` stands to box `b`.
+
+    Per axis the distance of the centres is shrunk by 0.1 of the summed extents (not below zero) and divided
+    by the length of the raw offset; a relation holds beyond 0.5. None hold when nothing is left after shrinking.
+    """
+    raw, shrunk = [], []
+    for low, high in ((0, 2), (1, 3)):
+        offset = (a[low] + a[high]) / 2 - (b[low] + b[high]) / 2
+        extent = abs(a[high] - a[low]) + abs(b[high] - b[low])
+        raw.append(offset)
+        shrunk.append(float(np.sign(offset)) * max(abs(offset) - POSITION_MARGIN * extent, 0.0))
+    if max(abs(shrunk[0]), abs(shrunk[1])) < NO_OFFSET:
+        return set()
+    length = float(np.hypot(*raw))
+    dx, dy = shrunk[0] / length, shrunk[1] / length
+    holds = (dx < -POSITION_SHARE, dx > POSITION_SHARE, dy < -POSITION_SHARE, dy > POSITION_SHARE)
+    return {name for name, true in zip(RELATIONS, holds, strict=True) if true}
+
+
+def judge(detections: Mapping[str, Sequence[Detection]], metadata: Mapping, classify: Callable[[Sequence[Detection], str], list[str]]) -> Verdict:
+    """The verdict on one image.
+
+    Args:
+        detections: class name -> all detections of the image.
+        metadata: the prompt's line: `tag`, `include`, optionally `exclude`.
+        classify: (objects of one class, class name) -> one colour per object; called only where a colour is asked for.
+
+    The `count` best objects of a class are the matched ones; colour and position look at these alone, so extra
+    objects never hurt, except through `exclude`.
+    """
+    objects = keep(detections, metadata["tag"])
+    reasons: list[Reason] = []
+    groups: list[Sequence[Detection] | None] = []  # matched objects per include entry, None where it failed
+    for wanted in metadata.get("include", []):
+        name, count = wanted["class"], wanted["count"]
+        found = objects.get(name, [])[:count]
+        failures: list[Reason] = []
+        if len(found) < count:
+            failures.append(Reason("missing", f"expected {name}>={count}, found {len(found)}"))
+        elif "color" in wanted:
+            colors = classify(found, name)
+            if (right := sum(c == wanted["color"] for c in colors)) < count:
+                failures.append(Reason("colour", f"expected {wanted['color']} {name}>={count}, found {right}; colours: {', '.join(colors)}"))
+        if "position" in wanted and not failures:
+            relation, index = wanted["position"]
+            if groups[index] is None:
+                failures.append(Reason("position", f"no target for {name} to be {relation}"))
+            else:
+                pairs = (relative_position(obj.box, target.box) for obj in found for target in groups[index])
+                wrong = next((seen for seen in pairs if relation not in seen), None)
+                if wrong is not None:
+                    seen = " and ".join(sorted(wrong)) or "no relation"
+                    failures.append(Reason("position", f"expected {name} {relation} target, found {seen}"))
+        reasons += failures
+        groups.append(None if failures else found)
+    for unwanted in metadata.get("exclude", []):
+        number = len(objects.get(unwanted["class"], []))
+        if number >= unwanted["count"]:
+            reasons.append(Reason("extra", f"expected {unwanted['class']}<{unwanted['count']}, found {number}"))
+    return Verdict(not reasons, tuple(reasons))
+
+
+def overall(by_task: Mapping[str, float]) -> float:
+    """The unweighted mean of the tasks' accuracies."""
+    return float(np.mean(list(by_task.values())))
+
+
+def check_prompt(row: object, where: str, classes: Sequence[str] = (), colors: Sequence[str] = ()) -> None:
+    """Checks one prompt line against GenEval's format and, where given, the classes and colours that can be judged.
+
+    Raises:
+        UserError: naming `where`, what was found, and what is expected.
+    """
+
+    def bad(found: str, expected: str) -> UserError:
+        return UserError(f"{where}: {found}; expected {expected}")
+
+    if not isinstance(row, dict):
+        raise bad(f"a JSON {type(row).__name__}", "one JSON object per prompt")
+    if row.get("tag") not in TASKS:
+        raise bad(f"tag {row.get('tag')!r}", f"one of {', '.join(TASKS)}")
+    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise bad(f"prompt {row.get('prompt')!r}", "a text that is not empty")
+    if not isinstance(row.get("include"), list) or not row["include"]:
+        raise bad(f"include {row.get('include')!r}", "a list of at least one {class, count}")
+    for index, entry in enumerate([*row["include"], *row.get("exclude", [])]):
+        if not isinstance(entry, dict) or not isinstance(entry.get("class"), str) or not isinstance(entry.get("count"), int):
+            raise bad(f"entry {entry!r}", "an object with a text `class` and a whole number `count`")
+        if classes and entry["class"] not in classes:
+            raise bad(f"class {entry['class']!r}", f"a class that the detector knows: {', '.join(classes)}")
+        if colors and entry.get("color", colors[0]) not in colors:
+            raise bad(f"color {entry['color']!r}", f"a colour that the classifier knows: {', '.join(colors)}")
+        if "position" in entry:
+            relation, target = (list(entry["position"]) + [None, None])[:2]
+            if relation not in RELATIONS or not isinstance(target, int) or not 0 <= target < index:
+                raise bad(f"position {entry['position']!r}", f"[{' | '.join(RELATIONS)}, index of an earlier include entry]")

@@ -1,0 +1,142 @@
+"""Reads a folder of images in GenEval's layout: `NNNNN/metadata.jsonl`, `NNNNN/samples/*.png`, and who made them.
+
+The whole folder is checked before any work: every prompt line, every image. What is missing, empty or corrupt is
+named and counted in one error; nothing is ever left out silently.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from apex.errors import UserError
+from evaluators.geneval.logic import check_prompt
+from evaluators.result import Identity, first_fault
+
+SHOWN = 5  # faults named in an error; the rest are counted
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one row: `rows` (prompt lines), `files[p]` (the PNGs of prompt p, in order), `size` (width, height)."""
+
+    folder: Path
+    rows: list[dict]
+    files: list[list[Path]]
+    size: tuple[int, int]
+    identity: Identity
+    made: dict[str, Any]
+
+    def __len__(self) -> int:
+        return sum(len(f) for f in self.files)
+
+    @property
+    def prompt_of(self) -> np.ndarray:
+        """Index of the prompt of every image, (images,), in the order of `paths`."""
+        return np.repeat(np.arange(len(self.rows)), [len(f) for f in self.files])
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for files in self.files for path in files]
+
+    def load(self, prompt: int) -> np.ndarray:
+        """The images of one prompt, uint8 (n, H, W, 3)."""
+        return np.stack([_pixels(path) for path in self.files[prompt]])
+
+    def batches(self, size: int = 64) -> Iterator[np.ndarray]:
+        """All images in order, uint8 (up to `size`, H, W, 3)."""
+        paths = self.paths
+        for start in range(0, len(paths), size):
+            yield np.stack([_pixels(path) for path in paths[start : start + size]])
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None, source: str | None = None) -> Images:
+    """Opens and checks a folder. `row`, `nfe` and `source` identify folders without `made.json`.
+
+    Raises:
+        UserError: no prompts; missing, empty or corrupt images or prompt lines; no identity.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected GenEval's layout (NNNNN/metadata.jsonl and NNNNN/samples/*.png)")
+    prompts = sorted(p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"\d+", p.name))
+    if not prompts:
+        raise UserError(f"{folder}: no prompt folders; expected GenEval's layout (NNNNN/metadata.jsonl and NNNNN/samples/*.png)")
+    identity, made = _identity(folder, row, nfe, source)
+    rows = [_prompt_row(p / "metadata.jsonl") for p in prompts]
+    files = [sorted(f for f in (p / "samples").glob("*.png") if re.fullmatch(r"\d+", f.stem)) for p in prompts]
+    faults, size = _faults(prompts, files)
+    if faults:
+        named = "; ".join(faults[:SHOWN]) + (f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else "")
+        raise UserError(f"{folder}: {len(faults)} images missing or unusable: {named}. Delete them and sample again")
+    return Images(folder, rows, files, size, identity, made)
+
+
+def _identity(folder: Path, row: str | None, nfe: int | None, source: str | None) -> tuple[Identity, dict[str, Any]]:
+    path = folder / "made.json"
+    if not path.is_file():
+        if row is None or nfe is None:
+            raise UserError(f"{path}: missing, so the images have no identity; name them with --row NAME and --nfe K")
+        return Identity(row=row, method=row, nfe=nfe), {"source": source} if source else {}
+    try:
+        made = json.loads(path.read_text())
+        identity = Identity(**made)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error}); sample again") from error
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_fault(error)}; sample again") from error
+    for name, given in (("row", row), ("nfe", nfe)):
+        if given is not None and given != getattr(identity, name):
+            raise UserError(f"{path}: {name} is {getattr(identity, name)!r}, but --{name} says {given!r}; leave --{name} out")
+    return identity, made
+
+
+def _prompt_row(path: Path) -> dict:
+    try:
+        row = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; every prompt folder holds its line of the prompt file there") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not one JSON object ({error}); sample again") from error
+    check_prompt(row, str(path))
+    return row
+
+
+def _faults(prompts: list[Path], files: list[list[Path]]) -> tuple[list[str], tuple[int, int]]:
+    """Everything wrong with the images, one text each, and the common size. Prompts are numbered without gaps from the
+    first one, and each has as many images as the fullest."""
+    faults: list[str] = []
+    numbers = [int(p.name) for p in prompts]
+    width = len(prompts[0].name)
+    faults += [f"{n:0{width}d}/ is missing" for n in sorted(set(range(numbers[-1] + 1)) - set(numbers))]
+    expected = max(1, max(len(f) for f in files))
+    size: tuple[int, int] | None = None
+    for prompt, found in zip(prompts, files, strict=True):
+        here = {int(f.stem) for f in found}
+        faults += [f"{prompt.name}/samples/{n:04d}.png is missing" for n in range(expected) if n not in here]
+        for path in found:
+            name = f"{prompt.name}/samples/{path.name}"
+            try:
+                if path.stat().st_size == 0:
+                    raise ValueError("empty")
+                with Image.open(path) as image:
+                    size = size or image.size
+                    if image.size != size:
+                        raise ValueError(f"{image.size[0]}x{image.size[1]}, the first is {size[0]}x{size[1]}")
+                    image.load()
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                what = "corrupt" if isinstance(error, OSError | SyntaxError) else str(error)
+                faults.append(f"{name} is {what}")
+    return faults, size or (0, 0)

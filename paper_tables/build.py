@@ -1,0 +1,44 @@
+"""Result records and published numbers as tables: Markdown, LaTeX (booktabs), CSV and HTML.
+
+    python -m paper_tables.build --results results/world --out results/world/tables
+
+Writes table1, table2 (the paper's shape, published and measured side by side), world (all measurements) and relative (one
+step against the guided 25-step teacher), each as .md, .tex, .csv and .html, and all.tex, which inputs the four. Records are enough: no images, no
+weights, no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from apex.errors import run_command
+from apex.files import write_atomic
+from paper_tables import published
+from paper_tables.render import Table, all_formats, latex_document
+from paper_tables.tables_paper import table1, table2
+from paper_tables.tables_world import relative, world
+from paper_tables.view import View
+
+
+def tables(view: View, data: published.Published) -> list[Table]:
+    return [relative(view), world(view), table1(view, data), table2(view, data)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="folder that holds records/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--published", type=Path, default=published.PUBLISHED, help="folder of the published tables")
+    args = parser.parse_args()
+    made = tables(View.load(args.results), published.load(args.published))
+    for table in made:
+        for name, content in all_formats(table).items():
+            write_atomic(args.out / name, content)
+    write_atomic(args.out / "all.tex", latex_document(table.name for table in made))
+    print(f"{args.out}: {', '.join(table.name for table in made)} as md, tex, csv, html")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

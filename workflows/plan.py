@@ -1,0 +1,120 @@
+"""What a profile asks for: rows, points, and the files that `snakemake all` makes. Plain Python, no Snakemake, no torch.
+
+A *point* is a cell of the tables: a row at a number of network evaluations (NFE) and a seed. The paths
+of results/<profile>/ are written here once, as templates with Snakemake's wildcards.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from apex.config import Config, External
+from apex.errors import UserError
+
+SPEED = "speed"  # it times a network, not a folder of images: one split, one seed
+
+
+class Point(NamedTuple):
+    row: str
+    nfe: int
+    seed: int
+
+
+class Plan:
+    """Files and points of one profile. `root` is results/<profile>, relative to the working directory."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.root = f"results/{config.profile}"
+        self.shards = f"{self.root}/data/shards"
+        self.cache = f"{self.root}/data/cache"
+        self.run = f"{self.root}/runs/{{row}}/seed{{seed}}"
+        self.images = f"{self.root}/images/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}"
+        self.record = f"{self.root}/records/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}/{{evaluator}}.json"
+        self.metrics = f"{self.root}/metrics.csv"
+        self.tables = f"{self.root}/tables"
+        self.audit = f"{self.root}/audit"
+        self.figures = f"{self.root}/figures"
+        self.reference = f"results/reference/{config.profile}"
+        self.pretrained = f"results/pretrained/{config.profile}"
+
+    @property
+    def externals(self) -> dict[str, External]:
+        return {external.row: external for external in self.config.external}
+
+    def points(self) -> list[Point]:
+        """Every point that has images: reference rows, the teacher, trained rows, external folders."""
+        config, first = self.config, self.config.seeds[0]
+        points = [Point(row, 0, first) for row in config.references]
+        points += [Point("teacher", nfe, seed) for nfe in config.teacher_nfe for seed in config.seeds]
+        points += [Point(row, nfe, seed) for row in config.methods for nfe in config.nfe for seed in config.seeds]
+        return points + [Point(external.row, external.nfe, first) for external in config.external]
+
+    def records(self) -> list[str]:
+        """Every result record of the profile."""
+        found = []
+        for split, evaluators in self.config.splits.items():
+            for evaluator in evaluators:
+                if evaluator in self.config.evaluators:
+                    points = self.timed() if evaluator == SPEED else self.points()
+                    if split != "test":  # external folders hold the test prompts
+                        points = [p for p in points if p.row not in self.externals]
+                    found += [self.record.format(**p._asdict(), split=split, evaluator=evaluator) for p in points]
+        return found
+
+    def timed(self) -> list[Point]:
+        """The points whose network is timed: the teacher and trained rows, at the first seed."""
+        rows = {"teacher", *self.config.methods}
+        return [p for p in self.points() if p.row in rows and p.seed == self.config.seeds[0]]
+
+    def missing(self) -> str | None:
+        """One line about the first file that the profile names and that is not there."""
+        for split in self.config.splits:
+            if not self.config.prompts_path(split).is_file():
+                return f"prompts.{split}: found no file {getattr(self.config.prompts, split)}; give a JSON-lines file in GenEval's format"
+        for at, external in enumerate(self.config.external):
+            if not Path(external.images).is_dir():
+                return f"external.{at}.images: found no folder {external.images}; expected one with NNNNN/metadata.jsonl and NNNNN/samples"
+        if self.config.data.source != "world" and not Path(self.config.data.source).exists():
+            return f"data.source: found nothing at {self.config.data.source}; expected `world` or a path to images with captions"
+        return None
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """`key=value` strings for `apex.config.load` from what stood behind Snakemake's `--config`.
+
+    `methods=apex,fm`, `train='{batch_size: 32}'` and `set='train.batch_size=32 budget.forward_equivalents=1e5'` all work.
+    """
+    flat: list[str] = []
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                walk(inner, f"{key}.{name}" if key else str(name))
+        else:
+            text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+            flat.append(f"{key}={text}")
+
+    chosen = dict(settings)
+    dotted = str(chosen.pop("set", "")).split()
+    walk(chosen, "")
+    return flat + dotted
+
+
+def profile_file(basedir: Path, configfiles: list[Path], settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The profile's file and the settings left: `--configfile` wins, then `--config profile=NAME`, then `world`."""
+    if len(configfiles) > 1:
+        raise UserError(f"--configfile: found {len(configfiles)} files, expected one; a profile is complete in itself")
+    if configfiles:
+        return configfiles[0], dict(settings)
+    rest = dict(settings)
+    return basedir / "workflows" / "config" / f"{rest.pop('profile', 'world')}.yaml", rest
+
+
+def arguments(file: Path, changes: list[str]) -> str:
+    """What follows a program's name: `--config FILE --set key=value ...`, quoted for a shell."""
+    return shlex.join(["--config", str(file), *(part for change in changes for part in ("--set", change))])

@@ -1,0 +1,132 @@
+# `snakemake pretrained`: the teacher and the evaluators' networks from nothing, in results/pretrained/<profile>.
+# The bundled copies in the packages are never an output; `snakemake bundle` replaces them on purpose.
+
+P = PLAN.pretrained
+PRETRAINED = [f"{P}/pipeline", *(f"{P}/evaluators/{name}" for name in ("detector", "fid", "clip"))]
+SETTINGS = CONFIG.pretraining
+
+
+rule pretrain_shards:
+    output:
+        directory(f"{P}/data/shards"),
+    log:
+        f"{P}/logs/shards.log",
+    conda:
+        ENVIRONMENT
+    params:
+        scenes=SETTINGS.scenes,
+        resolution=CONFIG.data.resolution,
+        seed=SETTINGS.seed,
+    shell:
+        "python -m apex.data.shards world --out {output} --scenes {params.scenes}"
+        " --resolution {params.resolution} --seed {params.seed} > {log} 2>&1"
+
+
+rule pretrain_codec:
+    input:
+        data=f"{P}/data/shards",
+    output:
+        directory(f"{P}/parts/vae"),
+    log:
+        f"{P}/logs/codec.log",
+    conda:
+        ENVIRONMENT
+    params:
+        steps=SETTINGS.codec_steps,
+        seed=SETTINGS.seed,
+    shell:
+        "python -m apex.pretrain.codec --data {input.data} --out {output} --steps {params.steps}"
+        " --seed {params.seed} 2>&1 | tee {log}"
+
+
+rule pretrain_text_encoder:
+    output:
+        directory(f"{P}/parts/text_encoder"),
+        directory(f"{P}/parts/tokenizer"),
+    log:
+        f"{P}/logs/text_encoder.log",
+    conda:
+        ENVIRONMENT
+    params:
+        steps=SETTINGS.text_encoder_steps,
+        seed=SETTINGS.seed,
+        out=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python -m apex.pretrain.text_encoder --out {params.out} --steps {params.steps} --seed {params.seed} 2>&1 | tee {log}"
+
+
+rule pretrain_cache:
+    input:
+        data=f"{P}/data/shards",
+        codec=f"{P}/parts/vae",
+    output:
+        directory(f"{P}/data/cache"),
+    log:
+        f"{P}/logs/cache.log",
+    conda:
+        ENVIRONMENT
+    params:
+        parts=lambda wildcards, input: os.path.dirname(input.codec),
+    shell:
+        "python -m apex.data.cache --pipeline {params.parts} --data {input.data} --out {output} > {log} 2>&1"
+
+
+rule pretrain_teacher:
+    input:
+        f"{P}/parts/vae",
+        f"{P}/parts/text_encoder",
+        f"{P}/parts/tokenizer",
+        cache=f"{P}/data/cache",
+    output:
+        directory(f"{P}/pipeline"),
+    log:
+        f"{P}/logs/teacher.log",
+    priority: 10
+    conda:
+        ENVIRONMENT
+    params:
+        parts=lambda wildcards, input: os.path.dirname(input[0]),
+        steps=SETTINGS.teacher_steps,
+        batch=SETTINGS.batch_size,
+        width=SETTINGS.width,
+        layers=SETTINGS.layers,
+        seed=SETTINGS.seed,
+    shell:
+        "python -m apex.pretrain.teacher --pipeline {params.parts} --cache {input.cache} --out {output}"
+        " --steps {params.steps} --batch {params.batch} --width {params.width} --layers {params.layers}"
+        " --seed {params.seed} 2>&1 | tee {log}"
+
+
+rule pretrain_evaluator:
+    input:
+        data=f"{P}/data/shards",
+    output:
+        directory(f"{P}/evaluators/{{network}}"),
+    log:
+        f"{P}/logs/{{network}}.log",
+    wildcard_constraints:
+        network="detector|fid|clip",
+    conda:
+        ENVIRONMENT
+    params:
+        steps=f" --steps {SETTINGS.evaluator_steps}" if SETTINGS.evaluator_steps else "",
+    shell:
+        "python -m evaluators.pretrain {wildcards.network} --data {input.data} --out {output}{params.steps} 2>&1 | tee {log}"
+
+
+# On purpose only: what was made becomes what is bundled.
+rule bundle:
+    input:
+        pipeline=PRETRAINED[0],
+        evaluators=PRETRAINED[1:],
+    log:
+        f"{P}/logs/bundle.log",
+    conda:
+        ENVIRONMENT
+    params:
+        pipeline=f"apex/pretrained/{CONFIG.profile}",
+        evaluators=f"evaluators/pretrained/{CONFIG.profile}",
+    shell:
+        "(mkdir -p {params.pipeline} {params.evaluators}"
+        " && cp -rT {input.pipeline} {params.pipeline}"
+        " && cp -r {input.evaluators} {params.evaluators}/) 2>&1 | tee {log}"

@@ -1,0 +1,127 @@
+# From result records to metrics.csv, tables and figures. Nothing here imports torch.
+
+# What `snakemake tables` reads: this profile's own records, or the committed reference's where there are none.
+RECORDED = PLAN.root if any(Path(PLAN.root, "records").rglob("*.json")) else PLAN.reference
+
+
+rule collect:
+    input:
+        PLAN.records(),
+    output:
+        PLAN.metrics,
+    log:
+        f"{PLAN.root}/logs/collect.log",
+    conda:
+        ENVIRONMENT
+    params:
+        results=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python -m paper_tables.collect --results {params.results} --out {output} > {log} 2>&1"
+
+
+rule build_tables:
+    input:
+        PLAN.metrics,
+    output:
+        report(
+            directory(PLAN.tables),
+            patterns=["{name}.html"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels={"table": "{name}"},
+        ),
+    log:
+        f"{PLAN.root}/logs/tables.log",
+    conda:
+        ENVIRONMENT
+    params:
+        results=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python -m paper_tables.build --results {params.results} --out {output} > {log} 2>&1"
+
+
+rule audit:
+    output:
+        report(
+            directory(PLAN.audit),
+            patterns=["{name}.html"],
+            caption="../report/audit.rst",
+            category="Audit of the paper's tables",
+            labels={"audit": "{name}"},
+        ),
+    log:
+        f"{PLAN.root}/logs/audit.log",
+    conda:
+        ENVIRONMENT
+    params:
+        published=fingerprint(BASEDIR / "paper_tables" / "published"),
+    shell:
+        "python -m paper_tables.audit --out {output} > {log} 2>&1"
+
+
+rule draw_figures:
+    input:
+        PLAN.metrics,
+    output:
+        report(
+            directory(PLAN.figures),
+            patterns=["{name}.png"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels={"figure": "{name}"},
+        ),
+    log:
+        f"{PLAN.root}/logs/figures.log",
+    conda:
+        ENVIRONMENT
+    params:
+        results=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python -m paper_tables.figures --results {params.results} --out {output} > {log} 2>&1"
+
+
+# Targets without inputs: they take the records that are there and never train.
+rule tables:
+    log:
+        f"{PLAN.root}/logs/tables.log",
+    conda:
+        ENVIRONMENT
+    params:
+        recorded=RECORDED,
+        metrics=PLAN.metrics,
+        tables=PLAN.tables,
+        audit=PLAN.audit,
+        figures=PLAN.figures,
+    shell:
+        "(python -m paper_tables.collect --results {params.recorded} --out {params.metrics}"
+        " && python -m paper_tables.build --results {params.recorded} --out {params.tables}"
+        " && python -m paper_tables.audit --out {params.audit}"
+        " && python -m paper_tables.figures --results {params.recorded} --out {params.figures}) 2>&1 | tee {log}"
+
+
+rule figures:
+    log:
+        f"{PLAN.root}/logs/figures.log",
+    conda:
+        ENVIRONMENT
+    params:
+        recorded=RECORDED,
+        figures=PLAN.figures,
+    shell:
+        "python -m paper_tables.figures --results {params.recorded} --out {params.figures} 2>&1 | tee {log}"
+
+
+# On purpose only: the small files of this profile's results become the committed reference.
+rule reference:
+    input:
+        metrics=PLAN.metrics,
+        rest=[*PLAN.records(), PLAN.tables, PLAN.audit, PLAN.figures],
+    log:
+        f"{PLAN.root}/logs/reference.log",
+    conda:
+        ENVIRONMENT
+    params:
+        results=lambda wildcards, input: os.path.dirname(input.metrics),
+        reference=PLAN.reference,
+    shell:
+        "python -m workflows.reference --results {params.results} --out {params.reference} 2>&1 | tee {log}"

@@ -1,0 +1,27 @@
+# One job per row and seed. What a killed job needs to go on lies beside the output, undeclared, so
+# that Snakemake does not delete it: runs/<row>/.resume-seed<S>-<hash>/.
+
+
+rule train:
+    input:
+        cache=PLAN.cache,
+        teacher=teacher_input,
+    output:
+        directory(PLAN.run),
+    log:
+        f"{PLAN.root}/logs/train/{{row}}-seed{{seed}}.log",
+    benchmark:
+        f"{PLAN.root}/benchmarks/train/{{row}}-seed{{seed}}.tsv"
+    wildcard_constraints:
+        row=one_of(CONFIG.methods),
+        seed=r"\d+",
+    priority: 10  # the longest jobs first
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        identity=run_identity,
+        sampling=CONFIG.sampling.model_dump_json(),
+    shell:
+        "python -m apex.train {params.config} --row {wildcards.row} --seed {wildcards.seed}"
+        " --cache {input.cache} --out {output} 2>&1 | tee {log}"
