@@ -27,6 +27,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
+def replace_folder(finished: Path, path: Path) -> None:
+    """Gives the folder `finished` the name `path`; what stood there is removed only after the swap."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+        os.replace(path, old / "was")
+        os.replace(finished, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(finished, path)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary sibling folder to fill; on success it takes the name `path`, on failure it is removed.
@@ -38,13 +50,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     os.chmod(temporary, 0o755)
     try:
         yield temporary
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / "was")
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

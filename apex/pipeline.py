@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
+from transformers import AutoTokenizer, T5EncoderModel
 
 from apex.backbones.base import Backbone
 from apex.backbones.qwen_image import QwenImageBackbone
@@ -20,6 +23,10 @@ from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.data.cache import load_vae
 from apex.errors import UserError
+
+# Progress bars of a few milliseconds' loading would bury our own lines.
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 
 BACKBONES: dict[str, type[Backbone]] = {c.transformer_class.__name__: c for c in (SanaBackbone, QwenImageBackbone)}
 
@@ -55,8 +62,6 @@ class Pipeline:
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        from transformers import AutoTokenizer, T5EncoderModel
-
         self.path, self.device = path, device
         for part in ("vae", "tokenizer", "text_encoder", "transformer"):
             if not (path / part).is_dir():

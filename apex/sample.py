@@ -30,7 +30,7 @@ from apex.config import Config, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.errors import UserError, run_command
 from apex.export import LORA_FILE
-from apex.files import write_atomic
+from apex.files import replace_folder, write_atomic
 from apex.pipeline import Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 
@@ -224,14 +224,11 @@ def main() -> None:
         generator = Generator.load(args.run or config.pipeline_path, nfe=args.nfe, guidance=guidance, device=device)
 
     about = identity(config, args, generator, device)
-    # Images of other weights or settings must not be taken for this call's: they carry its digest.
-    stamp = args.out / ".identity"
-    mine = provenance.digest({k: about[k] for k in ("row", "seed", "nfe", "guidance", "sigmas", "prompts_sha256", "config_hash", "run_hash")})
-    if not stamp.exists() or stamp.read_text() != mine:
-        for old in args.out.glob("[0-9]*/metadata.jsonl"):
-            old.unlink()
-        write_atomic(stamp, mine)
-    todo = [i for i in range(len(rows)) if not (prompt_folder(args.out, i) / "metadata.jsonl").exists()]
+    # The images grow in a hidden folder that is named after what makes them; it gets its name when all are there.
+    # So an interrupted call continues, and images of other weights or settings are never taken for this call's.
+    keys = ("row", "seed", "nfe", "guidance", "sigmas", "mode", "prompts_sha256", "config_hash", "run_hash")
+    work = args.out.parent / f".{args.out.name}-{provenance.digest({k: about[k] for k in keys})}"
+    todo = [i for i in range(len(rows)) if not (prompt_folder(work, i) / "metadata.jsonl").exists()]
     images, started, said = config.prompts.images_per_prompt, time.time(), time.time()
     if generator:
         source = generate(generator, rows, todo, seed=args.seed, images=images, batch=config.sampling.batch_size)
@@ -239,12 +236,13 @@ def main() -> None:
         size = config.data.resolution
         source = ((i, reference_images(args.row, rows, i, seed=args.seed, images=images, resolution=size)) for i in todo)
     for done, (i, pictures) in enumerate(source, 1):
-        write_layout(args.out, i, rows[i], list(pictures))
+        write_layout(work, i, rows[i], list(pictures))
         if time.time() - said > 10:
             said = time.time()
             print(f"{args.row} NFE {args.nfe}: {done}/{len(todo)} prompts, {(said - started) / done * (len(todo) - done) / 60:.1f} min left", flush=True)
     about |= {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
-    write_atomic(args.out / "made.json", json.dumps(about, indent=1) + "\n")
+    write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
+    replace_folder(work, args.out)
 
 
 if __name__ == "__main__":

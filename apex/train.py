@@ -181,9 +181,10 @@ class Loop:
             with self.accelerator.autocast():
                 out = self.method.losses(self.batch(micro), self.nets, self.step)
             for role, loss in out.losses.items():
-                self.check(float(loss), role)
+                value = float(loss.detach())
+                self.check(value, role)
                 self.accelerator.backward(loss / train.gradient_accumulation)
-                logged[f"loss/{role}" if role != "student" else "loss"] = float(loss)
+                logged[f"loss/{role}" if role != "student" else "loss"] = value
             logged |= {k: float(v) for k, v in out.logs.items()}
         for role, optimizer in self.optimizers.items():
             params = optimizer.param_groups[0]["params"]

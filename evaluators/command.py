@@ -15,7 +15,7 @@ import torch
 from apex.data import world
 from apex.errors import UserError
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
-from evaluators.geneval.logic import check_prompt
+from evaluators.geneval.logic import check_known
 from evaluators.images import Images, open_images
 from evaluators.networks import pick_device
 from evaluators.result import Metric, Record
@@ -50,7 +50,7 @@ def begin(args: argparse.Namespace) -> tuple[Images, str]:
 def check_world(images: Images) -> None:
     """Checks that every prompt asks only for what the embedded world can render and its evaluators can judge."""
     for index, row in enumerate(images.rows):
-        check_prompt(row, f"{images.folder}: prompt {index}", world.SHAPES, tuple(world.COLORS))
+        check_known(row, f"{images.folder}: prompt {index}", world.SHAPES, tuple(world.COLORS))
 
 
 def progress(items: Iterable[T], total: int, name: str, every: float = 5.0) -> Iterator[T]:

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
+from apex.data.prompts import check_row
 from apex.errors import UserError
-from evaluators.geneval.logic import check_prompt
 from evaluators.result import Identity, first_fault
 
 SHOWN = 5  # faults named in an error; the rest are counted
@@ -110,8 +110,7 @@ def _prompt_row(path: Path) -> dict:
         raise UserError(f"{path}: missing; every prompt folder holds its line of the prompt file there") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not one JSON object ({error}); sample again") from error
-    check_prompt(row, str(path))
-    return row
+    return check_row(row, str(path))
 
 
 def _faults(prompts: list[Path], files: list[list[Path]]) -> tuple[list[str], tuple[int, int]]:

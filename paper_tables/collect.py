@@ -15,23 +15,21 @@ from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import records
 
+OF_RECORD = ("profile", "backbone", "method", "variant", "seed", "nfe", "hardware", "git_commit", "config_hash", "row")
+OF_METRIC = ("metric", "value", "ci_low", "ci_high", "n", "higher_is_better", "unit", "interval")
 COLUMNS = (
     "profile", "backbone", "method", "variant", "seed", "nfe", "metric", "value", "ci_low", "ci_high", "n",
-    "higher_is_better", "hardware", "git_commit", "config_hash", "row", "split", "unit",
+    "higher_is_better", "hardware", "git_commit", "config_hash", "row", "split", "unit", "interval",
 )  # fmt: skip
 
 
-def tidy(found: list[records.Record]) -> list[dict[str, object]]:
+def tidy(found: list[records.Found]) -> list[dict[str, object]]:
     """One dictionary per number, keys `COLUMNS`, ordered by row, NFE, seed, split, metric; unknown values are ''."""
     rows = []
-    for record in found:
-        data = record.data
-        common = {key: data.get(key) for key in ("profile", "backbone", "method", "variant", "hardware", "git_commit", "config_hash")}
-        for metric in record.metrics():
-            own = {"metric": metric.name, "value": metric.value, "ci_low": metric.low, "ci_high": metric.high, "n": metric.n}
-            own |= {"higher_is_better": metric.higher_is_better, "unit": metric.unit}
-            own |= {"row": record.row, "nfe": record.nfe, "seed": record.seed, "split": record.split}
-            rows.append({key: "" if (value := (common | own)[key]) is None else value for key in COLUMNS})
+    for one in found:
+        for metric in one.record.metrics:
+            values = {key: getattr(one.record, key) for key in OF_RECORD} | {key: getattr(metric, key) for key in OF_METRIC} | {"split": one.split}
+            rows.append({key: "" if values[key] is None else values[key] for key in COLUMNS})
     return sorted(rows, key=lambda row: (row["row"], row["nfe"], -1 if row["seed"] == "" else row["seed"], row["split"], row["metric"]))
 
 

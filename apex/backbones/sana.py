@@ -10,6 +10,12 @@ from apex.backbones.base import TIME_SCALE, Backbone
 from apex.conditioning import Condition
 
 
+def like(new: nn.Module, old: nn.Module) -> nn.Module:
+    """`new` in the dtype and on the device of `old`; untouched where they agree, for diffusers warns at every cast."""
+    mine, theirs = next(new.parameters()), next(old.parameters())
+    return new if (mine.dtype, mine.device) == (theirs.dtype, theirs.device) else new.to(theirs)
+
+
 class SanaBackbone(Backbone):
     family = "sana"
     transformer_class = SanaTransformer2DModel
@@ -44,7 +50,7 @@ class SanaBackbone(Backbone):
         slot.linear_1.load_state_dict(time.linear_1.state_dict())
         nn.init.zeros_(slot.linear_2.weight)
         nn.init.zeros_(slot.linear_2.bias)
-        return SanaBackbone(new.to(next(self.transformer.parameters()).dtype))
+        return SanaBackbone(like(new, self.transformer))
 
     @torch.no_grad()
     def fold_one_step(self) -> SanaTransformer2DModel:
@@ -60,6 +66,8 @@ class SanaBackbone(Backbone):
         folded.load_state_dict(state)
         embed = source.time_embed
         dtype = next(source.parameters()).dtype
-        constant = embed.guidance_embedder(embed.guidance_condition_proj(torch.tensor([TIME_SCALE])).to(dtype))[0]
+        one = torch.tensor([TIME_SCALE], device=embed.linear.weight.device)
+        constant = embed.guidance_embedder(embed.guidance_condition_proj(one).to(dtype))[0]
+        folded = like(folded, source)
         folded.time_embed.emb.timestep_embedder.linear_2.bias += constant
-        return folded.to(dtype)
+        return folded

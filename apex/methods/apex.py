@@ -16,7 +16,7 @@ pushes the student's samples toward the data (rectification).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -55,7 +55,11 @@ class Apex(Method):
     sample_mode = "few"
     needs = frozenset({"ema", "teacher"})
     Params = ApexParams
-    parts = (ONE_STEP, NEAR, ANY, FAKE)
+
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        super().__init__(params)
+        # Without the rectification nothing reads the shifted branch, so no sample is spent on it (this is RCGM).
+        self.parts = (ONE_STEP, NEAR, ANY, FAKE) if self.params.rectification > 0 else (ONE_STEP, NEAR, ANY)
 
     def extra_networks(self) -> dict[str, nn.Module]:
         p = self.params

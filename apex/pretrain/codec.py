@@ -35,12 +35,14 @@ CONFIG = {
 def codec_loss(codec: AutoencoderKL, images: torch.Tensor, kl_weight: float, latent_noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """L1 + MSE + KL, each a mean over elements; returns (loss, mse). Images (B, 3, H, W) in [-1, 1].
 
-    `latent_noise` is added to the latents before decoding: what the decoder needs must then stand out of that
-    noise, so a generator need not hit tiny latent differences to draw a cross rather than a diamond.
+    `latent_noise` times each channel's standard deviation is added to the latents before decoding: what the decoder
+    needs must then stand out of that noise, so a generator need not hit tiny latent differences to draw a cross
+    rather than a diamond.
     """
     posterior = codec.encode(images).latent_dist
     latents = posterior.sample()
-    decoded = codec.decode(latents + latent_noise * torch.randn_like(latents)).sample
+    spread = latents.detach().std((0, 2, 3), keepdim=True)
+    decoded = codec.decode(latents + latent_noise * spread * torch.randn_like(latents)).sample
     mse = F.mse_loss(decoded, images)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
     return F.l1_loss(decoded, images) + mse + kl_weight * kl, mse.detach()

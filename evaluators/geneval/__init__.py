@@ -1,0 +1,1 @@
+"""GenEval: the official verdicts (`logic`), detectors, the colour check, and the calibration of the world's detector."""

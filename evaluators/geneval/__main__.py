@@ -21,7 +21,7 @@ from apex.errors import run_command
 from evaluators.clip_model import Clip
 from evaluators.command import begin, image_parser, is_unseen, progress, prompt_weights, write_record
 from evaluators.geneval.color import ClipColors
-from evaluators.geneval.logic import ColorClassifier, Detector, Verdict, check_prompt, judge
+from evaluators.geneval.logic import ColorClassifier, Detector, Verdict, check_known, judge
 from evaluators.geneval.world_detector import WorldDetector
 from evaluators.images import Images
 from evaluators.networks import BUNDLED
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     images, device = begin(args)
     detector = DETECTORS[args.detector].load(args.detector_weights, device)
     for index, row in enumerate(images.rows):
-        check_prompt(row, f"{images.folder}: prompt {index}", detector.classes, detector.colors)
+        check_known(row, f"{images.folder}: prompt {index}", detector.classes, detector.colors)
     clip = Clip(args.clip_weights, device)
     found = score(images, detector, ClipColors(clip, detector.colors))
     correct = np.array([sum(v.correct for v in each) for each in found], float)

@@ -134,32 +134,14 @@ def overall(by_task: Mapping[str, float]) -> float:
     return float(np.mean(list(by_task.values())))
 
 
-def check_prompt(row: object, where: str, classes: Sequence[str] = (), colors: Sequence[str] = ()) -> None:
-    """Checks one prompt line against GenEval's format and, where given, the classes and colours that can be judged.
+def check_known(row: Mapping, where: str, classes: Sequence[str], colors: Sequence[str]) -> None:
+    """Checks that a prompt asks only for classes and colours that can be judged; its format is checked on reading.
 
     Raises:
         UserError: naming `where`, what was found, and what is expected.
     """
-
-    def bad(found: str, expected: str) -> UserError:
-        return UserError(f"{where}: {found}; expected {expected}")
-
-    if not isinstance(row, dict):
-        raise bad(f"a JSON {type(row).__name__}", "one JSON object per prompt")
-    if row.get("tag") not in TASKS:
-        raise bad(f"tag {row.get('tag')!r}", f"one of {', '.join(TASKS)}")
-    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise bad(f"prompt {row.get('prompt')!r}", "a text that is not empty")
-    if not isinstance(row.get("include"), list) or not row["include"]:
-        raise bad(f"include {row.get('include')!r}", "a list of at least one {class, count}")
-    for index, entry in enumerate([*row["include"], *row.get("exclude", [])]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("class"), str) or not isinstance(entry.get("count"), int):
-            raise bad(f"entry {entry!r}", "an object with a text `class` and a whole number `count`")
-        if classes and entry["class"] not in classes:
-            raise bad(f"class {entry['class']!r}", f"a class that the detector knows: {', '.join(classes)}")
-        if colors and entry.get("color", colors[0]) not in colors:
-            raise bad(f"color {entry['color']!r}", f"a colour that the classifier knows: {', '.join(colors)}")
-        if "position" in entry:
-            relation, target = (list(entry["position"]) + [None, None])[:2]
-            if relation not in RELATIONS or not isinstance(target, int) or not 0 <= target < index:
-                raise bad(f"position {entry['position']!r}", f"[{' | '.join(RELATIONS)}, index of an earlier include entry]")
+    for entry in [*row["include"], *row.get("exclude", [])]:
+        if entry["class"] not in classes:
+            raise UserError(f"{where}: class {entry['class']!r}; this detector knows {', '.join(classes)}: choose another prompt set or detector")
+        if entry.get("color", colors[0]) not in colors:
+            raise UserError(f"{where}: color {entry['color']!r}; known are {', '.join(colors)}: choose another prompt set or detector")

@@ -53,12 +53,12 @@ def build_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def write_config(folder: Path, vocabulary: int) -> None:
-    """open_clip's own configuration file; with `local-dir:` the tokenizer is read from the same folder."""
+def write_config(folder: Path, vocabulary: int, side: int) -> None:
+    """open_clip's own configuration file (images are resized to `side`); `local-dir:` reads the tokenizer from the same folder."""
     config = {
         "model_cfg": {
             "embed_dim": 64,
-            "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64, "patch_size": None},
+            "vision_cfg": {"image_size": side, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64, "patch_size": None},
             "text_cfg": {
                 "context_length": CONTEXT,
                 "vocab_size": vocabulary,
@@ -129,23 +129,23 @@ class Siblings:
         return group[rng.integers(len(group))]
 
 
-def scene_pair(rng: np.random.Generator, row: dict) -> tuple[np.ndarray, dict, Facts]:
+def scene_pair(rng: np.random.Generator, row: dict, resolution: int) -> tuple[np.ndarray, dict, Facts]:
     """A render of a prompt, often softened, with its caption line and its facts."""
     scene = world.scene_for(row, rng, allow_held_out=True)
-    image = world.render(scene, 32)
+    image = world.render(scene, resolution)
     if rng.random() < 0.5:
         image = np.round(np.clip(soften(rng, image / 255.0), 0, 1) * 255).astype(np.uint8)
     return image, row, Facts(scene.items, scene.background)
 
 
-def crop_pair(rng: np.random.Generator, scenes: WorldScenes) -> tuple[np.ndarray, dict, Facts]:
+def crop_pair(rng: np.random.Generator, scenes: WorldScenes, resolution: int) -> tuple[np.ndarray, dict, Facts]:
     """One object cut out on grey as GenEval's colour check sees it, its box and mask off by up to about a pixel."""
     scene = scenes(rng)
-    image = np.round(np.clip(soften(rng, world.render(scene, 32) / 255.0), 0, 1) * 255).astype(np.uint8)
+    image = np.round(np.clip(soften(rng, world.render(scene, resolution) / 255.0), 0, 1) * 255).astype(np.uint8)
     item = scene.items[rng.integers(len(scene.items))]
     grown = world.Item(item.shape, item.color, item.x, item.y, item.size * rng.uniform(0.85, 1.12), item.rgb)
-    box = tuple(float(np.clip(v * 32 + rng.uniform(-1, 1), 0, 32)) for v in item.box)
-    crop = np.asarray(masked_crop(image, Detection(box, 1.0, world.mask(grown, 32))))
+    box = tuple(float(np.clip(v + rng.uniform(-1, 1) / 32, 0, 1)) * resolution for v in item.box)
+    crop = np.asarray(masked_crop(image, Detection(box, 1.0, world.mask(grown, resolution))))
     text = str(rng.choice(TEMPLATES)).format(c=item.color, cls=item.shape)
     named = None if text.endswith("object") else item.shape
     return crop, {"tag": "crop", "prompt": text, "include": [{"class": named, "count": 1, "color": item.color}]}, Facts((item,), None)
@@ -160,11 +160,11 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def train(folder: Path, *, steps: int, batch: int, lr: float, seed: int) -> float:
-    """Trains and writes the whole open_clip folder; returns the wall time in seconds."""
+def train(folder: Path, *, steps: int, batch: int, lr: float, seed: int, resolution: int = 32) -> float:
+    """Trains and writes the whole open_clip folder; returns the CPU time in seconds."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    write_config(folder, build_tokenizer(folder))
+    write_config(folder, build_tokenizer(folder), 2 * resolution)
     name = f"local-dir:{folder}"
     model, _, transform = open_clip.create_model_and_transforms(name, load_weights=False)
     tokenizer = open_clip.get_tokenizer(name)
@@ -177,7 +177,7 @@ def train(folder: Path, *, steps: int, batch: int, lr: float, seed: int) -> floa
     def step_loss(_: int) -> Tensor:
         rows = [scenes.prompt(rng) for _ in range(pairs)]
         rows += [siblings(rng, row) for row in rows]
-        drawn = [scene_pair(rng, row) for row in rows] + [crop_pair(rng, scenes) for _ in range(crops)]
+        drawn = [scene_pair(rng, row, resolution) for row in rows] + [crop_pair(rng, scenes, resolution) for _ in range(crops)]
         images = torch.stack([transform(Image.fromarray(d[0])) for d in drawn]).contiguous(memory_format=torch.channels_last)
         true = torch.from_numpy(truth_matrix([d[2] for d in drawn], [d[1] for d in drawn]))
         image_features, text_features, scale = model(images, tokenizer([d[1]["prompt"] for d in drawn]))[:3]
@@ -195,13 +195,13 @@ def measure(folder: Path, *, images: int = 600, seed: int = 10_000_019) -> dict[
     name = f"local-dir:{folder}"
     model, _, transform = open_clip.create_model_and_transforms(name)
     model.eval()
-    tokenizer = open_clip.get_tokenizer(name)
+    tokenizer, resolution = open_clip.get_tokenizer(name), model.visual.image_size // 2
     rng, scenes, siblings = np.random.default_rng(seed), WorldScenes(), Siblings()
 
     def encode(pictures: list[np.ndarray]) -> Tensor:
         return model.encode_image(torch.stack([transform(Image.fromarray(p)) for p in pictures]), normalize=True)
 
-    drawn = [scene_pair(rng, scenes.prompt(rng)) for _ in range(images)]
+    drawn = [scene_pair(rng, scenes.prompt(rng), resolution) for _ in range(images)]
     seen, said = encode([d[0] for d in drawn]), model.encode_text(tokenizer([d[1]["prompt"] for d in drawn]), normalize=True)
     real, shuffled = 100 * (seen * said).sum(1).mean(), 100 * (seen * said.roll(1, 0)).sum(1).mean()
     wrong = [siblings(rng, d[1]) for d in drawn]
@@ -212,7 +212,7 @@ def measure(folder: Path, *, images: int = 600, seed: int = 10_000_019) -> dict[
     for task in ("counting", "position", "color_attr"):
         mine = fair & np.array([d[1]["tag"] == task for d in drawn])
         found[f"beats_sibling/{task}"] = round(float(wins[mine].mean()), 4)
-    cut = [crop_pair(rng, scenes) for _ in range(images)]
+    cut = [crop_pair(rng, scenes, resolution) for _ in range(images)]
     crops, right = encode([d[0] for d in cut]), 0
     for crop, (_, _, facts) in zip(crops, cut, strict=True):
         shape, color = (int(i[0]) for i in facts.counts.nonzero())

@@ -1,0 +1,66 @@
+"""Trains one of the world's evaluator networks from nothing: minutes on one core, no data but the renderer's.
+
+    python -m evaluators.pretrain detector --out evaluators/pretrained/world/detector
+    python -m evaluators.pretrain fid --out evaluators/pretrained/world/fid
+    python -m evaluators.pretrain clip --out evaluators/pretrained/world/clip
+    python -m evaluators.pretrain detector --steps 20 --out DIR          a trial of the machinery, seconds
+
+The folder holds safetensors (float16), the configuration, and `made.json`: arguments, seed, held-out measures of the
+saved file, commit, versions. Scenes are rendered as they are needed, held-out pairs included. Images of another size
+than `--resolution` are resized to it by the networks, so one set of weights serves every resolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from apex.errors import UserError, run_command
+from apex.files import atomic_folder
+from evaluators.networks import save_network
+from evaluators.pretrain import clip, detector, features
+from evaluators.pretrain.loop import write_made
+
+# (steps, batch, learning rate): what the bundled networks were made with.
+RECIPES = {"detector": (1300, 64, 3e-3), "fid": (900, 64, 3e-3), "clip": (700, 128, 2e-3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=sorted(RECIPES))
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--batch", type=int, help="images a step (default: the recipe's)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's)")
+    parser.add_argument("--resolution", type=int, default=32, help="side that the network sees, a multiple of 8 (default: 32)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    steps, batch, lr = (given or default for given, default in zip((args.steps, args.batch, args.lr), RECIPES[args.network], strict=True))
+    if steps < 1 or batch < 16 or lr <= 0:
+        raise UserError(f"--steps {steps}, --batch {batch}, --lr {lr}: expected at least 1 step, 16 images a step and a positive rate")
+    if args.resolution < 16 or args.resolution % 8:
+        raise UserError(f"--resolution {args.resolution}: expected a multiple of 8, at least 16")
+    torch.set_num_threads(args.threads)
+    common = {"steps": steps, "batch": batch, "lr": lr, "seed": args.seed, "resolution": args.resolution}
+    with atomic_folder(args.out) as folder:
+        if args.network == "clip":
+            seconds = clip.train(folder, **common)
+            measured = clip.measure(folder)
+        else:
+            module = {"detector": detector, "fid": features}[args.network]
+            net, seconds = module.train(**common)
+            save_network(net, folder)
+            measured = module.measure(folder)
+        write_made(folder, {"network": args.network, **common, "threads": args.threads}, measured, seconds)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+    print(json.dumps(measured, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,168 @@
+"""Speed of one row: latency at batch 1, throughput at batch 10, end to end and per stage, peak memory, parameters.
+
+    python -m evaluators.speed --config workflows/config/world.yaml --row apex --run results/world/runs/apex/seed0 --nfe 1 --out speed.json
+    python -m evaluators.speed --config workflows/config/world.yaml --row teacher --run apex/pretrained/world --nfe 25 --out speed.json
+
+End to end is what the paper's Table 1 fits: prompts in, 8-bit images out, text encoder and decoder included. Every repeat
+draws other prompts and noise. Warm-up is left out, the device is synchronised before each reading of the clock; values are
+medians, the bounds are the interquartile range over the repeats. Peak memory is the device's on CUDA, else the process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from apex.errors import UserError, run_command
+from apex.provenance import git_commit, hardware, peak_memory_mb, versions
+from evaluators.command import print_metrics
+from evaluators.networks import pick_device
+from evaluators.result import Identity, Metric, Record
+
+VERSION = "1"
+STAGES = ("text", "denoise", "decode")
+BATCH = 10  # of the throughput, as in the paper's Table 1
+REFERENCE_ROWS = ("real", "shuffled", "noise", "mean")
+
+
+class Generator(Protocol):
+    """What is timed: `apex.sample.Generator`."""
+
+    latent_shape: tuple[int, int, int]
+    parameters: int
+    trainable_parameters: int
+
+    def encode(self, prompts: list[str]) -> Any: ...
+    def denoise(self, cond: Any, noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor: ...
+    def decode(self, latents: torch.Tensor) -> torch.Tensor: ...
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def time_stages(
+    generator: Generator, prompts: Sequence[str], batch: int, *, repeats: int, warmup: int, device: str, clock: Callable[[], float] = time.perf_counter
+) -> np.ndarray:
+    """Seconds per stage (text, denoise, decode) of each counted repeat, (repeats, 3); their sum is end to end.
+
+    Noise is drawn before the clock starts: it is an input. The random draws between few steps are inside.
+    """
+    random = torch.Generator().manual_seed(0)  # on the CPU, as sampling draws its noise
+    seconds = np.zeros((repeats, len(STAGES)))
+    for index in range(-warmup, repeats):
+        texts = [prompts[((index + warmup) * batch + i) % len(prompts)] for i in range(batch)]
+        noise = torch.randn(batch, *generator.latent_shape, generator=random).to(device)
+        value: Any = texts
+        for stage, call in enumerate((generator.encode, lambda cond, noise=noise: generator.denoise(cond, noise, random), generator.decode)):
+            synchronise(device)
+            started = clock()
+            value = call(value)
+            synchronise(device)
+            if index >= 0:
+                seconds[index, stage] = clock() - started
+    return seconds
+
+
+def quartiles(values: np.ndarray) -> dict[str, Any]:
+    low, median, high = (float(v) for v in np.quantile(values, [0.25, 0.5, 0.75]))
+    return {"value": median, "ci_low": low, "ci_high": high, "n": len(values), "interval": "interquartile range"}
+
+
+def metrics(single: np.ndarray, many: np.ndarray, batch: int, memory_mb: float) -> list[Metric]:
+    """The record's metrics from seconds per stage at batch 1 and at `batch`, (repeats, 3) each."""
+    found = [
+        Metric(metric="speed/latency_b1_s", unit="s", higher_is_better=False, **quartiles(single.sum(1))),
+        Metric(metric=f"speed/throughput_b{batch}_sps", unit="samples/s", higher_is_better=True, **quartiles(batch / many.sum(1))),
+    ]
+    for stage, name in enumerate(STAGES):
+        found.append(Metric(metric=f"speed/stage/{name}_b1_s", unit="s", higher_is_better=False, **quartiles(single[:, stage])))
+    return [*found, Metric(metric="speed/peak_memory_mb", value=memory_mb, unit="MB", n=1, higher_is_better=False)]
+
+
+def identity(run: Path, row: str, nfe: int, config: Any) -> Identity:
+    """Who is timed, from the run's `made.json` where it has one (a pipeline folder of the teacher may have none)."""
+    path = run / "made.json"
+    made: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            made = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a JSON object ({error}); export the run again") from error
+    known = {k: v for k, v in made.items() if k in Identity.model_fields}
+    if known.get("row", row) != row:
+        raise UserError(f"{path}: holds row {known['row']!r}, but --row says {row!r}; give the run of that row")
+    defaults = {"method": row, "profile": config.profile, "config_hash": config.hash()}
+    return Identity(**(defaults | known | {"row": row, "nfe": nfe}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="the profile's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
+    parser.add_argument("--row", required=True, help="row to time: teacher, or a trained row")
+    parser.add_argument("--run", required=True, type=Path, help="its export; for the teacher the pipeline's folder")
+    parser.add_argument("--nfe", required=True, type=int, help="function evaluations per image")
+    parser.add_argument("--out", required=True, type=Path, help="the result record (JSON) to write")
+    parser.add_argument("--repeats", type=int, help="counted repeats (default: 30 at one step, fewer for many steps)")
+    parser.add_argument("--warmup", type=int, default=3, help="repeats before the clock counts (default: 3)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    run(parser.parse_args())
+
+
+def run(args: argparse.Namespace) -> None:
+    from apex.config import load
+    from apex.data.prompts import load_prompts
+    from apex.sample import Generator as Sampler
+
+    started = time.time()
+    if args.row in REFERENCE_ROWS:
+        raise UserError(f"--row {args.row}: a reference row has no network to time; expected teacher or a trained row")
+    if args.nfe < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0:
+        raise UserError(f"--nfe {args.nfe}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
+    if not args.run.is_dir():
+        raise UserError(f"{args.run}: no such run; train the row first, or give the pipeline's folder for the teacher")
+    torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    config = load(args.config, args.set)
+    prompts = [row["prompt"] for row in load_prompts(config.prompts_path("test"))]
+    who = identity(args.run, args.row, args.nfe, config)
+    guidance = config.guidance if args.row == "teacher" else 1.0
+    sampler = Sampler.load(args.run, nfe=args.nfe, guidance=guidance, device=device)
+    repeats = args.repeats or max(10, 30 // args.nfe)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for batch in (1, BATCH):
+        print(f"speed: batch {batch}, {args.warmup} + {repeats} repeats", file=sys.stderr, flush=True)
+        seconds.append(time_stages(sampler, prompts, batch, repeats=repeats, warmup=args.warmup, device=device))
+    memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else peak_memory_mb()
+    record = Record(
+        **who.model_dump() | {"guidance": guidance, "parameters": sampler.parameters, "trainable_parameters": sampler.trainable_parameters},
+        evaluator="speed",
+        evaluator_version=VERSION,
+        git_commit=git_commit(),
+        hardware=hardware(device),
+        versions=versions(),
+        wall_seconds=round(time.time() - started, 2),
+        peak_memory_mb=round(memory, 1),
+        metrics=metrics(*seconds, BATCH, round(memory, 1)),
+        details={"threads": args.threads, "device": device, "warmup": args.warmup, "latent_shape": list(sampler.latent_shape)},
+    )
+    record.write(args.out)
+    print_metrics(record)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
