@@ -8,7 +8,6 @@ of a method is counted by the samples in it; FLOPs per sample are measured once 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
 from math import prod
 from typing import Any
 
@@ -22,7 +21,7 @@ aten = torch.ops.aten
 
 
 def _conv_backward(grad_out: Any, x: Any, w: Any, *args: Any, **_: Any) -> int:
-    """Two convolutions as large as the forward one. torch's own count ignores the groups, many times too much for Sana's depthwise layers."""
+    """Two convolutions as large as the forward one. torch's own count ignores groups: many times too much for depthwise layers."""
     output_mask = args[7]
     forward = 2 * grad_out[0] * prod(grad_out[2:]) * prod(w)
     return forward * (int(output_mask[0]) + int(output_mask[1]))
@@ -79,7 +78,9 @@ class Ledger:
         book[name] = book.get(name, 0) + samples
 
     def flops(self) -> float:
-        return sum(self.costs[k].forward * n for k, n in self.forward.items()) + sum(self.costs[k].training * n for k, n in self.training.items())
+        return sum(self.costs[k].forward * n for k, n in self.forward.items()) + sum(
+            self.costs[k].training * n for k, n in self.training.items()
+        )
 
     def state(self) -> dict[str, dict[str, int]]:
         return {"forward": dict(self.forward), "training": dict(self.training)}

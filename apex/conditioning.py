@@ -96,7 +96,9 @@ class AffineShift(nn.Module):
 
 
 @torch.no_grad()
-def shift_visibility(network, x0: Tensor, cond: Condition, shift: AffineShift, times: Sequence[float], generator: torch.Generator) -> dict[float, float]:
+def shift_visibility(
+    network, x0: Tensor, cond: Condition, shift: AffineShift, times: Sequence[float], generator: torch.Generator
+) -> dict[float, float]:
     """How much the shift changes F, where 1 is the change made by another sample's caption, per time.
 
     Near 0 the shifted branch is the real branch and APEX has no adversary; far above 1 it is a network

@@ -1,10 +1,10 @@
 """What a run leaves behind: weights that stock diffusers loads, the sampling recipe, and how it was made.
 
-    RUN/transformer/          stock transformer folder (full tuning)
-    RUN/one_step/transformer/ the same network folded at (t = 1, r = 0): a plain stock transformer for NFE 1
-    RUN/lora/                 pytorch_lora_weights.safetensors (tuning by LoRA)
-    RUN/sampling.json         base pipeline, mode, sigmas per NFE, what stock loading reproduces
-    RUN/made.json             configuration, budget, timings, versions, hardware
+RUN/transformer/          stock transformer folder (full tuning)
+RUN/one_step/transformer/ the same network folded at (t = 1, r = 0): a plain stock transformer for NFE 1
+RUN/lora/                 pytorch_lora_weights.safetensors (tuning by LoRA)
+RUN/sampling.json         base pipeline, mode, sigmas per NFE, what stock loading reproduces
+RUN/made.json             configuration, budget, timings, versions, hardware
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 def time_grid(sigmas: Sequence[float]) -> list[float]:
     """Checks the times of a sampler (decreasing, in (0, 1]) and closes them with 0."""
     times = [float(s) for s in sigmas]
-    if not times or any(not 0 < s <= 1 for s in times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
+    if not times or any(not 0 < s <= 1 for s in times) or any(a <= b for a, b in pairwise(times)):
         raise ValueError(f"sigmas must decrease within (0, 1], found {list(sigmas)}")
     return [*times, 0.0]
 
@@ -89,7 +90,7 @@ def sample(
     times = time_grid(sigmas)
     if mode == "few" and len(fresh) < len(times) - 2:
         raise ValueError(f"few-step sampling on {len(times) - 1} times needs {len(times) - 2} fresh noises, found {len(fresh)}")
-    for k, (now, following) in enumerate(zip(times, times[1:], strict=False)):
+    for k, (now, following) in enumerate(pairwise(times)):
         t = torch.full((len(x),), now, device=x.device, dtype=torch.float32)
         if mode == "few":
             clean = endpoint(network(x, t, torch.zeros_like(t)), x, t)

@@ -65,9 +65,13 @@ class Pipeline:
         self.path, self.device = path, device
         for part in ("vae", "tokenizer", "text_encoder", "transformer"):
             if not (path / part).is_dir():
-                raise UserError(f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's")
+                raise UserError(
+                    f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's"
+                )
         self.tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer")
-        self.text_encoder = T5EncoderModel.from_pretrained(path / "text_encoder", use_safetensors=True).eval().requires_grad_(False).to(device)
+        self.text_encoder = (
+            T5EncoderModel.from_pretrained(path / "text_encoder", use_safetensors=True).eval().requires_grad_(False).to(device)
+        )
         self.vae = load_vae(path).eval().requires_grad_(False).to(device)
         self.latent_scale = self.vae.config.scaling_factor
         self.latent_shift = getattr(self.vae.config, "shift_factor", None) or 0.0

@@ -19,11 +19,13 @@ def git_commit(root: Path | None = None) -> str:
     """The checkout's commit, with `-dirty` where tracked files differ from it; "unknown" outside a checkout."""
     where = root or Path(__file__).resolve().parent
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=where, capture_output=True, text=True, check=True).stdout
+        head, changed = (
+            subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("-dirty" if changed.strip() else "")
+    return head + ("-dirty" if changed else "")
 
 
 def versions() -> dict[str, str]:

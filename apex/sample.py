@@ -46,7 +46,9 @@ class Generator:
         passes: network evaluations per image, which guidance doubles.
     """
 
-    def __init__(self, pipeline: Pipeline, backbone: Backbone, *, mode: str, sigmas: list[float], guidance: float, made: dict[str, Any]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, backbone: Backbone, *, mode: str, sigmas: list[float], guidance: float, made: dict[str, Any]
+    ) -> None:
         self.pipeline, self.backbone = pipeline, backbone.eval().requires_grad_(False)
         self.mode, self.sigmas, self.guidance, self.made = mode, sigmas, guidance, made
         self.device = pipeline.device
@@ -73,7 +75,10 @@ class Generator:
             return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={})
         recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
         if str(nfe) not in recipe["sigmas"]:
-            raise UserError(f"{recipe_file}: has no time grid for NFE {nfe}; expected one of {', '.join(recipe['sigmas'])}; add it under sampling.sigmas and train again")
+            raise UserError(
+                f"{recipe_file}: has no time grid for NFE {nfe}; expected one of {', '.join(recipe['sigmas'])}; "
+                "add it under sampling.sigmas and train again"
+            )
         base = locate(recipe["base"])
         pipeline = Pipeline(base, device)
         if recipe["tuning"] == "lora":
@@ -126,7 +131,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}); train the row again") from None
 
 
-def generate(generator: Generator, rows: list[dict], todo: list[int], *, seed: int, images: int, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+def generate(
+    generator: Generator, rows: list[dict], todo: list[int], *, seed: int, images: int, batch: int
+) -> Iterator[tuple[int, np.ndarray]]:
     """(prompt number, uint8 images (images, H, W, 3)) for each prompt number in `todo`, several prompts to a batch."""
     per_batch = max(1, batch // images)
     for start in range(0, len(todo), per_batch):
@@ -239,7 +246,10 @@ def main() -> None:
         write_layout(work, i, rows[i], list(pictures))
         if time.time() - said > 10:
             said = time.time()
-            print(f"{args.row} NFE {args.nfe}: {done}/{len(todo)} prompts, {(said - started) / done * (len(todo) - done) / 60:.1f} min left", flush=True)
+            print(
+                f"{args.row} NFE {args.nfe}: {done}/{len(todo)} prompts, {(said - started) / done * (len(todo) - done) / 60:.1f} min left",
+                flush=True,
+            )
     about |= {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
     write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
     replace_folder(work, args.out)

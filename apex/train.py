@@ -74,13 +74,18 @@ def build_student(run: RunConfig, method: Method, folder: Path, device: torch.de
     """The network to train, set up for the method and the tuning, and the frozen teacher (None where it is the student)."""
     student = load_backbone(folder / "transformer")
     if run.tuning not in method.tunings:
-        raise UserError(f"row {run.row}: method {method.name} does not support tuning {run.tuning!r}; expected one of {', '.join(method.tunings)}")
+        raise UserError(
+            f"row {run.row}: method {method.name} does not support tuning {run.tuning!r}; expected one of {', '.join(method.tunings)}"
+        )
     if run.tuning == "lora":
         from peft import LoraConfig
 
         student.requires_grad_(False)
         lora = LoraConfig(
-            r=run.lora.rank, lora_alpha=run.lora.alpha or run.lora.rank, target_modules=list(student.lora_targets), init_lora_weights="gaussian"
+            r=run.lora.rank,
+            lora_alpha=run.lora.alpha or run.lora.rank,
+            target_modules=list(student.lora_targets),
+            init_lora_weights="gaussian",
         )
         student.transformer.add_adapter(lora)
         return student.to(device), None
@@ -230,7 +235,13 @@ class Loop:
         )
         self.visibility = {k: round(v, 4) for k, v in found.items()}
         mean = sum(found.values()) / len(found)
-        verdict = "too weak: the network hardly sees it" if mean < 0.1 else "strong: far outside what it was trained on" if mean > 3 else "visible"
+        verdict = (
+            "too weak: the network hardly sees it"
+            if mean < 0.1
+            else "strong: far outside what it was trained on"
+            if mean > 3
+            else "visible"
+        )
         print(f"shift visibility (1 = another caption): {mean:.3f}, {verdict}; by time {self.visibility}", flush=True)
 
     def fit(self, max_steps: int | None = None) -> bool:
@@ -247,13 +258,17 @@ class Loop:
             now = time.time()
             elapsed = self.seconds + now - started
             if self.step % self.run.train.log_every == 0 or self.spent() >= budget:
-                self.rows.append({"step": self.step, "wall_seconds": round(elapsed, 3), "forward_equivalents": round(self.spent()), **logged})
+                self.rows.append(
+                    {"step": self.step, "wall_seconds": round(elapsed, 3), "forward_equivalents": round(self.spent()), **logged}
+                )
             if main and now - said > 10:
-                share = (self.spent() - spent_at_start) / (now - started)
+                spent = self.spent()
+                share = (spent - spent_at_start) / (now - started)
+                pace = (now - started) / (self.step - first)
                 print(
-                    f"{self.run.row} seed {self.seed}: step {self.step}, {100 * self.spent() / budget:.1f}% of the budget, loss {logged['loss']:.4f}, "
-                    f"{(now - started) / (self.step - first):.3f} s a step ({self.spent() / self.step / self.run.train.batch_size:.2f} "
-                    f"forward-equivalents a sample), {(budget - self.spent()) / share / 60:.1f} min left",
+                    f"{self.run.row} seed {self.seed}: step {self.step}, {100 * spent / budget:.1f}% of the budget, "
+                    f"loss {logged['loss']:.4f}, {pace:.3f} s a step ({spent / self.step / self.run.train.batch_size:.2f} "
+                    f"forward-equivalents a sample), {(budget - spent) / share / 60:.1f} min left",
                     flush=True,
                 )
                 said = now
@@ -302,7 +317,9 @@ class Loop:
         try:
             state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
             if state["hash"] != self.hash or state["seed"] != self.seed:
-                raise UserError(f"{path}: checkpoint of another configuration ({state['hash']}, expected {self.hash}); remove the folder to start again")
+                raise UserError(
+                    f"{path}: checkpoint of another configuration ({state['hash']}, expected {self.hash}); remove the folder to start again"
+                )
             for name, parameter in self.trained().items():
                 parameter.data.copy_(state["trained"][name])
             self.ema.restore(state["ema"])
@@ -406,7 +423,9 @@ def main() -> None:
     loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
     if loop.fit(args.max_steps) and loop.accelerator.is_main_process:
         loop.export(args.out)
-        print(f"{args.out}: {json.dumps({'steps': loop.step, 'seconds': round(loop.seconds, 1), 'forward_equivalents': round(loop.spent())})}")
+        print(
+            f"{args.out}: {json.dumps({'steps': loop.step, 'seconds': round(loop.seconds, 1), 'forward_equivalents': round(loop.spent())})}"
+        )
 
 
 if __name__ == "__main__":

@@ -75,9 +75,8 @@ class Backbone(nn.Module):
     # -- shared ----------------------------------------------------------------------------------
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor:
         """F(x_t, t, r, c): x_t (B, C, H, W), t and r (B,) in [0, 1]; r = None means r = t. Returns (B, C, H, W)."""
-        if self.target_time == "none":
-            delta = None
-        else:
+        delta = None
+        if self.target_time == "embedding":
             delta = torch.zeros_like(t) if r is None else t - r
         if cond.place == "embeds":
             cond = Condition(cond.apply_shift(cond.embeds), cond.mask)

@@ -20,7 +20,16 @@ class SanaBackbone(Backbone):
     family = "sana"
     transformer_class = SanaTransformer2DModel
     block_list = "transformer_blocks"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point", "timestep_embedder.linear_1", "timestep_embedder.linear_2")
+    lora_targets = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "conv_inverted",
+        "conv_point",
+        "timestep_embedder.linear_1",
+        "timestep_embedder.linear_2",
+    )
 
     def __init__(self, transformer: SanaTransformer2DModel) -> None:
         super().__init__(transformer, "embedding" if transformer.config.guidance_embeds else "none")
@@ -44,7 +53,10 @@ class SanaBackbone(Backbone):
             return self
         config = dict(self.transformer.config) | {"guidance_embeds": True}
         new = SanaTransformer2DModel.from_config(config)
-        state = {k.replace("time_embed.emb.timestep_embedder", "time_embed.timestep_embedder"): v for k, v in self.transformer.state_dict().items()}
+        state = {
+            k.replace("time_embed.emb.timestep_embedder", "time_embed.timestep_embedder"): v
+            for k, v in self.transformer.state_dict().items()
+        }
         new.load_state_dict(state, strict=False)
         slot, time = new.time_embed.guidance_embedder, new.time_embed.timestep_embedder
         slot.linear_1.load_state_dict(time.linear_1.state_dict())

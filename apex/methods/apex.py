@@ -36,7 +36,9 @@ class ApexParams(Params):
     shift_place: Literal[PLACES] = Field("projected", description="where in the text path the shift acts; public code: projected tokens")
     learn_shift: bool = Field(False, description="train a and b with the student")
     rho: float = Field(1.5, ge=0, description="strength of the guidance term in v_hat (public: 4.0 with the frozen base, 0.8 with EMA)")
-    guidance_network: Literal["teacher", "ema", "online"] = Field("teacher", description="F_g of v_hat; public: base if EMA is 1, else EMA or online")
+    guidance_network: Literal["teacher", "ema", "online"] = Field(
+        "teacher", description="F_g of v_hat; public: base if EMA is 1, else EMA or online"
+    )
     recursion_network: Literal["ema", "online"] = Field("ema", description="F_r of the recursion; public: EMA, online if EMA is 0 or 1")
     order: int = Field(1, ge=1, le=4, description="legs N of the recursive consistency target; public: 1 or 2")
     interval: float = Field(0.01, gt=0, lt=0.5, description="D of the recursive consistency target, in time")

@@ -22,7 +22,9 @@ class Eq25Params(Params):
     lam: float = Field(0.5, ge=0, le=1, description="inner lambda of T_mix (Eq. 23); the paper gives no value")
     fake_weight: float = Field(1.0, ge=0, description="lambda_p of L_fake (Eq. 25); default of the paper: 1")
     mix_weight: float = Field(1.0, ge=0, description="lambda_e of L_mix (Eq. 25); default of the paper: 1")
-    weighting: Literal["t(1-t)", "t^3/(1-t)", "t^2"] = Field("t(1-t)", description="reading of w(t) in Eq. 24, as a weight on the velocity error")
+    weighting: Literal["t(1-t)", "t^3/(1-t)", "t^2"] = Field(
+        "t(1-t)", description="reading of w(t) in Eq. 24, as a weight on the velocity error"
+    )
     x_fake_gradient: bool = Field(True, description="L_fake sends gradient through x_fake (text after Eq. 12)")
     fresh_noise: bool = Field(False, description="x_t_fake is made with fresh noise rather than the noise of x_t (Eq. 12)")
 

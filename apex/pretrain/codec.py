@@ -1,6 +1,6 @@
 """Trains the world's latent codec, a small diffusers AutoencoderKL, and normalises its latents exactly.
 
-    python -m apex.pretrain.codec --data SHARDS --out FOLDER [--steps 8000]
+    python -m apex.pretrain.codec --data SHARDS --out FOLDER [--steps 6000]
 
 The result is a stock AutoencoderKL folder: per-channel whitening is folded into its 1x1 `quant_conv`
 and `post_quant_conv`, so `encode(...).latent_dist.mode()` has zero mean and unit variance per channel
@@ -32,7 +32,9 @@ CONFIG = {
 }
 
 
-def codec_loss(codec: AutoencoderKL, images: torch.Tensor, kl_weight: float, latent_noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+def codec_loss(
+    codec: AutoencoderKL, images: torch.Tensor, kl_weight: float, latent_noise: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """L1 + MSE + KL, each a mean over elements; returns (loss, mse). Images (B, 3, H, W) in [-1, 1].
 
     `latent_noise` times each channel's standard deviation is added to the latents before decoding: what the decoder
@@ -84,7 +86,7 @@ def train(
     ema = torch.optim.swa_utils.AveragedModel(codec, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     optimizer = torch.optim.AdamW(codec.parameters(), lr, betas=(0.9, 0.98), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 200) * (1 - k / steps) ** 0.5)
-    log, started = [], time.time()
+    log, started, total = [], time.time(), torch.zeros(())
     for step in range(steps):
         x = images[torch.randint(len(images), (batch,))].float() / 127.5 - 1
         loss, mse = codec_loss(codec, x, kl_weight, latent_noise)
@@ -94,11 +96,15 @@ def train(
         optimizer.zero_grad()
         schedule.step()
         ema.update_parameters(codec)
-        if step % log_every == 0 or step == steps - 1:
-            psnr = float(10 * torch.log10(4.0 / mse))
-            log.append((step, round(psnr, 3)))
-            rate = (time.time() - started) / (step + 1)
-            print(f"codec step {step}/{steps} psnr {psnr:.2f} dB, {rate:.3f} s a step, {(steps - step) * rate / 60:.1f} min left", flush=True)
+        total += mse
+        done = step + 1
+        if done % log_every == 0 or done == steps:
+            psnr = float(10 * torch.log10(4.0 * ((done - 1) % log_every + 1) / total))  # mean since the last line
+            total = torch.zeros(())
+            log.append((done, round(psnr, 3)))
+            rate = (time.time() - started) / done
+            left = (steps - done) * rate / 60
+            print(f"codec step {done}/{steps} psnr {psnr:.2f} dB, {rate:.3f} s a step, {left:.1f} min left", flush=True)
     return ema.module.eval(), log
 
 
@@ -106,11 +112,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--kl-weight", type=float, default=2e-5)
-    parser.add_argument("--latent-noise", type=float, default=0.0, help="noise on the latents before decoding, in their units")
+    parser.add_argument("--kl-weight", type=float, default=1e-5)
+    parser.add_argument("--latent-noise", type=float, default=0.08, help="noise on the latents before decoding, in standard deviations")
     parser.add_argument("--init", type=Path, help="continue from this codec (whose latents are normalised, so --latent-noise has unit 1)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -108,7 +108,12 @@ def main() -> None:
     text_encoder = T5EncoderModel.from_pretrained(args.pipeline / "text_encoder")
     transformer = build_transformer(latents.shape[1], latents.shape[2], text_encoder.config.d_model, width=args.width, layers=args.layers)
     teacher = Teacher(SanaBackbone(transformer), text_encoder).to(args.device)
-    ema = Teacher(SanaBackbone(build_transformer(latents.shape[1], latents.shape[2], text_encoder.config.d_model, width=args.width, layers=args.layers)), T5EncoderModel(text_encoder.config)).to(args.device)
+    ema = Teacher(
+        SanaBackbone(
+            build_transformer(latents.shape[1], latents.shape[2], text_encoder.config.d_model, width=args.width, layers=args.layers)
+        ),
+        T5EncoderModel(text_encoder.config),
+    ).to(args.device)
     ema.load_state_dict(teacher.state_dict())
     optimizer = torch.optim.AdamW(teacher.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
 
@@ -184,7 +189,14 @@ def main() -> None:
         running = float(loss) if running == 0.0 else 0.99 * running + 0.01 * float(loss)
         if step % 500 == 0 or step == args.steps:
             speed = (time.time() - started) / (step - mark)
-            log.append({"step": step, "loss": round(running, 5), "held_out": round(held_out_loss(), 5), "minutes": round((seconds + time.time() - started) / 60, 2)})
+            log.append(
+                {
+                    "step": step,
+                    "loss": round(running, 5),
+                    "held_out": round(held_out_loss(), 5),
+                    "minutes": round((seconds + time.time() - started) / 60, 2),
+                }
+            )
             print(f"teacher {log[-1]}, {speed:.3f} s a step, {(args.steps - step) * speed / 60:.1f} min left", flush=True)
         if time.time() - last_save > 60 * args.save_minutes or step == args.steps:
             total = seconds + time.time() - started
