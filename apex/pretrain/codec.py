@@ -1,6 +1,6 @@
 """Trains the world's latent codec, a small diffusers AutoencoderKL, and normalises its latents exactly.
 
-    python -m apex.pretrain.codec --data SHARDS --out FOLDER [--steps 6000]
+    python -m apex.pretrain.codec --data SHARDS --out FOLDER [--steps 3000] [--decoder-steps 6000]
 
 The result is a stock AutoencoderKL folder: per-channel whitening is folded into its 1x1 `quant_conv`
 and `post_quant_conv`, so `encode(...).latent_dist.mode()` has zero mean and unit variance per channel
@@ -21,11 +21,11 @@ from diffusers import AutoencoderKL
 CONFIG = {
     "in_channels": 3,
     "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [16, 32, 48, 64],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [16, 32, 48],
     "layers_per_block": 1,
-    "latent_channels": 16,
+    "latent_channels": 4,
     "norm_num_groups": 8,
     "mid_block_add_attention": False,
     "scaling_factor": 1.0,
@@ -77,21 +77,29 @@ def train(
     kl_weight: float,
     seed: int,
     latent_noise: float = 0.0,
-    init: Path | None = None,
+    init: AutoencoderKL | None = None,
     log_every: int = 200,
 ) -> tuple[AutoencoderKL, list[tuple[int, float]]]:
-    """Trains a codec on uint8 images (N, 3, H, W); returns (codec with its EMA weights, log of (step, psnr))."""
+    """Trains a codec on uint8 images (N, 3, H, W); returns (codec with its EMA weights, log of (step, psnr)).
+
+    With `init`, its encoder stays as it is and only the decoder is trained: its latents keep their meaning.
+    """
     torch.manual_seed(seed)
-    codec = AutoencoderKL.from_pretrained(init) if init else AutoencoderKL(**CONFIG, sample_size=images.shape[-1])
+    codec = AutoencoderKL(**CONFIG, sample_size=images.shape[-1])
+    if init is not None:
+        codec.load_state_dict(init.state_dict())
+        codec.encoder.requires_grad_(False)
+        codec.quant_conv.requires_grad_(False)
+    trained = [p for p in codec.parameters() if p.requires_grad]
     ema = torch.optim.swa_utils.AveragedModel(codec, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    optimizer = torch.optim.AdamW(codec.parameters(), lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.98), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 200) * (1 - k / steps) ** 0.5)
     log, started, total = [], time.time(), torch.zeros(())
     for step in range(steps):
         x = images[torch.randint(len(images), (batch,))].float() / 127.5 - 1
         loss, mse = codec_loss(codec, x, kl_weight, latent_noise)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -112,12 +120,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl-weight", type=float, default=1e-5)
-    parser.add_argument("--latent-noise", type=float, default=0.08, help="noise on the latents before decoding, in standard deviations")
-    parser.add_argument("--init", type=Path, help="continue from this codec (whose latents are normalised, so --latent-noise has unit 1)")
+    parser.add_argument("--latent-noise", type=float, default=0.05, help="noise on the latents before decoding, in standard deviations")
+    parser.add_argument("--decoder-steps", type=int, default=6000, help="steps of the decoder alone that follow; the latents stay")
+    parser.add_argument("--decode-for", type=Path, help="skip --steps: train the decoder alone for this codec's latents")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -125,19 +134,19 @@ def main() -> None:
     from apex.data.shards import load_images
 
     images = load_images(args.data)
-    codec, log = train(
-        images,
-        steps=args.steps,
-        batch=args.batch,
-        lr=args.lr,
-        kl_weight=args.kl_weight,
-        seed=args.seed,
-        latent_noise=args.latent_noise,
-        init=args.init,
-    )
-    fold_normalisation(codec, images[:4000].float() / 127.5 - 1)
+    common = {"batch": args.batch, "kl_weight": args.kl_weight, "latent_noise": args.latent_noise}
+    if args.decode_for:
+        codec, log = AutoencoderKL.from_pretrained(args.decode_for), []
+    else:
+        codec, log = train(images, steps=args.steps, lr=args.lr, seed=args.seed, **common)
+        fold_normalisation(codec, images[:4000].float() / 127.5 - 1)
+    refined: list[tuple[int, float]] = []
+    if args.decoder_steps:
+        codec, refined = train(images, steps=args.decoder_steps, lr=args.lr / 2, seed=args.seed + 1, init=codec, **common)
     codec.save_pretrained(args.out, safe_serialization=True)
-    (args.out / "made.json").write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "psnr": log}, indent=1))
+    (args.out / "made.json").write_text(
+        json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "psnr": log, "psnr_decoder": refined}, indent=1)
+    )
 
 
 if __name__ == "__main__":

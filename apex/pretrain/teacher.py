@@ -47,7 +47,7 @@ def build_transformer(channels: int, size: int, caption_channels: int, *, width:
         caption_channels=caption_channels,
         mlp_ratio=2.5,
         sample_size=size,
-        patch_size=1,
+        patch_size=2,
         interpolation_scale=1.0,  # without it the model has no image positions
     )
 
