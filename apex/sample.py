@@ -1,7 +1,7 @@
 """Prompts in, images out, for any run, the teacher and the reference rows; images in GenEval's folder layout.
 
     python -m apex.sample --config workflows/config/world.yaml --row apex --run results/world/runs/apex/seed0 \\
-        --nfe 1 --seed 0 --prompts apex/data/prompts/world/test.jsonl --split test --out IMAGES
+        --nfe 1 --seed 0 --split test unseen --out 'results/world/images/apex/nfe1/seed0/{split}'
     python -m apex.sample --config ... --row teacher --nfe 25 ...       the guided teacher (Euler)
     python -m apex.sample --config ... --row real ...                   fresh renders; also shuffled, noise, mean
 
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from apex import flow, provenance
 from apex.backbones.base import Backbone
 from apex.conditioning import Condition, concatenate
-from apex.config import Config, load, locate
+from apex.config import Config, Split, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.errors import UserError, run_command
 from apex.export import LORA_FILE
@@ -169,26 +169,28 @@ def reference_images(kind: str, rows: list[dict], index: int, *, seed: int, imag
     return np.stack(found)
 
 
-def identity(config: Config, args: argparse.Namespace, generator: Generator | None, device: str) -> dict[str, Any]:
+def identity(
+    config: Config, row: str, seed: int, nfe: int, split: str, prompts: Path, generator: Generator | None, device: str
+) -> dict[str, Any]:
     """What made.json says of the images' origin, besides times."""
     made = generator.made if generator else {}
-    teacher = args.row == "teacher"
+    teacher = row == "teacher"
     return {
-        "row": args.row,
-        "method": made.get("method", args.row),
+        "row": row,
+        "method": made.get("method", row),
         "family": made.get("family", "teacher" if teacher else "reference"),
         "variant": made.get("variant", ""),
         "tuning": made.get("tuning", "none"),
         "backbone": generator.backbone.family if generator else "renderer",
         "profile": config.profile,
-        "seed": args.seed,
-        "nfe": args.nfe,
+        "seed": seed,
+        "nfe": nfe,
         "guidance": generator.guidance if generator else 1.0,
         "sigmas": generator.sigmas if generator else [],
         "mode": generator.mode if generator else "none",
-        "prompts": str(args.prompts),
-        "split": args.split,
-        "prompts_sha256": prompts_sha256(args.prompts),
+        "prompts": str(prompts),
+        "split": split,
+        "prompts_sha256": prompts_sha256(prompts),
         "config_hash": made.get("config_hash", config.hash()),
         "git_commit": made.get("git_commit", provenance.git_commit()),
         "hardware": provenance.hardware(device),
@@ -200,6 +202,32 @@ def identity(config: Config, args: argparse.Namespace, generator: Generator | No
     }
 
 
+def write_images(config: Config, rows: list[dict], about: dict[str, Any], generator: Generator | None, out: Path) -> None:
+    """Makes the images of one prompt set and writes them to `out` in GenEval's layout, with made.json.
+
+    They grow in a hidden folder that is named after what makes them; it gets its name when all are there. So an
+    interrupted call continues, and images of other weights or settings are never taken for this call's.
+    """
+    keys = ("row", "seed", "nfe", "guidance", "sigmas", "mode", "prompts_sha256", "config_hash", "run_hash")
+    work = out.parent / f".{out.name}-{provenance.digest({k: about[k] for k in keys} | {'prompts': len(rows)})}"
+    todo = [i for i in range(len(rows)) if not (prompt_folder(work, i) / "metadata.jsonl").exists()]
+    seed, images, started, said = about["seed"], config.prompts.images_per_prompt, time.time(), time.time()
+    if generator:
+        source = generate(generator, rows, todo, seed=seed, images=images, batch=config.sampling.batch_size)
+    else:
+        size = config.data.resolution
+        source = ((i, reference_images(about["row"], rows, i, seed=seed, images=images, resolution=size)) for i in todo)
+    for done, (i, pictures) in enumerate(source, 1):
+        write_layout(work, i, rows[i], list(pictures))
+        if time.time() - said > 10:
+            said = time.time()
+            left = (said - started) / done * (len(todo) - done) / 60
+            print(f"{about['row']} NFE {about['nfe']}, {about['split']}: {done}/{len(todo)} prompts, {left:.1f} min left", flush=True)
+    about = about | {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
+    write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
+    replace_folder(work, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path)
@@ -208,20 +236,21 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="the exported run; the teacher's default is the profile's pipeline")
     parser.add_argument("--nfe", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompts", type=Path, help="prompt file; default: the profile's file of the split")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--split", nargs="+", default=["test"], choices=get_args(Split), help="prompt sets of the profile (default: test)")
+    parser.add_argument("--prompts", type=Path, help="another prompt file in the place of the profile's; with one split")
+    parser.add_argument("--out", required=True, help="the folder; with several splits it holds `{split}`, as in images/{split}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if len(args.split) > 1 and ("{split}" not in args.out or args.prompts):
+        raise UserError(f"--split {' '.join(args.split)}: several splits need `{{split}}` in --out and no --prompts")
     config = load(args.config, args.set)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    args.prompts = args.prompts or config.prompts_path(args.split)
-    rows = load_prompts(args.prompts)
+    sets = {split: args.prompts or config.prompts_path(split) for split in args.split}
+    rows = {split: load_prompts(file) for split, file in sets.items()}
     if config.prompts.per_task is not None:
-        tasks = {row["tag"] for row in rows}
-        rows = load_prompts(args.prompts, limit=config.prompts.per_task * len(tasks))
+        rows = {s: load_prompts(sets[s], limit=config.prompts.per_task * len({row["tag"] for row in r})) for s, r in rows.items()}
 
     generator = None
     if args.row not in REFERENCES:
@@ -229,30 +258,9 @@ def main() -> None:
             raise UserError(f"--run: missing; row {args.row!r} needs the folder of its exported run")
         guidance = config.guidance if args.row == "teacher" else 1.0
         generator = Generator.load(args.run or config.pipeline_path, nfe=args.nfe, guidance=guidance, device=device)
-
-    about = identity(config, args, generator, device)
-    # The images grow in a hidden folder that is named after what makes them; it gets its name when all are there.
-    # So an interrupted call continues, and images of other weights or settings are never taken for this call's.
-    keys = ("row", "seed", "nfe", "guidance", "sigmas", "mode", "prompts_sha256", "config_hash", "run_hash")
-    work = args.out.parent / f".{args.out.name}-{provenance.digest({k: about[k] for k in keys})}"
-    todo = [i for i in range(len(rows)) if not (prompt_folder(work, i) / "metadata.jsonl").exists()]
-    images, started, said = config.prompts.images_per_prompt, time.time(), time.time()
-    if generator:
-        source = generate(generator, rows, todo, seed=args.seed, images=images, batch=config.sampling.batch_size)
-    else:
-        size = config.data.resolution
-        source = ((i, reference_images(args.row, rows, i, seed=args.seed, images=images, resolution=size)) for i in todo)
-    for done, (i, pictures) in enumerate(source, 1):
-        write_layout(work, i, rows[i], list(pictures))
-        if time.time() - said > 10:
-            said = time.time()
-            print(
-                f"{args.row} NFE {args.nfe}: {done}/{len(todo)} prompts, {(said - started) / done * (len(todo) - done) / 60:.1f} min left",
-                flush=True,
-            )
-    about |= {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
-    write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
-    replace_folder(work, args.out)
+    for split, file in sets.items():
+        about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)
+        write_images(config, rows[split], about, generator, Path(args.out.replace("{split}", split)))
 
 
 if __name__ == "__main__":

@@ -88,10 +88,10 @@ def score(images: Images, clip: Clip, weights: np.ndarray, seed: int) -> list[Me
     ]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = image_parser(__doc__)
     parser.add_argument("--weights", type=Path, default=BUNDLED / "clip", help="open_clip folder (default: bundled)")
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

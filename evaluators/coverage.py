@@ -185,11 +185,11 @@ def measure_all(batches: Iterable[np.ndarray], rows: list[dict], counts: list[in
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = image_parser(__doc__)
     parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="folder of the detector (default: bundled)")
     parser.add_argument("--weights", type=Path, default=BUNDLED / "fid", help="folder of the feature network (default: bundled)")
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -131,10 +131,10 @@ def check_count(images: Images, features: int) -> None:
         )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = image_parser(__doc__)
     parser.add_argument("--weights", type=Path, default=BUNDLED / "fid", help="folder of the feature network (default: bundled)")
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

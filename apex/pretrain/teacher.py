@@ -174,7 +174,7 @@ def main() -> None:
         longest = int(lengths[captions].max())
         loss = teacher.loss(x, ids[captions, :longest], masks[captions, :longest], t, noise).mean()
         if not torch.isfinite(loss):
-            raise UserError(f"loss is {float(loss)} at step {step}; the last good state is {state_file}; lower --lr and run again")
+            raise UserError(f"loss is {float(loss.detach())} at step {step}; the last good state is {state_file}; lower --lr and run again")
         progress = step / args.steps
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (1 - progress) ** 0.5
@@ -186,7 +186,8 @@ def main() -> None:
             rate = min(EMA_RATE, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(ema.parameters()), list(teacher.parameters()), 1 - rate)
         step += 1
-        running = float(loss) if running == 0.0 else 0.99 * running + 0.01 * float(loss)
+        value = float(loss.detach())
+        running = value if running == 0.0 else 0.99 * running + 0.01 * value
         if step % 500 == 0 or step == args.steps:
             speed = (time.time() - started) / (step - mark)
             log.append(

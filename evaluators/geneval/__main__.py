@@ -84,12 +84,12 @@ def metrics(rows: list[dict], correct: np.ndarray, counts: np.ndarray, weights: 
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = image_parser(__doc__)
     parser.add_argument("--detector", choices=sorted(DETECTORS), default="world", help="what finds the objects (default: world)")
     parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="its folder (default: bundled)")
     parser.add_argument("--clip-weights", type=Path, default=BUNDLED / "clip", help="open_clip folder of the colour check (default: bundled)")
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

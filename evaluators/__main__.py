@@ -1,0 +1,46 @@
+"""Scores the images of one point by several evaluators in one process: the networks' libraries take longer to load than to run.
+
+    python -m evaluators --images 'results/world/images/apex/nfe1/seed0/{split}' \\
+        --out 'results/world/records/apex/nfe1/seed0/{split}/{evaluator}.json' \\
+        --score test=geneval,fid,clip_score,coverage unseen=geneval
+
+The same as `python -m evaluators.geneval`, `.fid`, `.clip_score` and `.coverage` one after the other, at their defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from apex.errors import UserError, run_command
+
+MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {"geneval": "evaluators.geneval.__main__"}
+
+
+def scores(text: str) -> tuple[str, list[str]]:
+    """`test=geneval,fid` to ("test", ["geneval", "fid"])."""
+    split, equals, names = text.partition("=")
+    evaluators = names.split(",")
+    if not equals or not split or any(name not in MODULES for name in evaluators):
+        raise UserError(f"--score {text}: expected SPLIT=EVALUATOR,... with evaluators of {', '.join(sorted(MODULES))}")
+    return split, evaluators
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="folder in GenEval's layout; `{split}` stands for the prompt set")
+    parser.add_argument("--out", required=True, help="the records' path, with `{split}` and `{evaluator}`")
+    parser.add_argument("--score", required=True, nargs="+", metavar="SPLIT=EVALUATORS", help="which evaluators score which prompt set")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="-- ...", help="passed on to every evaluator, as in -- --row mine --nfe 1")
+    args = parser.parse_args()
+    chosen = [scores(text) for text in args.score]
+    for split, evaluators in chosen:
+        for evaluator in evaluators:
+            out = args.out.replace("{split}", split).replace("{evaluator}", evaluator)
+            rest = [a for a in args.rest if a != "--"]
+            import_module(MODULES[evaluator]).main(["--images", args.images.replace("{split}", split), "--out", out, *rest])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
