@@ -63,7 +63,7 @@ class Pipeline:
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.path, self.device = path, device
-        for part in ("vae", "tokenizer", "text_encoder", "transformer"):
+        for part in ("vae", "tokenizer", "text_encoder"):
             if not (path / part).is_dir():
                 raise UserError(
                     f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's"

@@ -1,9 +1,9 @@
-"""Trains the world's teacher by flow matching, together with its text encoder, into a pipeline folder.
+"""Trains the world's teacher by flow matching with condition dropout into a pipeline folder.
 
-    python -m apex.pretrain.teacher --pipeline FOLDER --cache FOLDER --out FOLDER [--steps 18000]
+    python -m apex.pretrain.teacher --pipeline FOLDER --cache FOLDER --out FOLDER [--steps 16000]
 
-`--pipeline` holds vae/, tokenizer/ and the warmed-up text_encoder/. `--out` becomes a folder in diffusers'
-layout: transformer/ and text_encoder/ with their EMA weights, vae/, tokenizer/, scheduler/ and made.json.
+`--pipeline` holds vae/, tokenizer/ and text_encoder/, all frozen. `--out` becomes a folder in diffusers'
+layout: transformer/ with its EMA weights, text_encoder/, vae/, tokenizer/, scheduler/ and made.json.
 The state is saved every few minutes beside `--out`; the same command continues from it. Stopping early is
 allowed: `--export-only` writes the current EMA weights.
 """
@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from torch import nn
-from transformers import AutoTokenizer, T5EncoderModel
 
-from apex import provenance
+from apex import losses, provenance
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.data.cache import load_cache
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.flow import interpolate
+from apex.pipeline import CaptionTable, Pipeline
 
 EMA_RATE = 0.999
 
@@ -52,27 +52,16 @@ def build_transformer(channels: int, size: int, caption_channels: int, *, width:
     )
 
 
-class Teacher(nn.Module):
-    """Backbone and text encoder as one module, so that one EMA and one optimiser hold both."""
-
-    def __init__(self, backbone: SanaBackbone, text_encoder: T5EncoderModel) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.text_encoder = text_encoder
-
-    def loss(self, latents: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Flow matching, per sample (B,): mean over elements of ||F(x_t, t, c) - (z - x)||^2."""
-        embeds = self.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        predicted = self.backbone(interpolate(latents, noise, t), t, Condition(embeds, mask))
-        return (predicted - (noise - latents)).square().flatten(1).mean(1)
+def flow_matching(backbone: SanaBackbone, latents: torch.Tensor, cond: Condition, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Per sample (B,): mean over elements of ||F(x_t, t, c) - (z - x)||^2."""
+    return losses.flow_matching(backbone(interpolate(latents, noise, t), t, cond), latents, noise)
 
 
-def export(teacher: Teacher, pipeline: Path, out: Path, made: dict) -> None:
+def export(backbone: SanaBackbone, pipeline: Path, out: Path, made: dict) -> None:
     with atomic_folder(out) as folder:
-        for part in ("vae", "tokenizer"):
+        for part in ("vae", "tokenizer", "text_encoder"):
             shutil.copytree(pipeline / part, folder / part)
-        teacher.text_encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
-        teacher.backbone.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
+        backbone.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
         FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
         (folder / "made.json").write_text(json.dumps(made, indent=1))
 
@@ -82,11 +71,12 @@ def main() -> None:
     parser.add_argument("--pipeline", required=True, type=Path)
     parser.add_argument("--cache", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=18000)
+    parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--time-mean", type=float, default=0.6, help="mean of the logit-normal time distribution (deviation 1)")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions replaced by the empty caption")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -98,26 +88,20 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     cache = load_cache(args.cache)
-    tokenizer = AutoTokenizer.from_pretrained(args.pipeline / "tokenizer")
-    tokens = tokenizer([*cache.captions, ""], padding=True, return_tensors="pt")
-    ids, masks = tokens["input_ids"].to(args.device), tokens["attention_mask"].to(args.device)
-    lengths = masks.sum(1)
+    captions = CaptionTable(Pipeline(args.pipeline, args.device), cache.captions)
     latents, index = cache.latents.to(args.device), cache.caption_index.to(args.device)
     held_out = min(2000, len(latents) // 10)
 
-    text_encoder = T5EncoderModel.from_pretrained(args.pipeline / "text_encoder")
-    transformer = build_transformer(latents.shape[1], latents.shape[2], text_encoder.config.d_model, width=args.width, layers=args.layers)
-    teacher = Teacher(SanaBackbone(transformer), text_encoder).to(args.device)
-    ema = Teacher(
-        SanaBackbone(
-            build_transformer(latents.shape[1], latents.shape[2], text_encoder.config.d_model, width=args.width, layers=args.layers)
-        ),
-        T5EncoderModel(text_encoder.config),
-    ).to(args.device)
+    def build() -> SanaBackbone:
+        channels, size = latents.shape[1:3]
+        transformer = build_transformer(channels, size, captions.embeds.shape[2], width=args.width, layers=args.layers)
+        return SanaBackbone(transformer).to(args.device)
+
+    teacher, ema = build(), build()
     ema.load_state_dict(teacher.state_dict())
     optimizer = torch.optim.AdamW(teacher.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
 
-    settings = {k: str(v) for k, v in vars(args).items() if k in ("steps", "batch", "lr", "width", "layers", "drop", "seed")}
+    settings = {k: str(v) for k, v in vars(args).items() if k in ("steps", "batch", "lr", "width", "layers", "drop", "time_mean", "seed")}
     state_file = args.out.parent / f".{args.out.name}-resume-{provenance.digest(settings)}.pt"
     step, seconds, log = 0, 0.0, []
     generator = torch.Generator().manual_seed(args.seed)
@@ -141,7 +125,7 @@ def main() -> None:
             "hardware": provenance.hardware(args.device),
             "versions": provenance.versions(),
             "git_commit": provenance.git_commit(),
-            "parameters": ema.backbone.parameter_count(),
+            "parameters": ema.parameter_count(),
         }
 
     if args.export_only:
@@ -149,30 +133,27 @@ def main() -> None:
         return
 
     @torch.no_grad()
-    def held_out_loss() -> float:
-        """Loss of the EMA weights on held-out scenes at fixed times and noise."""
+    def held_out_loss(captioned: bool) -> float:
+        """Loss of the EMA weights on held-out scenes at fixed times and noise, with their captions or with the empty one."""
         fixed = torch.Generator().manual_seed(1)
         total = 0.0
         for start in range(0, held_out, 250):
             x = latents[start : start + 250].float()
-            chosen = index[start : start + 250]
+            cond = captions[index[start : start + 250]] if captioned else captions.null(len(x))
             noise = torch.randn(x.shape, generator=fixed).to(x)
             t = torch.rand(len(x), generator=fixed).to(x)
-            total += float(ema.loss(x, ids[chosen], masks[chosen], t, noise).sum())
-        return total / held_out
+            total += float(flow_matching(ema, x, cond, t, noise).sum())
+        return round(total / held_out, 5)
 
-    empty = len(cache.captions)
     started, mark, last_save = time.time(), step, time.time()
     running = 0.0
     while step < args.steps:
         chosen = torch.randint(held_out, len(latents), (args.batch,), generator=generator).to(args.device)
         x = latents[chosen].float()
         noise = torch.randn(x.shape, generator=generator).to(x)
-        t = torch.sigmoid(torch.randn(args.batch, generator=generator) + 0.3).to(x)
+        t = torch.sigmoid(torch.randn(args.batch, generator=generator) + args.time_mean).to(x)
         drop = (torch.rand(args.batch, generator=generator) < args.drop).to(args.device)
-        captions = torch.where(drop, empty, index[chosen])
-        longest = int(lengths[captions].max())
-        loss = teacher.loss(x, ids[captions, :longest], masks[captions, :longest], t, noise).mean()
+        loss = flow_matching(teacher, x, captions[torch.where(drop, captions.empty, index[chosen])], t, noise).mean()
         if not torch.isfinite(loss):
             raise UserError(f"loss is {float(loss.detach())} at step {step}; the last good state is {state_file}; lower --lr and run again")
         progress = step / args.steps
@@ -194,7 +175,8 @@ def main() -> None:
                 {
                     "step": step,
                     "loss": round(running, 5),
-                    "held_out": round(held_out_loss(), 5),
+                    "held_out": held_out_loss(True),
+                    "held_out_empty": held_out_loss(False),
                     "minutes": round((seconds + time.time() - started) / 60, 2),
                 }
             )

@@ -1,12 +1,13 @@
 """Builds and warms up the world's text encoder: a small T5 encoder over a word tokenizer.
 
-    python -m apex.pretrain.text_encoder --out FOLDER [--steps 1500]
+    python -m apex.pretrain.text_encoder --out FOLDER [--steps 800]
 
 Sana's cross-attention has no token positions, so the order of words must be inside the embeddings:
 "a red circle and a blue square" has the words of "a blue circle and a red square". A T5 encoder's
 relative position bias gives it. At scale a text encoder comes pretrained on language; here its stand-in
-is a minute of scene-graph prediction: at every noun, the object's colour, number, place relative to the
-other object, and the background. The teacher then trains it further and freezes it (`pretrain.teacher`).
+is a minute of scene-graph prediction: at every noun, the object's shape, colour, number, place relative to the
+other object, that object's shape, and the background. It is frozen from then on: trained further with the teacher
+at the teacher's rate, it forgot colours and places before the teacher had learned to look at them.
 """
 
 from __future__ import annotations
@@ -60,16 +61,21 @@ def build_encoder(vocab_size: int, *, width: int = 128, layers: int = 3) -> T5En
     )
 
 
-def noun_targets(row: dict) -> list[tuple[int, int, int, int]]:
-    """Per noun of the caption, in reading order: classes of (colour, number, place, background); 0 is "not said"."""
+def noun_targets(row: dict) -> list[tuple[int, ...]]:
+    """Per noun of the caption, in reading order: classes of (shape, other shape, colour, number, place, background).
+
+    0 is "not said" for the other shape, the colour, the place and the background.
+    """
     objects = list(row["include"])
     relation = next((e["position"][0] for e in objects if "position" in e), None)
     if relation:
         objects.reverse()  # `include` names the reference first, the caption the subject
     places = {0: relation, 1: world.inverse(relation)} if relation else {}
-    colors, backgrounds = list(world.COLORS), list(world.BACKGROUNDS)
+    shapes, colors, backgrounds = list(world.SHAPES), list(world.COLORS), list(world.BACKGROUNDS)
     return [
         (
+            shapes.index(e["class"]),
+            1 + shapes.index(objects[1 - i]["class"]) if len(objects) == 2 else 0,
             1 + colors.index(e["color"]) if "color" in e else 0,
             e["count"] - 1,
             1 + world.RELATIONS.index(places[i]) if i in places else 0,
@@ -79,12 +85,12 @@ def noun_targets(row: dict) -> list[tuple[int, int, int, int]]:
     ]
 
 
-CLASSES = (1 + len(world.COLORS), 4, 1 + len(world.RELATIONS), 1 + len(world.BACKGROUNDS))
+CLASSES = (len(world.SHAPES), 1 + len(world.SHAPES), 1 + len(world.COLORS), 4, 1 + len(world.RELATIONS), 1 + len(world.BACKGROUNDS))
 _NOUN = re.compile(r"^(" + "|".join(world.SHAPES) + r")(s|es)?$")
 
 
 def warm_up(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, steps: int, batch: int, lr: float, seed: int) -> float:
-    """Trains `encoder` on scene-graph prediction; returns the accuracy (all four answers right) of the last 20 batches."""
+    """Trains `encoder` on scene-graph prediction; returns the accuracy (all answers right) of the last 20 batches."""
     torch.manual_seed(seed)
     rng, sampler = np.random.default_rng(seed), world.PromptSampler()
     heads = nn.Linear(encoder.config.d_model, sum(CLASSES))
@@ -112,14 +118,14 @@ def warm_up(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, step
         right = torch.stack([part.argmax(1) == want for part, want in zip(logits, wanted, strict=True)]).all(0)
         accuracy.append(float(right.float().mean()))
         if step % 100 == 0 or step == steps - 1:
-            print(f"text encoder step {step}/{steps} loss {float(loss):.4f} accuracy {accuracy[-1]:.3f}", flush=True)
+            print(f"text encoder step {step}/{steps} loss {float(loss.detach()):.4f} accuracy {accuracy[-1]:.3f}", flush=True)
     return float(np.mean(accuracy[-20:]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, help="pipeline folder; tokenizer/ and text_encoder/ are written into it")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
