@@ -1,6 +1,6 @@
-"""The audit of the paper's own tables: every check, what it looked at, what it found and how sure.
+"""The audit of the paper's own tables: every check, what it found, and the verdict.
 
-    python -m paper_tables.audit --out results/world/tables
+    python -m paper_tables.audit --out results/world/audit
 
 Writes audit.md, audit.csv and audit.html. Nothing is asserted by hand: the findings follow from the cells in `published/` and
 the sayings in `text_claims.yaml`; change a cell and they change.
@@ -15,48 +15,39 @@ from pathlib import Path
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import checks, checks_outside, checks_text, published
-from paper_tables.checks import CERTAINTY, Checked
+from paper_tables.checks import VERDICTS, Checked, Finding
 from paper_tables.render import Cell, Column, Line, Table, html_fragment, page, to_csv, to_markdown
 
-CAPTION = (
-    "Findings computed from the paper's printed digits (arXiv 2604.12322v1). Certain: arithmetic on the digits with rounding allowed for, or equality digit by digit. "
-    "Likely: needs one outside fact or a statistical judgement. Note: worth knowing, may have an innocent reason. A finding says what the tables show, not why."
-)
+COLUMNS = ("verdict", "table", "row", "what", "computed")
 
 
 def run(data: published.Published) -> list[Checked]:
     """Every check, in a fixed order."""
-    return [check(data) for module in (checks, checks_outside, checks_text) for check in module.CHECKS]
+    return [check(data) for check in (*checks.CHECKS, *checks_outside.CHECKS, *checks_text.checks(data))]
 
 
 def findings_table(done: list[Checked]) -> Table:
-    """All findings, the surest first, then by table and row."""
-    columns = [Column(key, head, numeric=False) for key, head in (("certainty", "how sure"), ("table", "table"), ("row", "row"), ("column", "column"), ("what", "what"), ("computed", "computed"), ("check", "check"))]
-    found = sorted((finding for one in done for finding in one.findings), key=lambda f: (CERTAINTY.index(f.certainty), f.table))
-    lines = [Line({column.key: Cell(getattr(finding, column.key)) for column in columns}) for finding in found]
-    return Table("audit", "Audit of the paper's tables", CAPTION, columns, lines)
-
-
-def checks_table(done: list[Checked]) -> Table:
-    """Every check with the number of things that it looked at, those without a finding included."""
-    columns = [Column("name", "check", numeric=False), Column("about", "what it compares", numeric=False), Column("examined", "looked at"), Column("found", "findings"), Column("note", "what agrees", numeric=False)]
-    lines = [Line({"name": Cell(one.name), "about": Cell(one.about), "examined": Cell(str(one.examined)), "found": Cell(str(len(one.findings))), "note": Cell(one.note)}) for one in done]
-    return Table("checks", "What was checked", "A check without a finding is a result too.", columns, lines)
+    """All findings by verdict, then by table; last the checks that found nothing."""
+    found = [finding for one in done for finding in one.findings]
+    found += [Finding("adds up", "", "", one.about, f"{one.examined} looked at") for one in done if not one.findings]
+    found.sort(key=lambda finding: (list(VERDICTS).index(finding.verdict), finding.table))
+    lines = [Line({key: Cell(getattr(finding, key)) for key in COLUMNS}) for finding in found]
+    caption = "Computed from the printed digits of arXiv 2604.12322v1. A finding says what the tables show, not why. Verdicts: "
+    caption += "; ".join(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items()) + "."
+    return Table("audit", "Audit of the paper's tables", caption, [Column(key, key, numeric=False) for key in COLUMNS], lines=lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for audit.md, audit.csv, audit.html")
     parser.add_argument("--published", type=Path, default=published.PUBLISHED, help="folder of the published tables")
-    parser.add_argument("--claims", type=Path, default=None, help="the text's sayings (default: text_claims.yaml beside this file)")
     args = parser.parse_args()
-    done = run(published.load(args.published, args.claims))
-    found, looked = findings_table(done), checks_table(done)
-    write_atomic(args.out / "audit.md", to_markdown(found) + "\n" + to_markdown(looked))
-    write_atomic(args.out / "audit.csv", to_csv(found))
-    write_atomic(args.out / "audit.html", page(found.title, html_fragment(found, "h1") + "\n" + html_fragment(looked)))
-    counts = ", ".join(f"{sum(line.cells['certainty'].text == level for line in found.lines)} {level}" for level in CERTAINTY)
-    print(f"{args.out}/audit.md: {len(found.lines)} findings ({counts}) of {len(done)} checks")
+    table = findings_table(run(published.load(args.published)))
+    write_atomic(args.out / "audit.md", to_markdown(table))
+    write_atomic(args.out / "audit.csv", to_csv(table))
+    write_atomic(args.out / "audit.html", page(table.title, html_fragment(table, "h1")))
+    counts = ", ".join(f"{sum(line.cells['verdict'].text == verdict for line in table.lines)} {verdict}" for verdict in VERDICTS)
+    print(f"{args.out}/audit.md: {counts}")
 
 
 if __name__ == "__main__":

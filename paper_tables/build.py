@@ -2,9 +2,9 @@
 
     python -m paper_tables.build --results results/world --out results/world/tables
 
-Writes table1, table2 (the paper's shape, published and measured side by side), world (all measurements) and relative (one
-step against the guided 25-step teacher), each as .md, .tex, .csv and .html, and all.tex, which inputs the four. Records are enough: no images, no
-weights, no torch.
+Writes relative (each row beside the guided 25-step teacher), world (all measurements), table1 and table2 (the paper's shape, published and
+measured side by side), each as .md, .tex, .csv and .html, and all.tex, which inputs the four. Records are enough: no images,
+no weights, no torch.
 """
 
 from __future__ import annotations

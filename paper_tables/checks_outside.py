@@ -6,10 +6,10 @@ import math
 import re
 from typing import Any
 
-from paper_tables.checks import Checked, components
+from paper_tables.checks import Checked, components, title
 from paper_tables.published import GENEVAL_TASKS, Published, Row, find, half_unit, label
 
-# Images per GenEval task: 4 for each of its 553 prompts (djghosh13/geneval, prompts/evaluation_metadata.jsonl).
+# Prompts of each GenEval task, four images each (djghosh13/geneval, prompts/evaluation_metadata.jsonl).
 GENEVAL_PROMPTS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 
 
@@ -30,25 +30,34 @@ def image_flops(network: dict[str, Any]) -> float:
 
 
 def parameter_counts(data: Published) -> Checked:
-    """Table 1's parameter column against the public networks, and its LoRA counts against the published targets."""
-    out = Checked("parameter counts", "Table 1: parameters against the public configurations (10% allowed); trainable LoRA parameters against the published targets")
-    agree = []
+    out = Checked("Table 1: parameters agree with the public configurations, 10% allowed")
     for item in data.networks["parameters"]:
-        for row in data["table1"]:
-            if not label(row).startswith(tuple(item["rows"])) or (row["nfe"] != "1" and find(data["table1"], {"method": label(row), "nfe": "1"})):
-                continue  # a model that stands in the table at both NFEs is looked at once
-            out.examined += 1
-            printed, public = float(row["params_b"]), item["billions"]
-            if abs(printed - public) > max(0.1 * public, half_unit(row["params_b"])):
-                out.add("certain", "Table 1", label(row), "params_b", f"The printed parameter count is not that of {item['network']}.", f"printed {row['params_b']}B, public {public}B ({item['source']}): {printed / public:.2f} of it")
-    for rank, billions in sorted({match.groups() for row in data["table1"] if (match := re.search(r"r=(\d+) \(([\d.]+)B", row["trainable_note"]))}):
+        rows = {label(row): row for row in data["table1"] if label(row).startswith(tuple(item["rows"]))}
+        public = item["billions"]
+        out.examined += len(rows)
+        wrong = {
+            name: row["params_b"]
+            for name, row in rows.items()
+            if abs(float(row["params_b"]) - public) > max(0.1 * public, half_unit(row["params_b"]))
+        }
+        if wrong:
+            computed = f"printed {', '.join(sorted(set(wrong.values())))}B; public {public}B ({item['source']})"
+            out.add(
+                "contradiction", "Table 1", ", ".join(wrong), f"The printed parameter count is not that of the {item['network']}.", computed
+            )
+    return out
+
+
+def lora_counts(data: Published) -> Checked:
+    out = Checked("Table 1: trainable LoRA parameters follow from the published targets (r=32: 0.2B, r=64: 0.4B)")
+    for rank, billions in sorted(
+        {match.groups() for row in data["table1"] if (match := re.search(r"r=(\d+) \(([\d.]+)B", row["trainable_note"]))}
+    ):
         out.examined += 1
         count = lora_parameters(data.networks["qwen_image"], data.networks["lora"], int(rank)) / 1e9
         if abs(count - float(billions)) > half_unit(billions) + 1e-9:
-            out.add("certain", "Table 1", f"LoRA r={rank}", "trainable_note", "The trainable parameters do not follow from the published LoRA targets.", f"computed {count:.4f}B, printed {billions}B")
-        else:
-            agree.append(f"r={rank}: {count:.4f}B")
-    out.note = f"LoRA counts follow from the published targets ({', '.join(agree)})" if agree else ""
+            what = "The trainable parameters do not follow from the published LoRA targets."
+            out.add("contradiction", "Table 1", f"LoRA r={rank}", what, f"computed {count:.4f}B, printed {billions}B")
     return out
 
 
@@ -59,111 +68,131 @@ def _extra_step(one: Row, two: Row) -> tuple[float, float, float]:
     return 1 / (second + b) - 1 / (first - a), 1 / second - 1 / first, 1 / (second - b) - 1 / (first + a)
 
 
-def _two_step_rows(data: Published) -> list[tuple[Row, Row]]:
-    """(NFE 1 row, NFE 2 row) of every model that stands in Table 1 with one network for both."""
-    by_name = {(label(row), row["nfe"]): row for row in data["table1"]}
-    return [(row, by_name[name, "2"]) for (name, nfe), row in by_name.items() if nfe == "1" and (name, "2") in by_name]
-
-
 def extra_step(data: Published) -> Checked:
-    """What one more network evaluation costs, from the difference of NFE 2 and NFE 1, against smaller networks and the machine's peak."""
-    out = Checked("cost of one more step", "Table 1: 1/throughput at NFE 2 minus NFE 1 = seconds per image of one more evaluation, against smaller networks and the machine's peak")
-    pairs = _two_step_rows(data)
+    """What one more network evaluation costs per image, against smaller networks and against the machine's peak."""
+    out = Checked("Table 1: one more step (1/throughput at NFE 2 minus NFE 1) fits the network's size and the machine's peak")
+    by_name = {(label(row), row["nfe"]): row for row in data["table1"]}
+    pairs = {name: (row, by_name[name, "2"]) for (name, nfe), row in by_name.items() if nfe == "1" and (name, "2") in by_name}
     out.examined = len(pairs)
     network, machine = data.networks["qwen_image"], data.networks["machine"]
-    work = image_flops(network) / 1e12
-    for one, two in pairs:
-        _, value, most = _extra_step(one, two)
-        small = [(label(other), _extra_step(other, again)[0]) for other, again in pairs if float(other["params_b"]) * 5 <= float(one["params_b"])]
-        dearer = [(name, least) for name, least in small if least > most]
-        if small and len(dearer) == len(small):
-            name, least = min(dearer, key=lambda item: item[1])
-            out.add("certain", "Table 1", label(one), "throughput_samples_s", f"One more step of this {one['params_b']}B network costs less per image than one more step of every network at most a fifth its size ({len(small)} rows).", f"{1e3 * value:.1f} ms (at most {1e3 * most:.1f}); the cheapest of the small ones, {name}: at least {1e3 * least:.1f} ms")
-        if label(one).startswith(tuple(network["rows"])) and most > 0:
-            rate = work / most
-            if rate > machine["peak_tflops"]:
-                alone = float(two["latency_s"]) - float(one["latency_s"])
-                out.add("likely", "Table 1", label(one), "throughput_samples_s", f"At {network['resolution']} px one evaluation for one image is at least {work:.1f} TFLOP; the second step's printed cost needs more than the peak of one {machine['name']} ({machine['peak_tflops']} TFLOP/s). Throughput cannot be one {machine['name']} running the second step on ten images.", f"{rate:.0f} TFLOP/s or more, {rate / machine['peak_tflops']:.1f} x peak; {machine['batch']} images: {1e3 * machine['batch'] * value:.0f} ms, one image: {1e3 * alone:.0f} ms")
+    large = {name: _extra_step(*pair) for name, pair in pairs.items() if name.startswith(tuple(network["rows"]))}
+    small = {name: _extra_step(*pair) for name, pair in pairs.items() if float(pair[0]["params_b"]) * 5 <= 20}
+    cheapest, (least, *_) = min(small.items(), key=lambda item: item[1][0])
+    cheap = {name: value for name, (_, value, most) in large.items() if most < least}
+    if cheap:
+        computed = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in cheap.items())
+        what = f"One more step of the 20B network costs less per image than one more step of any network of 4B or less ({len(small)} rows)."
+        out.add(
+            "doubtful",
+            "Table 1",
+            ", ".join(cheap),
+            what,
+            f"{computed}; the cheapest of the small ones, {cheapest}: at least {1e3 * least:.1f} ms",
+        )
+    work, peak = image_flops(network) / 1e12, machine["peak_tflops"]
+    fast = {name: work / most for name, (_, _, most) in large.items() if 0 < most < work / peak}
+    if fast:
+        what = f"The second step needs more than the peak of one {machine['name']} ({peak} TFLOP/s): "
+        what += f"at {network['resolution']} px one evaluation for one image is at least {work:.1f} TFLOP."
+        computed = ", ".join(f"{name} {rate / peak:.1f} x peak" for name, rate in fast.items())
+        out.add("doubtful", "Table 1", ", ".join(fast), what, f"at least {computed}")
     return out
 
 
 def same_network_speed(data: Published) -> Checked:
-    """Rows of one network at one NFE: LoRA merges into the weights, so their times should agree."""
-    out = Checked("one network, several speeds", "Table 1: rows that run the same network at the same NFE (LoRA merges into the weights)")
+    out = Checked("Table 1: rows that run the same network at the same NFE have the same speed, 5% allowed (LoRA merges into the weights)")
     for item in data.networks["parameters"]:
-        for nfe in sorted({row["nfe"] for row in data["table1"]}):
+        found, names = [], set()
+        for nfe in ("1", "2"):
             rows = [row for row in data["table1"] if row["nfe"] == nfe and label(row).startswith(tuple(item["rows"]))]
-            if len(rows) < 2 or len({family for row in rows for family in item["rows"] if label(row).startswith(family)}) < 2:
-                continue
-            out.examined += 1
-            for column, decimals in (("throughput_samples_s", 2), ("latency_s", 2)):
+            out.examined += len(rows) > 1
+            for column, unit in (("throughput_samples_s", "images/s"), ("latency_s", "s")):
                 values = sorted((float(row[column]), label(row)) for row in rows)
-                (low, slow), (high, fast) = values[0], values[-1]
-                if high / low > 1.05:
-                    out.add("note", "Table 1", f"{item['network']}, NFE {nfe}", column, "Rows that run the same network differ in speed; a difference of this size between methods says nothing.", f"{low:.{decimals}f} ({slow}) to {high:.{decimals}f} ({fast}): {100 * (high / low - 1):.0f}%")
+                if values and values[-1][0] / values[0][0] > 1.05:
+                    (low, slow), (high, fast) = values[0], values[-1]
+                    found.append(f"NFE {nfe}: {low:.2f} ({slow}) to {high:.2f} {unit} ({fast}), {100 * (high / low - 1):.0f}%")
+                    names |= {slow, fast}
+        if found:
+            what = f"Rows that run the {item['network']} differ in speed; a difference of this size between methods says nothing."
+            out.add("note", "Table 1", ", ".join(sorted(names)), what, "; ".join(found))
     return out
 
 
 def copied(data: Published) -> Checked:
-    """Table 1's baselines against Sana-Sprint's own table."""
-    out = Checked("rows copied", "Table 1: baselines that equal Sana-Sprint's own table in every column")
-    keys = [key for key in ("throughput_samples_s", "latency_s", "params_b", "fid", "clip", "geneval")]
-    same, rows = [], []
+    out = Checked("Table 1: baselines were measured beside the paper's models, not copied from Sana-Sprint's own table")
+    keys = ("throughput_samples_s", "latency_s", "params_b", "fid", "clip", "geneval")
+    same = []
     for row in data["table1"]:
         twins = find(data["sana_sprint"], {"method": row["method"], "nfe": row["nfe"]})
-        if twins:
-            rows.append(row)
-            same += [f"{label(row)} ({row['nfe']})"] if all(row[key] == twins[0][key] for key in keys) else []
-    out.examined = len(rows)
+        out.examined += bool(twins)
+        if twins and all(row[key] == twins[0][key] for key in keys):
+            same.append(label(row))
     if same:
-        out.add("likely", "Table 1", f"{len(same)} of {len(rows)} shared rows", "all", "The rows equal Sana-Sprint's own table in every column, times included: copied, not measured beside the paper's models.", ", ".join(same))
+        what = f"{len(same)} of {out.examined} shared rows equal Sana-Sprint's own table in every column, times included: "
+        what += "copied, not measured beside the paper's models."
+        out.add("note", "Table 1", ", ".join(dict.fromkeys(same)), what, f"{len(same)} rows x {len(keys)} columns, every digit")
     return out
 
 
 def left_out(data: Published) -> Checked:
-    """Numbers of the same network, metric and NFE in another paper that reach or pass the row they compare to."""
-    out = Checked("numbers left out", "Tables 1, 3, 4: results of other papers on the same network, metric and NFE that the tables do not show")
+    out = Checked("Tables 1, 3, 4: results of other papers on the same network, benchmark and NFE stand in the table")
     column = {"table1": "geneval", "table3": "overall", "table4": "overall"}
+    below: dict[str, list[str]] = {}
     for item in data["other"]:
         table, name = item["comparable_to"].split(":", 1)
-        if table not in column or item["metric"] != "overall" or not item["nfe"]:
+        if table not in column or not item["nfe"]:
             continue
         rows = [row for row in data[table] if label(row) == name and (table != "table1" or row["nfe"] == item["nfe"])]
-        shown = any(label(row) == item["model"] for row in data[table])
         out.examined += 1
-        if rows and not shown:
-            ours, theirs = float(rows[0][column[table]]), float(item["value"])
-            relation = "above" if theirs > ours else "equal to" if theirs == ours else "below"
-            out.add("certain" if theirs >= ours else "note", f"Table {table[-1]}", f"{name}, NFE {item['nfe']}", column[table], f"The table leaves out {item['model']} ({item['setting']}), {relation} the paper's own row.", f"{item['benchmark']} {item['value']} ({item['source']}) against {rows[0][column[table]]}")
+        if not rows or any(label(row) == item["model"] for row in data[table]):
+            continue
+        ours, theirs = rows[0][column[table]], item["value"]
+        words = f"{item['model']} {theirs} against {ours} (NFE {item['nfe']})"
+        if float(theirs) < float(ours):
+            below.setdefault(table, []).append(words)
+            continue
+        relation = "above" if float(theirs) > float(ours) else "equal to"
+        what = f"The table leaves out {item['model']} ({item['setting']}, same laboratory), {relation} the paper's own row."
+        row = name if name.endswith("NFE)") else f"{name}, NFE {item['nfe']}"
+        out.add("omission", title(table), row, what, f"{item['benchmark']} {theirs} against {ours} ({item['source']})")
+    for table, words in below.items():
+        out.add(
+            "omission",
+            title(table),
+            "APEX",
+            "The table leaves out results of the same laboratory, below the paper's own rows.",
+            "; ".join(words),
+        )
     return out
 
 
 def protocol(data: Published) -> Checked:
-    """Rows measured under another prompt protocol than the benchmark's."""
-    out = Checked("mixed protocols", "Table 2: rows whose published number belongs to rewritten prompts")
+    out = Checked("Table 2: all rows use the benchmark's own prompts")
     for row in data["table2"]:
         known = [item for item in data["other"] if item["comparable_to"] == f"table2:{label(row)}"]
         out.examined += bool(known)
         rewritten = [item for item in known if "rewritten" in item["setting"] and item["value"] == row["overall"]]
         own = [item for item in known if "rewritten" not in item["setting"] and item["value"] != row["overall"]]
         if rewritten and own:
-            out.add("likely", "Table 2", label(row), "overall", "The row is the model's score on rewritten prompts and stands among rows on the benchmark's own.", f"printed {row['overall']}; {own[0]['value']} with {own[0]['setting']} ({own[0]['source']})")
+            computed = f"printed {row['overall']}; {own[0]['value']} with {own[0]['setting']} ({own[0]['source']})"
+            what = "The row is the model's score on rewritten prompts; other rows are on the benchmark's own."
+            out.add("doubtful", "Table 2", label(row), what, computed)
     return out
 
 
 def geneval_error(row: Row, clustered: bool) -> float:
-    """Standard error of GenEval's overall: binomial per task, four images a prompt counted as four draws, or as one."""
-    total = 0.0
+    """Standard error of GenEval's overall: binomial per task, a prompt's four images counted as one draw (clustered) or as four."""
+    variance = 0.0
     for column, task in GENEVAL_TASKS.items():
         p = float(row[column])
-        total += p * (1 - p) / (GENEVAL_PROMPTS[task] * (1 if clustered else 4))
-    return math.sqrt(total) / len(GENEVAL_TASKS)
+        variance += p * (1 - p) / (GENEVAL_PROMPTS[task] * (1 if clustered else 4))
+    return math.sqrt(variance) / len(GENEVAL_TASKS)
 
 
 def distinguishable(data: Published) -> Checked:
-    """Whether Table 2's differences from the teacher and from TwinFlow can be told from chance at 553 x 4 images."""
-    out = Checked("within sampling error", "Table 2: APEX against Qwen-Image and TwinFlow, difference over its standard error, images of one prompt independent or fully dependent")
+    out = Checked("Table 2: APEX 20B's differences from Qwen-Image and TwinFlow are larger than sampling error at 553 x 4 images")
     for name in ("Qwen-Image", "TwinFlow"):
+        found = []
         for other in find(data["table2"], {"model": name}):
             for row in find(data["table2"], {"prefix": "APEX 20B"}):
                 if not all(row[key] and other[key] for key in components("table2")):
@@ -172,9 +201,11 @@ def distinguishable(data: Published) -> Checked:
                 difference = float(row["overall"]) - float(other["overall"])
                 free, bound = (difference / math.hypot(geneval_error(row, c), geneval_error(other, c)) for c in (False, True))
                 if abs(bound) < 1.96:
-                    how = "borderline: it depends on how alike the four images of a prompt are" if abs(free) >= 1.96 else "not told apart from chance under either assumption"
-                    out.add("note", "Table 2", f"{label(row)} against {name}", "overall", f"The difference is {how}.", f"{difference:+.2f}: {free:+.1f} standard errors with independent images, {bound:+.1f} with fully dependent ones")
+                    found.append(f"{label(row)} {difference:+.2f}: {free:.1f} or {bound:.1f} standard errors")
+        if found:
+            what = f"The lead over {name} is hard to tell from sampling error (a prompt's four images counted as four draws, or as one)."
+            out.add("note", "Table 2", f"APEX 20B against {name}", what, "; ".join(found))
     return out
 
 
-CHECKS = (parameter_counts, extra_step, same_network_speed, copied, left_out, protocol, distinguishable)
+CHECKS = (parameter_counts, lora_counts, extra_step, same_network_speed, copied, left_out, protocol, distinguishable)

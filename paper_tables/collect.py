@@ -1,6 +1,6 @@
 """All result records of a results folder as one tidy table, one row per number.
 
-    python -m paper_tables.collect --results results/world --out results/world/metrics.csv
+python -m paper_tables.collect --results results/world --out results/world/metrics.csv
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ def tidy(found: list[records.Found]) -> list[dict[str, object]]:
     rows = []
     for one in found:
         for metric in one.record.metrics:
-            values = {key: getattr(one.record, key) for key in OF_RECORD} | {key: getattr(metric, key) for key in OF_METRIC} | {"split": one.split}
+            values = (
+                {key: getattr(one.record, key) for key in OF_RECORD}
+                | {key: getattr(metric, key) for key in OF_METRIC}
+                | {"split": one.split}
+            )
             rows.append({key: "" if values[key] is None else values[key] for key in COLUMNS})
     return sorted(rows, key=lambda row: (row["row"], row["nfe"], -1 if row["seed"] == "" else row["seed"], row["split"], row["metric"]))
 

@@ -15,12 +15,14 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from apex.errors import UserError
+from paper_tables.cells import row_name
 from paper_tables.view import TASKS, Key, View
 
 CELL = 128  # pixels of one picture's side, about
-GAP, LABEL_WIDTH, LINE = 6, 132, 17
+GAP, LABEL_WIDTH, LINE = 6, 150, 17
 LEFT_OUT = frozenset({("noise", 0), ("shuffled", 0), ("teacher", 50)})  # they say nothing in a picture
-INK, PALE, MISSING = "#1b1f24", "#6b737c", "#eef0f2"
+INK, PALE, MISSING = "#1b1f24", "#5f6770", "#eef0f2"
+NAMES = ("grid", "grid_unseen", "grid_samples")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ def read_prompts(folder: Path) -> dict[str, Prompt]:
         try:
             data = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
             prompts[path.parent.name] = Prompt(path.parent.name, data["prompt"], data.get("tag", ""))
-        except (json.JSONDecodeError, IndexError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: expected one JSON object with the keys prompt and tag ({type(error).__name__}: {error})") from None
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: expected one JSON object with the keys prompt and tag ({type(error).__name__}); sample again"
+            ) from None
     return prompts
 
 
@@ -55,14 +59,16 @@ def image_folders(images: Path, split: str) -> dict[Key, Path]:
     return {key: path for key, (_, path) in found.items()}
 
 
-def choose(prompts: list[Prompt], turn: int) -> list[Prompt]:
-    """One prompt of each task, the tasks in GenEval's order; another `turn` gives others. The choice knows no result."""
+def choose(prompts: list[Prompt], columns: int = 6) -> list[Prompt]:
+    """`columns` prompts, as many of each task as there is room for, in GenEval's order of tasks. The choice knows no result."""
     tasks = [task for task in TASKS if any(prompt.task == task for prompt in prompts)]
     tasks += sorted({prompt.task for prompt in prompts} - set(tasks))
-    chosen = []
+    each = max(1, columns // len(tasks))
+    chosen: list[Prompt] = []
     for task in tasks:
         members = [prompt for prompt in prompts if prompt.task == task]
-        chosen.append(members[(len(members) * (2 * turn + 1) // 6) % len(members)])
+        places = dict.fromkeys(len(members) * (2 * turn + 1) // (2 * each) for turn in range(each))
+        chosen += [members[place] for place in places]
     return chosen
 
 
@@ -73,8 +79,11 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _picture(path: Path, cell: int) -> Image.Image:
     """The image at about `cell` pixels: enlarged by a whole number without smoothing, or reduced with it."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except OSError:
+        raise UserError(f"{path}: not an image; sample again") from None
     factor = cell // max(picture.size)
     if factor >= 1:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -82,54 +91,62 @@ def _picture(path: Path, cell: int) -> Image.Image:
     return picture
 
 
-def draw(folders: dict[Key, Path], keys: list[Key], prompts: list[Prompt], samples: int, title: str, cell: int = CELL) -> Image.Image:
-    """A grid: `prompts` x `samples` columns, `keys` rows. A cell whose image is missing, or belongs to another prompt, says so."""
-    known = {key: read_prompts(folders[key]) for key in keys}
-    width = LABEL_WIDTH + len(prompts) * (samples * (cell + GAP) + (samples > 1) * 3 * GAP)
-    small, bold = _font(13), _font(14, bold=True)
-    wrap = max(10, int(samples * (cell + GAP) / 7.9))
-    captions = [textwrap.wrap(prompt.text, wrap) for prompt in prompts]
+def draw(folders: dict[Key, Path], names: dict[Key, str], prompts: list[Prompt], samples: int, title: str) -> Image.Image:
+    """A grid: `prompts` x `samples` columns, a row for each of `names`.
+
+    A cell whose image is missing, or belongs to another prompt, says so.
+    """
+    small, bold = _font(13), _font(13, bold=True)
+    block = samples * (CELL + GAP) + (2 * GAP if samples > 1 else 0)
+    captions = [textwrap.wrap(prompt.text, max(10, int(samples * (CELL + GAP) / 7.9))) for prompt in prompts]
     head = 34 + LINE * max(len(lines) for lines in captions) + 8
-    sheet = Image.new("RGB", (width + GAP, head + len(keys) * (cell + GAP) + GAP), "white")
+    width = max(LABEL_WIDTH + len(prompts) * block, int(_font(14, bold=True).getlength(title)) + 2 * GAP)
+    sheet = Image.new("RGB", (width, head + len(names) * (CELL + GAP)), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, 7), title, fill=INK, font=bold)
-    left = LABEL_WIDTH
-    for prompt, lines in zip(prompts, captions, strict=True):
+    pen.text((GAP, 7), title, fill=INK, font=_font(14, bold=True))
+    for column, lines in enumerate(captions):
         for index, line in enumerate(lines):
-            pen.text((left, head - 8 - LINE * (len(lines) - index)), line, fill=INK, font=small)
-        for row, key in enumerate(keys):
-            top = head + row * (cell + GAP)
-            same = known[key].get(prompt.folder)
+            pen.text((LABEL_WIDTH + column * block, head - 8 - LINE * (len(lines) - index)), line, fill=INK, font=small)
+    for row, (key, name) in enumerate(names.items()):
+        known, top = read_prompts(folders[key]), head + row * (CELL + GAP)
+        middle = top + CELL // 2
+        lines = [line for part in name.replace(" (", "\n(").splitlines() for line in textwrap.wrap(part, 17)]
+        for index, line in enumerate(lines):
+            pen.text((GAP, middle - LINE * (len(lines) - index) + 4), line, fill=INK, font=bold)
+        pen.text((GAP, middle + 6), f"NFE {key[1]}" if key[1] else "no model", fill=PALE, font=small)
+        for column, prompt in enumerate(prompts):
+            same = known.get(prompt.folder)
             for sample in range(samples):
-                x = left + sample * (cell + GAP)
+                x = LABEL_WIDTH + column * block + sample * (CELL + GAP)
                 path = folders[key] / prompt.folder / "samples" / f"{sample:04d}.png"
-                if same is None or same.text != prompt.text or not path.is_file():
-                    pen.rectangle((x, top, x + cell - 1, top + cell - 1), fill=MISSING)
-                    pen.text((x + 8, top + cell // 2 - 8), "other prompt" if same and same.text != prompt.text else "no image", fill=PALE, font=small)
+                if same is not None and same.text == prompt.text and path.is_file():
+                    sheet.paste(_picture(path, CELL), (x, top))
                 else:
-                    sheet.paste(_picture(path, cell), (x, top))
-        left += samples * (cell + GAP) + (samples > 1) * 3 * GAP
-    for row, (name, nfe) in enumerate(keys):
-        top = head + row * (cell + GAP) + cell // 2
-        pen.text((GAP, top - 16), textwrap.shorten(name, 18, placeholder="…"), fill=INK, font=bold)
-        pen.text((GAP, top + 1), "no model" if nfe == 0 else f"{nfe} step{'s' * (nfe != 1)}", fill=PALE, font=small)
+                    pen.rectangle((x, top, x + CELL - 1, top + CELL - 1), fill=MISSING)
+                    words = "other prompt" if same is not None and same.text != prompt.text else "no image"
+                    pen.text((x + 8, middle - 8), words, fill=PALE, font=small)
     return sheet
 
 
-def grids(images: Path, view: View) -> dict[str, Image.Image | None]:
-    """The three grids, None where there are no images: two of one prompt per task, one of four samples per prompt."""
-    names = ("grid_prompts", "grid_prompts_more", "grid_diversity")
-    folders = image_folders(images, view.split)
-    keys = [key for key in view.keys if key in folders and key not in LEFT_OUT]
-    keys += sorted(key for key in folders if key not in view.keys and key not in LEFT_OUT)
-    prompts = next((list(found.values()) for key in keys if (found := read_prompts(folders[key]))), [])
-    if not prompts:
-        return dict.fromkeys(names)
-    first, second = choose(prompts, 0), choose(prompts, 2)
-    title = f"One sample per prompt, split {view.split}: the first image of the lowest seed, prompts chosen by their place in the list"
-    diversity = [prompt for prompt in first if prompt.task in ("single_object", "position")] or first[:2]
-    return {
-        names[0]: draw(folders, keys, first, 1, title),
-        names[1]: draw(folders, keys, second, 1, title),
-        names[2]: draw(folders, keys, diversity[:2], 4, f"Four samples of one prompt, split {view.split}: do they differ as real ones do?", 96),
-    }
+def _names(view: View, folders: dict[Key, Path]) -> dict[Key, str]:
+    """The grid's rows in the tables' order; images without a record come last."""
+    keys = [key for key in view.keys if key in folders] + sorted(key for key in folders if key not in view.keys)
+    return {key: row_name(key, view) for key in keys if key not in LEFT_OUT}
+
+
+def grids(images: Path, view: View) -> dict[str, Image.Image]:
+    """The grids that the images allow: prompts of the main set, of the unseen set, and four samples of two prompts."""
+    found = {}
+    for name, split in ((NAMES[0], view.split), (NAMES[1], "unseen")):
+        folders = image_folders(images, split)
+        names = _names(view, folders)
+        prompts = next((list(known.values()) for key in names if (known := read_prompts(folders[key]))), [])
+        if prompts and name not in found:
+            chosen = choose(prompts)
+            found[name] = draw(
+                folders, names, chosen, 1, f"{split} set: each prompt's first image, lowest seed; prompts chosen by place in the list"
+            )
+            if split == view.split:
+                two = [prompt for prompt in chosen if prompt.task in ("single_object", "position")][:2] or chosen[:2]
+                found[NAMES[2]] = draw(folders, names, two, 4, f"{split} set: four images of one prompt; do they differ as real ones do?")
+    return found

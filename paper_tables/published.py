@@ -1,10 +1,10 @@
 """The paper's Tables 1-7 and the outside facts that the audit and the tables read, as data.
 
-    published/table1..7.csv   the paper's tables, digits as printed (strings keep the number of decimals)
-    published/sana_sprint.csv Sana-Sprint's own comparison, the rows that Table 1 shares with it
-    published/other.csv       single numbers from other papers, with what they compare to
-    published/networks.yaml   public parameter counts, the LoRA targets, the machine of Table 1
-    text_claims.yaml          what the paper's text says about its tables
+published/table1..7.csv   the paper's tables, digits as printed (strings keep the number of decimals)
+published/sana_sprint.csv Sana-Sprint's own comparison, the rows that Table 1 shares with it
+published/other.csv       single numbers from other papers, with what they compare to
+published/networks.yaml   public parameter counts, the LoRA targets, the machine of Table 1
+text_claims.yaml          what the paper's text says about its tables
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def label(row: Row) -> str:
 
 
 def slug(name: str) -> str:
-    """"APEX 20B LoRA r=32" -> "apex-20b-lora-r-32": how a row of the paper may be named in a results folder."""
+    """ "APEX 20B LoRA r=32" -> "apex-20b-lora-r-32": how a row of the paper may be named in a results folder."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
@@ -100,7 +100,9 @@ def load(folder: Path = PUBLISHED, claims: Path | None = None) -> Published:
             rows = list(csv.DictReader(file))
         missing = [key for key in (*numeric, "citation", "source") if not rows or key not in rows[0]]
         if missing:
-            raise UserError(f"{path}: column {missing[0]!r} is missing or the file has no rows; expected {', '.join((*numeric, 'citation', 'source'))}")
+            raise UserError(
+                f"{path}: column {missing[0]!r} is missing or the file has no rows; expected {', '.join((*numeric, 'citation', 'source'))}"
+            )
         for row in rows:
             for key in numeric:
                 if row[key] and not re.fullmatch(r"-?\d+(\.\d+)?", row[key]):

@@ -64,6 +64,8 @@ def load(results: Path) -> list[Found]:
         for metric in one.record.metrics:
             key = (*one.key, one.record.seed, one.split, metric.metric)
             if key in seen:
-                raise UserError(f"{one.path}: key 'metrics': {metric.metric} of this row, NFE, seed and split also stands in {seen[key]}; keep one")
+                raise UserError(
+                    f"{one.path}: key 'metrics': {metric.metric} of this row, NFE, seed and split also stands in {seen[key]}; keep one"
+                )
             seen[key] = one.path
     return found

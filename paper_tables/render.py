@@ -163,7 +163,11 @@ def to_latex(table: Table) -> str:
     for index, (title, columns) in enumerate(table.views()):
         notes = table.notes(columns)
         words = tex_escape(" ".join(part for part in (f"{title}." if title else "", table.words if index == 0 else "") if part))
-        out += [r"\begin{table}[p]", r"\centering\scriptsize\setlength{\tabcolsep}{3.5pt}", rf"\caption{{\textbf{{{tex_escape(table.title)}.}} {words}}}"]
+        out += [
+            r"\begin{table}[p]",
+            r"\centering\scriptsize\setlength{\tabcolsep}{3.5pt}",
+            rf"\caption{{\textbf{{{tex_escape(table.title)}.}} {words}}}",
+        ]
         out += [rf"\label{{tab:{table.name}}}"] * (index == 0)
         out += _tex_panel(table, columns, notes)
         if notes:
@@ -186,7 +190,8 @@ def latex_document(names: Iterable[str]) -> str:
 def to_csv(table: Table) -> str:
     """Full precision; a column with intervals gets `_ci_low` and `_ci_high`; the last column says why cells are empty."""
     ranged = {
-        column.key: any((found := table.cell(line, column.key).summary) and found.low is not None for line in table.lines) for column in table.columns
+        column.key: any((found := table.cell(line, column.key).summary) and found.low is not None for line in table.lines)
+        for column in table.columns
     }
     head, sectioned = ["section"] if any(line.section for line in table.lines) else [], any(line.section for line in table.lines)
     for column in table.columns:
@@ -219,7 +224,8 @@ def _number(value: float | None) -> str:
 
 STYLE = """
 :root{color-scheme:light}
-body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1b1f24;background:#fff;max-width:1240px;margin:0 auto;padding:24px 20px 64px}
+body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1b1f24;background:#fff}
+body{max-width:1240px;margin:0 auto;padding:24px 20px 64px}
 h1{font-size:1.7rem;margin:.2em 0 .4em}h2{font-size:1.25rem;margin:2.2em 0 .4em;padding-top:.6em;border-top:1px solid #e3e6ea}
 h3{font-size:1rem;margin:1.4em 0 .3em}
 p,figcaption{max-width:80ch}figure{margin:1em 0}figure img{max-width:100%;height:auto;display:block;margin:.4em 0}
@@ -241,7 +247,10 @@ nav a,.formats a{margin-right:1em}a{color:#0b5cad}
 def html_fragment(table: Table, heading: str = "h2", remark: bool = True) -> str:
     """The table with its title, caption and footnotes, for a page that has `STYLE`; `remark` False leaves the shared words out."""
     notes = table.notes()
-    out = [f'<{heading} id="{table.name}">{html.escape(table.title)}</{heading}>', f"<p>{html.escape(table.words if remark else table.caption)}</p>"]
+    out = [
+        f'<{heading} id="{table.name}">{html.escape(table.title)}</{heading}>',
+        f"<p>{html.escape(table.words if remark else table.caption)}</p>",
+    ]
     for title, columns in table.views():
         if title:
             out.append(f"<h3>{html.escape(title)}</h3>")
@@ -249,7 +258,9 @@ def html_fragment(table: Table, heading: str = "h2", remark: bool = True) -> str
         if any(column.group for column in columns):
             heads = (f'<th colspan="{width}" class="{"g" if name else ""}">{html.escape(name)}</th>' for name, width in _groups(columns))
             out.append(f"<tr>{''.join(heads)}</tr>")
-        out.append("<tr>" + "".join(f'<th class="{"n" if column.numeric else ""}">{html.escape(column.head)}</th>' for column in columns) + "</tr>")
+        out.append(
+            "<tr>" + "".join(f'<th class="{"n" if column.numeric else ""}">{html.escape(column.head)}</th>' for column in columns) + "</tr>"
+        )
         out.append("</thead><tbody>")
         for line in table.lines:
             if line.section:
@@ -257,19 +268,31 @@ def html_fragment(table: Table, heading: str = "h2", remark: bool = True) -> str
             cells = []
             for cell, column, width in _runs(table, line, columns):
                 mark = f"<sup>{notes[cell.note]}</sup>" if cell.note else ""
-                kind = "m" if width > 1 or (cell.note and cell.summary is None) else "n" if column.numeric else "wrap" if len(cell.text) > 40 else ""
-                cells.append(f'<td class="{kind}"{f" colspan={chr(34)}{width}{chr(34)}" if width > 1 else ""}>{html.escape(cell.text)}{mark}</td>')
+                kind = (
+                    "m"
+                    if width > 1 or (cell.note and cell.summary is None)
+                    else "n"
+                    if column.numeric
+                    else "wrap"
+                    if len(cell.text) > 40
+                    else ""
+                )
+                cells.append(
+                    f'<td class="{kind}"{f" colspan={chr(34)}{width}{chr(34)}" if width > 1 else ""}>{html.escape(cell.text)}{mark}</td>'
+                )
             out.append(f"<tr>{''.join(cells)}</tr>")
         out.append("</tbody></table></div>")
     if notes:
-        out.append('<div class="notes">' + "".join(f"<p><sup>{mark}</sup> {html.escape(text)}</p>" for text, mark in notes.items()) + "</div>")
+        out.append(
+            '<div class="notes">' + "".join(f"<p><sup>{mark}</sup> {html.escape(text)}</p>" for text, mark in notes.items()) + "</div>"
+        )
     return "\n".join(out)
 
 
 def page(title: str, body: str) -> str:
     """A complete HTML page: no script, no outside resource."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
 
 
 def all_formats(table: Table) -> dict[str, str]:

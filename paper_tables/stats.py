@@ -1,4 +1,12 @@
-"""Intervals: of one record, over seeds, of a ratio of two rows."""
+"""Intervals: of one record, over seeds, of a ratio of two rows.
+
+With several seeds a number is the mean over them, and its interval has two parts, joined as the root of the sum of squares:
+
+    seeds     Student's t-interval of the mean over seeds
+    prompts   the mean over seeds of the record's own interval; not divided by the number of seeds, whose prompts are the same
+
+Each record's interval already has a little of the noise that tells seeds apart, so the joint one is rather too wide.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +23,7 @@ from evaluators.statistics import bootstrap_weights, interval, mean_of_tasks
 # 97.5% quantile of Student's t for 1, 2, ... degrees of freedom.
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
               2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
-NORMAL_QUANTILE = 1.960
-OVER_SEEDS, PAIRED, DELTA = "t over seeds 95%", "paired bootstrap 95%", "delta method 95%"
+SEEDS_AND_PROMPTS, SEEDS, PAIRED, DELTA = "seeds and prompts 95%", "seeds 95%", "paired bootstrap 95%", "delta method 95%"
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,9 @@ class Summary:
     interval: str = ""
 
     @property
-    def error(self) -> float | None:
-        """Standard error that a 95% interval stands for; None where there is no such interval."""
-        if self.low is None or self.high is None or "95%" not in self.interval:
-            return None
-        return (self.high - self.low) / (2 * NORMAL_QUANTILE)
+    def half(self) -> float | None:
+        """Half the width of a 95% interval; None where there is no such interval."""
+        return None if self.low is None or self.high is None or "95%" not in self.interval else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -53,59 +58,60 @@ class PerPrompt:
     correct: np.ndarray
     images: np.ndarray
 
+    def by_seed(self) -> list[float]:
+        return [float(mean_of_tasks(right, of, self.tasks)) for right, of in zip(self.correct, self.images, strict=True)]
 
-def t_quantile(degrees: int) -> float:
-    """97.5% quantile of Student's t; beyond 30 degrees of freedom the value at 30, which is the wider."""
-    return T_QUANTILE[min(degrees, len(T_QUANTILE)) - 1]
+
+def t_half(values: Sequence[float]) -> float:
+    """Half of Student's 95% t-interval of the mean; 0 for one value. Beyond 30 degrees of freedom the quantile at 30, the wider."""
+    if len(values) < 2:
+        return 0.0
+    return T_QUANTILE[min(len(values) - 1, len(T_QUANTILE)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def over_seeds(metrics: Sequence[Metric]) -> Summary:
-    """One seed: the record's own interval. Several: the mean and Student's t-interval over seeds, a fraction's cut at 0 and 1."""
+    """One seed: the record's own interval. Several: the mean and the joint interval (see the module's text)."""
     first, n = metrics[0], min(metric.n for metric in metrics)
     if len(metrics) == 1:
         return Summary(first.value, first.ci_low, first.ci_high, n, 1, first.interval or "")
-    values = [metric.value for metric in metrics]
-    mean = statistics.fmean(values)
-    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(metric.value for metric in metrics)
+    ranged = all(metric.ci_low is not None for metric in metrics)
+    below = statistics.fmean(metric.value - metric.ci_low for metric in metrics) if ranged else 0.0
+    above = statistics.fmean(metric.ci_high - metric.value for metric in metrics) if ranged else 0.0
+    if ranged and "95%" not in first.interval:  # quartiles describe the repeats: there is nothing to join
+        return Summary(mean, mean - below, mean + above, n, len(metrics), first.interval)
+    seeds = t_half([metric.value for metric in metrics])
     least, most = (0.0, 1.0) if first.unit == "fraction" else (-math.inf, math.inf)
-    return Summary(mean, max(least, mean - half), min(most, mean + half), n, len(values), OVER_SEEDS)
+    low, high = max(least, mean - math.hypot(seeds, below)), min(most, mean + math.hypot(seeds, above))
+    return Summary(mean, low, high, n, len(metrics), SEEDS_AND_PROMPTS if ranged else SEEDS)
 
 
 def ratio(top: Summary, bottom: Summary) -> Summary | None:
-    """top/bottom, its interval by the delta method with the two taken as independent; None where the denominator is zero.
-
-    Both are scored on the same prompts, so their errors agree in part and the true interval is narrower.
-    """
+    """top/bottom, its interval by the delta method with the two taken as independent; None where the denominator is zero."""
     if bottom.value == 0:
         return None
     value = top.value / bottom.value
-    n = min((count for count in (top.n, bottom.n) if count is not None), default=None)
-    if top.error is None or bottom.error is None:
-        return Summary(value, None, None, n, top.seeds)
-    half = NORMAL_QUANTILE * math.hypot(top.error / bottom.value, value * bottom.error / bottom.value)
-    return Summary(value, value - half, value + half, n, top.seeds, DELTA)
+    if top.half is None or bottom.half is None:
+        return Summary(value, None, None, top.n, top.seeds)
+    half = math.hypot(top.half / bottom.value, value * bottom.half / bottom.value)
+    return Summary(value, value - half, value + half, top.n, top.seeds, DELTA)
 
 
 def paired_ratio(top: PerPrompt, bottom: PerPrompt) -> Summary | None:
-    """Ratio of two rows' GenEval overall with prompts drawn once for both, within task, and each row's seeds drawn beside them.
+    """Ratio of two rows' GenEval overall. Prompts are drawn once for both, within task; the seeds' part is joined as in `over_seeds`.
 
     None where the prompts are not the same or the denominator is zero.
     """
     if top.texts != bottom.texts or top.tasks != bottom.tasks:
         return None
     weights = bootstrap_weights(top.tasks)
-    rng = np.random.default_rng(0)
-
-    def scores(row: PerPrompt) -> tuple[float, np.ndarray]:
-        """The value, and its resamples: the mean over drawn seeds of each seed's resampled score."""
-        value = np.mean([mean_of_tasks(row.correct[s], row.images[s], row.tasks) for s in range(len(row.correct))])
-        each = np.stack([mean_of_tasks(row.correct[s], row.images[s], row.tasks, weights) for s in range(len(row.correct))])
-        drawn = rng.multinomial(len(each), np.full(len(each), 1 / len(each)), size=each.shape[1]).T
-        return float(value), (drawn * each).sum(0) / len(each)
-
-    (above, above_all), (below, below_all) = scores(top), scores(bottom)
-    usable = below_all > 0
-    if below == 0 or not usable.any():
+    pooled = [(row.correct.sum(0), row.images.sum(0)) for row in (top, bottom)]
+    above, below = (mean_of_tasks(*sums, top.tasks, weights) for sums in pooled)
+    above_value, below_value = (float(mean_of_tasks(*sums, top.tasks)) for sums in pooled)
+    if below_value == 0 or not (below > 0).any():
         return None
-    low, high = interval(above_all[usable] / below_all[usable])
-    return Summary(above / below, low, high, int(min(top.images.sum(1).min(), bottom.images.sum(1).min())), len(top.correct), PAIRED)
+    value = above_value / below_value
+    low, high = interval(above[below > 0] / below[below > 0])
+    seeds = math.hypot(t_half(top.by_seed()) / below_value, value * t_half(bottom.by_seed()) / below_value)
+    n = int(min(top.images.sum(1).min(), bottom.images.sum(1).min()))
+    return Summary(value, value - math.hypot(seeds, value - low), value + math.hypot(seeds, high - value), n, len(top.correct), PAIRED)

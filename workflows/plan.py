@@ -54,16 +54,21 @@ class Plan:
         points += [Point(row, nfe, seed) for row in config.methods for nfe in config.nfe for seed in config.seeds]
         return points + [Point(external.row, external.nfe, first) for external in config.external]
 
+    def scored(self) -> dict[str, list[str]]:
+        """The evaluators of images, by prompt set; prompt sets without one are left out."""
+        config = self.config
+        chosen = {split: [e for e in names if e in config.evaluators and e != SPEED] for split, names in config.splits.items()}
+        return {split: names for split, names in chosen.items() if names}
+
     def records(self) -> list[str]:
         """Every result record of the profile."""
         found = []
-        for split, evaluators in self.config.splits.items():
-            for evaluator in evaluators:
-                if evaluator in self.config.evaluators:
-                    points = self.timed() if evaluator == SPEED else self.points()
-                    if split != "test":  # external folders hold the test prompts
-                        points = [p for p in points if p.row not in self.externals]
-                    found += [self.record.format(**p._asdict(), split=split, evaluator=evaluator) for p in points]
+        for split, evaluators in self.scored().items():
+            points = [p for p in self.points() if split == "test" or p.row not in self.externals]  # external folders hold the test prompts
+            found += [self.record.format(**p._asdict(), split=split, evaluator=e) for p in points for e in evaluators]
+        if SPEED in self.config.evaluators:
+            timed = [split for split, names in self.config.splits.items() if SPEED in names]
+            found += [self.record.format(**p._asdict(), split=split, evaluator=SPEED) for split in timed for p in self.timed()]
         return found
 
     def timed(self) -> list[Point]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState
 from diffusers import QwenImageTransformer2DModel, SanaTransformer2DModel
 from torch import Tensor, nn
 
@@ -16,8 +22,11 @@ from apex.backbones.base import Backbone
 from apex.backbones.qwen_image import QwenImageBackbone, pack, unpack
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
+from apex.config import load
+from apex.data.cache import load_cache
 from apex.flow import expand
 from apex.methods.base import Batch
+from apex.train import Loop
 
 CAPTION_WIDTH = 16
 
@@ -271,3 +280,76 @@ def hermite() -> tuple[Tensor, Tensor]:
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(16)
     return torch.tensor(nodes), torch.tensor(weights / math.sqrt(2 * math.pi))
+
+
+# ------------------------------------------------------------------------------------------------------- small runs
+
+
+@pytest.fixture
+def tiny_profile(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
+    """tiny_profile(rows={...}, train={...}, ...): a profile on the tiny pipeline, a few steps long."""
+
+    def write(**changes: Any) -> Path:
+        values = {
+            "profile": "tiny",
+            "pipeline": str(tiny_pipeline),
+            "data": {"scenes": 48},
+            "methods": ["fm"],
+            "prompts": {"per_task": 1, "images_per_prompt": 2},
+            "budget": {"forward_equivalents": 200},
+            "nfe": [1, 2],
+        }
+        train = {"batch_size": 4, "warmup_steps": 2, "log_every": 1, "learning_rate": 2e-3}
+        values |= changes | {"train": train | changes.get("train", {})}
+        path = tmp_path / "profile.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_loop(tiny_profile: Callable[..., Path], tiny_cache: Path, tmp_path: Path) -> Iterator[Callable[..., Loop]]:
+    """make_loop("fm", resume="a", params={}, tuning="full", seed=0, **profile): a training loop, as `apex.train` makes it."""
+    cache = load_cache(tiny_cache)
+
+    def make(
+        method: str,
+        *,
+        resume: str = "resume",
+        params: dict | None = None,
+        tuning: str = "full",
+        lora: dict | None = None,
+        seed: int = 0,
+        **profile: Any,
+    ) -> Loop:
+        AcceleratorState._reset_state(True)  # one process, several precisions
+        rows = {"row": {"method": method, "tuning": tuning, "lora": lora or {"rank": 2}, "params": params or {}}}
+        config = load(tiny_profile(rows=rows, methods=["row"], **profile))
+        return Loop(config.run_config("row"), config.run_hash("row"), seed, cache, tmp_path / resume, config)
+
+    yield make
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="session")
+def qwen_pipeline(tiny_pipeline: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline with a Qwen-Image transformer for the same latents and captions."""
+    latents = load_cache(tiny_cache).latents
+    width = json.loads((tiny_pipeline / "text_encoder" / "config.json").read_text())["d_model"]
+    folder = tmp_path_factory.mktemp("qwen") / "pipeline"
+    shutil.copytree(tiny_pipeline, folder, ignore=shutil.ignore_patterns("transformer"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4 * latents.shape[1],
+            out_channels=latents.shape[1],
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=width,
+            axes_dims_rope=(4, 6, 6),
+        )
+    transformer.save_pretrained(folder / "transformer")
+    return folder

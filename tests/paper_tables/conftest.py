@@ -1,84 +1,165 @@
-"""Synthetic result folders, made in tmp_path: records in the contract's shape with numbers that tests can predict."""
+"""Synthetic result folders, made in tmp_path: records, logs and images in the contract's shape, with numbers that tests can predict."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+UNSEEN = ("colors", "position", "color_attr")
 REFERENCES = ("real", "mean", "shuffled", "noise")
+EVALUATORS = ("geneval", "fid", "clip_score", "coverage", "speed")
+# Quality of every (row, NFE); a seed adds 0.01 to it.
+ROWS = {
+    ("real", 0): 0.95, ("mean", 0): 0.42, ("shuffled", 0): 0.12, ("noise", 0): 0.05,
+    ("teacher", 50): 0.88, ("teacher", 25): 0.80, ("teacher", 1): 0.08,
+    ("apex", 1): 0.72, ("apex", 2): 0.78, ("apex", 4): 0.81, ("apex-eq25", 1): 0.10, ("apex-eq25", 2): 0.12, ("apex-eq25", 4): 0.2,
+    ("fm", 1): 0.11, ("fm", 2): 0.2, ("fm", 4): 0.45,
+}  # fmt: skip
+PROMPTS = {task: [f"{task.replace('_', ' ')} prompt number {index}" for index in range(4)] for task in TASKS}
 
 
-def metric(name: str, value: float, half: float | None = None, n: int = 1200, unit: str = "fraction", better: bool = True) -> dict[str, Any]:
+def metric(
+    name: str,
+    value: float,
+    half: float | None = None,
+    n: int = 1200,
+    unit: str = "fraction",
+    better: bool = True,
+    word: str = "bootstrap 95%",
+) -> dict[str, Any]:
     """One entry of a record's `metrics`; `half` is half the width of its interval."""
-    low, high = (None, None) if half is None else (value - half, value + half)
-    return {"metric": name, "value": value, "unit": unit, "n": n, "ci_low": low, "ci_high": high, "higher_is_better": better}
+    bounds = {} if half is None else {"ci_low": value - half, "ci_high": value + half, "interval": word}
+    return {"metric": name, "value": value, "unit": unit, "n": n, "higher_is_better": better, **bounds}
 
 
-def numbers(evaluator: str, quality: float, seed: int, nfe: int) -> list[dict[str, Any]]:
-    """Metrics of one evaluator for a row of that quality (0 to 1); seeds differ by 0.01."""
+def numbers(evaluator: str, quality: float, seed: int, nfe: int, split: str = "test") -> list[dict[str, Any]]:
+    """Metrics of one evaluator for a row of that quality; tasks differ by 0.02 around it."""
     value = quality + 0.01 * seed
     if evaluator == "geneval":
-        tasks = [metric(f"geneval/{task}", value + 0.02 * (index - 2.5), 0.05, 200) for index, task in enumerate(TASKS)]
-        return [metric("geneval/overall", value, 0.03), *tasks, metric("geneval/seen", value, 0.03)]
+        tasks = TASKS if split == "test" else UNSEEN
+        each = [metric(f"geneval/{task}", value + 0.02 * (index - (len(tasks) - 1) / 2), 0.05, 200) for index, task in enumerate(tasks)]
+        return [metric("geneval/overall", value, 0.03), *each, metric("geneval/seen" if split == "test" else "geneval/unseen", value, 0.03)]
     if evaluator == "fid":
-        return [metric("fid", 50 - 40 * value, 1.0, unit="score", better=False), metric("fid/floor", 3.2, None, unit="score", better=False), metric("kid", 0.0421 * (1 - value), 0.001, unit="score", better=False)]
+        common = {"unit": "squared feature distance", "better": False}
+        kid = metric("kid", 0.0421 * (1 - value), 0.001, word="jackknife 95%", **common)
+        return [metric("fid", 50 - 40 * value, **common), metric("fid/floor", 3.2, **common), kid]
     if evaluator == "clip_score":
-        return [metric("clip_score", 20 + 10 * value, 0.2, unit="score"), metric("clip_score/real", 30.5, 0.1, unit="score"), metric("clip_score/shuffled", 21.5, 0.1, unit="score")]
+        real, shuffled = (
+            metric("clip_score/real", 30.5, 0.1, unit="100 x cosine"),
+            metric("clip_score/shuffled", 21.5, 0.1, unit="100 x cosine"),
+        )
+        return [metric("clip_score", 20 + 10 * value, 0.2, unit="100 x cosine"), real, shuffled]
     if evaluator == "coverage":
-        return [metric("coverage/spread", value, 0.02), metric("coverage/precision", value, 0.03), metric("coverage/recall", value - 0.1, 0.03)]
-    stages = [metric(f"speed/stage/{stage}_b1_s", 0.001 * (index + nfe), None, 30, "s", False) for index, stage in enumerate(("text", "denoise", "decode"))]
-    latency = metric("speed/latency_b1_s", 0.002 + 0.004 * nfe, 0.0005, 30, "s", False)
-    return [latency, metric("speed/throughput_b10_sps", 300 / nfe, 5.0, 30, "samples/s"), metric("speed/peak_memory_mb", 512.0, None, 30, "MB", False), *stages]
+        return [
+            metric("coverage/spread", value, 0.02),
+            metric("coverage/precision", value, 0.03),
+            metric("coverage/recall", value / 2, 0.03),
+        ]
+
+    def timed(name: str, value: float, half: float, unit: str = "s", better: bool = False) -> dict[str, Any]:
+        return metric(f"speed/{name}", value, half, 30, unit, better, "interquartile range")
+
+    stages = [timed(f"stage/{stage}_b1_s", 0.001 * (index + nfe), 0.0001) for index, stage in enumerate(("text", "denoise", "decode"))]
+    whole = [timed("latency_b1_s", 0.002 + 0.004 * nfe, 0.0005), timed("throughput_b10_sps", 300 / nfe, 5.0, "samples/s", True)]
+    return [*whole, *stages, metric("speed/peak_memory_mb", 512.0, None, 1, "MB", False)]
 
 
-def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, **changes: Any) -> dict[str, Any]:
+def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split: str = "test", **changes: Any) -> dict[str, Any]:
     """A whole record; `changes` replaces keys."""
-    generated, trained = row not in REFERENCES, row not in (*REFERENCES, "teacher")
-    training = {"flops": 2.5e15, "forward_equivalents": 120000.0, "wall_seconds": 1180.5, "steps": 4000, "peak_memory_mb": 900.0}
+    reference, trained = row in REFERENCES, row not in (*REFERENCES, "teacher")
+    training = {"flops": 2.5e15, "forward_equivalents": 120000, "wall_seconds": 1180.5, "steps": 4000, "peak_memory_mb": 900.0}
+    tasks = TASKS if split == "test" else UNSEEN
+    right = [
+        {"tag": task, "prompt": prompt, "correct": round(100 * (quality + 0.01 * seed)), "images": 100}
+        for task in tasks
+        for prompt in PROMPTS[task]
+    ]
     return {
         "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row, "method": row.removesuffix("-lora"), "family": "test",
-        "variant": "", "tuning": "full" if trained else None, "backbone": "world-sana" if generated else None, "profile": "synthetic", "seed": seed, "nfe": nfe,
-        "guidance": 3.0 if row == "teacher" else 1.0 if generated else None, "prompts": "prompts/test.jsonl", "prompts_sha256": "0" * 64, "git_commit": "abcdef012345",
-        "config_hash": "0123456789ab", "hardware": "Test CPU, 2 cores", "versions": {"python": "3.11"}, "wall_seconds": 12.5, "peak_memory_mb": 700.0,
-        "parameters": 1243152 if generated else None, "trainable_parameters": 1243152 if trained else None, "training": training if trained else None,
-        "metrics": numbers(evaluator, quality, seed, nfe), "details": {},
+        "variant": "", "tuning": "full" if trained else "none", "backbone": "renderer" if reference else "sana", "profile": "synthetic",
+        "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0, "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
+        "git_commit": "abcdef012345", "config_hash": "0123456789ab", "hardware": "Test CPU, 2 cores", "versions": {"python": "3.11"},
+        "wall_seconds": 12.5, "peak_memory_mb": 700.0,
+        "parameters": 0 if reference else 1243152, "trainable_parameters": 1243152 if trained else 0,
+        "training": training if trained else None, "metrics": numbers(evaluator, quality, seed, nfe, split),
+        "details": {"per_prompt": right} if evaluator == "geneval" else {},
     } | changes  # fmt: skip
 
 
-ROWS = {
-    ("real", 0): 0.97, ("mean", 0): 0.42, ("shuffled", 0): 0.12, ("noise", 0): 0.03, ("teacher", 50): 0.88, ("teacher", 25): 0.87, ("teacher", 1): 0.08,
-    ("apex", 1): 0.71, ("apex", 2): 0.78, ("apex", 4): 0.81, ("apex-eq25", 1): 0.09, ("fm", 1): 0.10,
-}  # fmt: skip
-EVALUATORS = ("geneval", "fid", "clip_score", "coverage", "speed")
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def write_logs(folder: Path, row: str, seed: int, lines: int = 60) -> None:
+    """A training log in `apex.train`'s columns and the run's record with the shift-visibility probe."""
+    own = {"apex": ["base", "residual/one_step", "rectification"], "apex-eq25": ["fake", "mix"]}.get(row, [])
+    head = ["step", "wall_seconds", "forward_equivalents", "learning_rate", "loss", "grad_norm", *own]
+    rng = np.random.default_rng(seed)
+    rows = [",".join(head)]
+    for step in range(20, 20 * (lines + 1), 20):
+        values = [(1 + len(name) / 10) * (0.2 + np.exp(-step / 300)) * rng.lognormal(0, 0.15) for name in head[4:]]
+        rows.append(",".join(str(value) for value in [step, step * 0.3, step * 700, 1e-3, *values]))
+    write(folder / "log.csv", "\n".join(rows) + "\n")
+    probe = {"apex": {"0.1": 0.9, "0.3": 1.4, "0.5": 1.9, "0.7": 2.2, "0.9": 2.6}, "apex-eq25": {"0.1": 0.05, "0.5": 0.05, "0.9": 0.05}}
+    write(folder / "made.json", {"row": row, "seed": seed, "shift_visibility": probe.get(row, {})})
+
+
+def write_images(folder: Path, row: str, nfe: int, samples: int = 4, side: int = 32, chosen: Iterable[str] = TASKS) -> None:
+    """A folder in GenEval's layout: a disc in a colour of the row, at a place of the prompt."""
+    rng = np.random.default_rng(len(row) * 10 + nfe)
+    y, x = np.mgrid[:side, :side]
+    for index, (task, prompt) in enumerate([(task, prompt) for task in chosen for prompt in PROMPTS[task]]):
+        place = folder / f"{index:05d}"
+        write(place / "metadata.jsonl", json.dumps({"tag": task, "include": [], "prompt": prompt}) + "\n")
+        (place / "samples").mkdir()
+        for sample in range(samples):
+            image = np.full((side, side, 3), 90 + 20 * (index % 5), np.uint8)
+            image[(x - 8 - 5 * sample) ** 2 + (y - 8 - index % 16) ** 2 < 40] = rng.integers(0, 255, 3)
+            Image.fromarray(image).save(place / "samples" / f"{sample:04d}.png", compress_level=1)
 
 
 @pytest.fixture
 def make_results(tmp_path: Path) -> Callable[..., Path]:
-    """make_results(rows=..., seeds=..., skip={(row, evaluator)}) writes a results folder and returns it."""
+    """make_results(rows=..., seeds=..., skip={(row, evaluator)}, runs=, images=, calibration=) writes a results folder and returns it."""
 
     def make(
         rows: dict[tuple[str, int], float] | None = None,
         seeds: tuple[int, ...] = (0,),
-        skip: frozenset[tuple[str, str]] = frozenset(),
+        skip: Iterable[tuple[str, str]] = (),
         name: str = "results",
+        runs: bool = False,
+        images: bool = False,
+        calibration: bool = False,
     ) -> Path:
         folder = tmp_path / name
         for (row, nfe), quality in (ROWS if rows is None else rows).items():
-            for seed in seeds if row not in (*REFERENCES, "teacher") else (0,):
+            for seed in (0,) if row in REFERENCES else seeds:
+                place = folder / "records" / row / f"nfe{nfe}" / f"seed{seed}"
                 for evaluator in EVALUATORS:
-                    if (row, evaluator) in skip or (evaluator == "speed" and row in REFERENCES):
-                        continue
-                    path = folder / "records" / row / f"nfe{nfe}" / f"seed{seed}" / "test" / f"{evaluator}.json"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps(record(row, nfe, seed, evaluator, quality)))
-                unseen = folder / "records" / row / f"nfe{nfe}" / f"seed{seed}" / "unseen" / "geneval.json"
-                unseen.parent.mkdir(parents=True, exist_ok=True)
-                unseen.write_text(json.dumps(record(row, nfe, seed, "geneval", quality * 0.8)))
+                    if (row, evaluator) not in skip and not (evaluator == "speed" and (row in REFERENCES or seed)):
+                        write(place / "test" / f"{evaluator}.json", record(row, nfe, seed, evaluator, quality))
+                if (row, "geneval") not in skip:
+                    write(place / "unseen" / "geneval.json", record(row, nfe, seed, "geneval", quality / 2, "unseen"))
+                if runs and row not in (*REFERENCES, "teacher") and not (folder / "runs" / row / f"seed{seed}").exists():
+                    write_logs(folder / "runs" / row / f"seed{seed}", row, seed)
+            if images:
+                write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "test", row, nfe)
+                write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "unseen", row, nfe, 1, chosen=UNSEEN)
+        if calibration:
+            faults = {"blur": (0.0, 1.0, 4.0), "lost objects": (0.0, 0.5, 1.0)}
+            found = {
+                fault: [{"level": x, "overall": 1 - x / top[-1], **dict.fromkeys(TASKS, 1 - x / top[-1])} for x in top]
+                for fault, top in faults.items()
+            }
+            write(folder / "calibration" / "calibration.json", {"n": 300, "units": dict.fromkeys(faults, "level"), "curves": found})
         return folder
 
     return make

@@ -48,14 +48,6 @@ def run_identity(wildcards):
     return CONFIG.run_hash(wildcards.row, teacher=not MADE_HERE)
 
 
-def prompts_file(wildcards):
-    return str(CONFIG.prompts_path(wildcards.split))
-
-
-def prompts_identity(wildcards):
-    return fingerprint(CONFIG.prompts_path(wildcards.split))
-
-
 def teacher_input(wildcards):
     """A given teacher's content counts, in `params:`, and not its files' times, which a clone sets at random."""
     if MADE_HERE:

@@ -1,50 +1,57 @@
-# One result record per point, prompt set and evaluator.
+# One result record per point, prompt set and evaluator; one job per point.
 
-IMAGE_EVALUATORS = [name for name in CONFIG.evaluators if name != "speed"]
 EVALUATOR_NETWORKS = fingerprint(BASEDIR / "evaluators" / "pretrained")
+SCORED = PLAN.scored()
+
+
+def records_of(wildcards, row=None):
+    """The point's records with `{split}` and `{evaluator}` left open, for the command."""
+    return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
 
 
 rule evaluate:
     input:
-        images=PLAN.images,
+        [PLAN.images.replace("{split}", split) for split in SCORED],
     output:
-        PLAN.record,
+        [PLAN.record.replace("{split}", s).replace("{evaluator}", e) for s, names in SCORED.items() for e in names],
     log:
-        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-{{evaluator}}.log",
+        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
         row=one_of(["teacher", *CONFIG.references, *CONFIG.methods]),
         nfe=r"\d+",
         seed=r"\d+",
-        split=one_of(CONFIG.splits),
-        evaluator=one_of(IMAGE_EVALUATORS),
     conda:
         ENVIRONMENT
     params:
         networks=EVALUATOR_NETWORKS,
+        images=lambda wildcards: images_of(wildcards),
+        records=lambda wildcards: records_of(wildcards),
+        scores=[f"{split}={','.join(names)}" for split, names in SCORED.items()],
     shell:
-        "python -m evaluators.{wildcards.evaluator} --images {input.images} --out {output} > {log} 2>&1"
+        "python -m evaluators --images '{params.images}' --out '{params.records}' --score {params.scores} > {log} 2>&1"
 
 
+# An external folder holds the test prompts.
 rule evaluate_external:
     output:
-        PLAN.record,
+        [PLAN.record.replace("{split}", "test").replace("{evaluator}", e) for e in SCORED.get("test", [])],
     log:
-        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-{{evaluator}}.log",
+        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
         row=one_of(PLAN.externals),
         nfe=r"\d+",
         seed=r"\d+",
-        split="test",
-        evaluator=one_of(IMAGE_EVALUATORS),
     conda:
         ENVIRONMENT
     params:
         networks=EVALUATOR_NETWORKS,
         images=lambda wildcards: PLAN.externals[wildcards.row].images,
         content=lambda wildcards: fingerprint(Path(PLAN.externals[wildcards.row].images)),
+        records=lambda wildcards: records_of(wildcards),
+        scores=f"test={','.join(SCORED.get('test', []))}",
     shell:
-        "python -m evaluators.{wildcards.evaluator} --images {params.images} --row {wildcards.row}"
-        " --nfe {wildcards.nfe} --out {output} > {log} 2>&1"
+        "python -m evaluators --images {params.images:q} --out '{params.records}' --score {params.scores}"
+        " -- --row {wildcards.row} --nfe {wildcards.nfe} > {log} 2>&1"
 
 
 rule speed:

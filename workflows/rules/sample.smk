@@ -1,42 +1,49 @@
-# Images, made once per point and prompt set, in GenEval's layout, and scored many times.
+# Images, made once per point for all its prompt sets, in GenEval's layout, and scored many times.
+
+IMAGES = [PLAN.images.replace("{split}", split) for split in CONFIG.splits]
+PROMPTS = {split: fingerprint(CONFIG.prompts_path(split)) for split in CONFIG.splits}
+
+
+def images_of(wildcards, row=None):
+    """The point's images with `{split}` left open, for the command."""
+    return PLAN.images.format(**{"row": row, "nfe": 0, **wildcards}, split="{split}")
 
 
 rule sample:
     input:
         run=PLAN.run,
     output:
-        directory(PLAN.images),
+        [directory(images) for images in IMAGES],
     log:
-        f"{PLAN.root}/logs/sample/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}.log",
+        f"{PLAN.root}/logs/sample/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
         row=one_of(CONFIG.methods),
         nfe=r"\d+",
         seed=r"\d+",
-        split=one_of(CONFIG.splits),
     conda:
         ENVIRONMENT
     params:
         config=config_arguments,
         sampling=CONFIG.sampling.model_dump_json(),
-        prompts=prompts_identity,
+        prompts=PROMPTS,
+        splits=list(CONFIG.splits),
+        images=lambda wildcards: images_of(wildcards),
         amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
-        file=prompts_file,
     shell:
         "python -m apex.sample {params.config} --row {wildcards.row} --run {input.run} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --prompts {params.file} --split {wildcards.split} --out {output} > {log} 2>&1"
+        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
 
 
 rule sample_teacher:
     input:
         teacher=teacher_input,
     output:
-        directory(PLAN.images.replace("{row}", "teacher")),
+        [directory(images.replace("{row}", "teacher")) for images in IMAGES],
     log:
-        f"{PLAN.root}/logs/sample/teacher-nfe{{nfe}}-seed{{seed}}-{{split}}.log",
+        f"{PLAN.root}/logs/sample/teacher-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
         nfe=r"\d+",
         seed=r"\d+",
-        split=one_of(CONFIG.splits),
     conda:
         ENVIRONMENT
     params:
@@ -44,31 +51,32 @@ rule sample_teacher:
         teacher=TEACHER,
         pipeline=str(CONFIG.pipeline_path),
         guidance=CONFIG.guidance,
-        prompts=prompts_identity,
+        prompts=PROMPTS,
+        splits=list(CONFIG.splits),
+        images=lambda wildcards: images_of(wildcards, "teacher"),
         amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
-        file=prompts_file,
     shell:
         "python -m apex.sample {params.config} --row teacher --run {params.pipeline} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --prompts {params.file} --split {wildcards.split} --out {output} > {log} 2>&1"
+        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
 
 
 rule sample_reference:
     output:
-        directory(PLAN.images.replace("nfe{nfe}", "nfe0")),
+        [directory(images.replace("nfe{nfe}", "nfe0")) for images in IMAGES],
     log:
-        f"{PLAN.root}/logs/sample/{{row}}-seed{{seed}}-{{split}}.log",
+        f"{PLAN.root}/logs/sample/{{row}}-seed{{seed}}.log",
     wildcard_constraints:
         row=one_of(CONFIG.references),
         seed=r"\d+",
-        split=one_of(CONFIG.splits),
     conda:
         ENVIRONMENT
     params:
         config=config_arguments,
         resolution=CONFIG.data.resolution,
-        prompts=prompts_identity,
+        prompts=PROMPTS,
+        splits=list(CONFIG.splits),
+        images=lambda wildcards: images_of(wildcards),
         amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
-        file=prompts_file,
     shell:
         "python -m apex.sample {params.config} --row {wildcards.row} --nfe 0 --seed {wildcards.seed}"
-        " --prompts {params.file} --split {wildcards.split} --out {output} > {log} 2>&1"
+        " --split {params.splits} --out '{params.images}' > {log} 2>&1"
