@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from apex.pretrain import origin, settings
+
 CONFIG = {
     "in_channels": 3,
     "out_channels": 3,
@@ -144,9 +146,8 @@ def main() -> None:
     if args.decoder_steps:
         codec, refined = train(images, steps=args.decoder_steps, lr=args.lr / 2, seed=args.seed + 1, init=codec, **common)
     codec.save_pretrained(args.out, safe_serialization=True)
-    (args.out / "made.json").write_text(
-        json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "psnr": log, "psnr_decoder": refined}, indent=1)
-    )
+    made = {"arguments": settings(args), "psnr": log, "psnr_decoder": refined} | origin()
+    (args.out / "made.json").write_text(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from apex.errors import UserError, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.flow import interpolate
 from apex.pipeline import CaptionTable, Pipeline
+from apex.pretrain import origin
 
 EMA_RATE = 0.999
 
@@ -122,10 +123,8 @@ def main() -> None:
             "step": step,
             "seconds": round(seconds, 1),
             "log": log,
-            "hardware": provenance.hardware(args.device),
-            "versions": provenance.versions(),
-            "git_commit": provenance.git_commit(),
             "parameters": ema.parameter_count(),
+            **origin(args.device),
         }
 
     if args.export_only:

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from apex.data import world
 from apex.errors import run_command
+from apex.pretrain import origin, settings
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 MAX_TOKENS = 20
@@ -137,7 +138,7 @@ def main() -> None:
     accuracy = warm_up(encoder, tokenizer, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
     tokenizer.save_pretrained(args.out / "tokenizer")
     encoder.save_pretrained(args.out / "text_encoder", safe_serialization=True)
-    made = {"arguments": {k: str(v) for k, v in vars(args).items()}, "accuracy": accuracy}
+    made = {"arguments": settings(args), "accuracy": accuracy} | origin()
     (args.out / "text_encoder" / "made.json").write_text(json.dumps(made, indent=1))
 
 
