@@ -145,10 +145,11 @@ class External(Strict):
 class Pretraining(Strict):
     """How `snakemake pretrained` makes the teacher and the evaluators' networks from nothing (source `world`)."""
 
-    scenes: int = Field(60_000, ge=1, description="scenes to render for it")
-    codec_steps: int = Field(8000, ge=1, description="optimiser steps of the latent codec")
-    text_encoder_steps: int = Field(1500, ge=1, description="optimiser steps of the text encoder's warm-up")
-    teacher_steps: int = Field(18_000, ge=1, description="optimiser steps of the teacher")
+    scenes: int = Field(80_000, ge=1, description="scenes to render for it")
+    codec_steps: int = Field(3000, ge=1, description="optimiser steps of the latent codec")
+    decoder_steps: int = Field(5000, ge=0, description="then of its decoder alone, for the same latents")
+    text_encoder_steps: int = Field(800, ge=1, description="optimiser steps of the text encoder")
+    teacher_steps: int = Field(16_000, ge=1, description="optimiser steps of the teacher")
     evaluator_steps: int | None = Field(None, ge=1, description="optimiser steps of each evaluator's network; null: its own default")
     batch_size: int = Field(64, ge=1, description="samples per step of the teacher")
     width: int = Field(128, ge=32, multiple_of=32, description="channels of the teacher's transformer")

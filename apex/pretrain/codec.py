@@ -1,6 +1,6 @@
 """Trains the world's latent codec, a small diffusers AutoencoderKL, and normalises its latents exactly.
 
-    python -m apex.pretrain.codec --data SHARDS --out FOLDER [--steps 3000] [--decoder-steps 6000]
+    python -m apex.pretrain.codec --data SHARDS --out FOLDER [--steps 3000] [--decoder-steps 5000]
 
 The result is a stock AutoencoderKL folder: per-channel whitening is folded into its 1x1 `quant_conv`
 and `post_quant_conv`, so `encode(...).latent_dist.mode()` has zero mean and unit variance per channel
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl-weight", type=float, default=1e-5)
     parser.add_argument("--latent-noise", type=float, default=0.05, help="noise on the latents before decoding, in standard deviations")
-    parser.add_argument("--decoder-steps", type=int, default=6000, help="steps of the decoder alone that follow; the latents stay")
+    parser.add_argument("--decoder-steps", type=int, default=5000, help="steps of the decoder alone that follow; the latents stay")
     parser.add_argument("--decode-for", type=Path, help="skip --steps: train the decoder alone for this codec's latents")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -33,10 +33,11 @@ rule pretrain_codec:
         ENVIRONMENT
     params:
         steps=SETTINGS.codec_steps,
+        decoder_steps=SETTINGS.decoder_steps,
         seed=SETTINGS.seed,
     shell:
         "python -m apex.pretrain.codec --data {input.data} --out {output} --steps {params.steps}"
-        " --seed {params.seed} 2>&1 | tee {log}"
+        " --decoder-steps {params.decoder_steps} --seed {params.seed} 2>&1 | tee {log}"
 
 
 rule pretrain_text_encoder:
@@ -98,8 +99,6 @@ rule pretrain_teacher:
 
 
 rule pretrain_evaluator:
-    input:
-        data=f"{P}/data/shards",
     output:
         directory(f"{P}/evaluators/{{network}}"),
     log:
@@ -111,7 +110,7 @@ rule pretrain_evaluator:
     params:
         steps=f" --steps {SETTINGS.evaluator_steps}" if SETTINGS.evaluator_steps else "",
     shell:
-        "python -m evaluators.pretrain {wildcards.network} --data {input.data} --out {output}{params.steps} 2>&1 | tee {log}"
+        "python -m evaluators.pretrain {wildcards.network} --out {output}{params.steps} 2>&1 | tee {log}"
 
 
 # On purpose only: what was made becomes what is bundled.
