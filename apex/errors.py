@@ -1,9 +1,15 @@
-"""Errors that a user can mend: one line each, no traceback."""
+"""How a command ends: errors that a user can mend are one line, and no job outlives the workflow that started it."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import platform
 import sys
+import threading
 from collections.abc import Callable
+
+WORKFLOW = "APEX_WORKFLOW"  # HOST:FILE, the file that the workflow which started this process holds a lock on
 
 
 class UserError(Exception):
@@ -13,6 +19,7 @@ class UserError(Exception):
 def run_command(main: Callable[[], None]) -> int:
     """Runs a command line's `main`; a `UserError` becomes one line on stderr and exit code 2."""
     try:
+        end_with_workflow()
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -23,3 +30,25 @@ def run_command(main: Callable[[], None]) -> int:
         print(f"error: {error.strerror or error}{where}; nothing that existed was changed", file=sys.stderr)
         return 2
     return 0
+
+
+def end_with_workflow() -> None:
+    """Ends this process as soon as the workflow that started it is gone; does nothing in a command run by hand.
+
+    After `kill -9` of Snakemake alone its jobs would live on and write beside those of the next `snakemake all`. The
+    workflow holds an exclusive lock; a thread here waits for a shared one, which it gets when the workflow has ended.
+    """
+    host, _, name = os.environ.get(WORKFLOW, "").partition(":")
+    if not name or host != platform.node():  # a cluster's node sees other locks
+        return
+
+    def wait() -> None:
+        try:
+            with open(name) as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError:
+            return
+        print("error: ended, for the snakemake that started this job is gone; the next one goes on", file=sys.stderr, flush=True)
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()

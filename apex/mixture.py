@@ -1,12 +1,13 @@
 """The suite's methods on a 2-D Gaussian mixture: two classes of four modes, where the truth is known and a run takes seconds.
 
-    python -m apex.mixture --out DIR                         all rows, three seeds; prints the table (about 12 CPU minutes)
-    python -m apex.mixture --out DIR --seeds 0 --rows apex "eq25"   two rows, one seed
+    python -m apex.mixture --out DIR                                     all rows, three seeds: about 12 CPU minutes
+    python -m apex.mixture --out DIR --seeds 0 --rows apex --steps 1000  one row, short
 
-Writes DIR/mixture.csv (one line per row and seed) and DIR/mixture.png (one-step samples of the first seed). For each
-seed a small MLP is trained by flow matching (`fm`) and then distilled by each row with the unchanged code of
-`apex.methods`; all rows share batch, steps, optimiser and EMA. There is no guidance (rho = 0): the target is the data
-themselves. Where a method has no r its student ignores it.
+Prints the table and writes DIR/mixture.csv (a line per row and seed), DIR/curves.csv (one-step distance in training),
+DIR/push.csv (which way each loss moves the one-step samples) and DIR/mixture.png. For each seed an MLP is trained by
+flow matching (the teacher) and then by each row with the unchanged code of `apex.methods`; batch, steps, optimiser and
+EMA are the same for all. There is no guidance (rho = 0): the target is the data. Where a method has no r its student
+ignores it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ import copy
 import csv
 import io
 import math
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from apex import flow, methods
 from apex.budget import Counted, Ledger, measure_cost
-from apex.conditioning import AffineShift, Condition, shift_visibility
+from apex.conditioning import AffineShift, Condition
 from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
@@ -37,26 +37,36 @@ from apex.seeds import derive, torch_generator
 
 RADIUS, SPREAD, MODES = 2.0, 0.15, 4
 CENTRES = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])  # the class means
+SCALE = math.sqrt(RADIUS**2 / 2 + SPREAD**2)  # a class's standard deviation per axis
 NULL = len(CENTRES)  # label of the empty condition
 EMBEDDINGS = nn.functional.normalize(torch.randn(NULL + 1, 8, generator=torch_generator(0, "mixture", "embeddings")), dim=1) * math.sqrt(8)
 
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its settings; `parts` are the same method with terms of its loss switched off, for push.csv."""
+
+    method: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    start: str = "teacher"  # or the row whose student it starts from
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
 APEX, EQ25 = {"rho": 0.0}, {"lam": 0.5}  # no guidance; the paper gives no lam
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "fm": ("fm", {}),
-    "apex": ("apex", APEX),
-    "apex no shift": ("apex", APEX | {"a": 1.0, "b": 0.0}),
-    "apex no rectification": ("apex", APEX | {"rectification": 0.0}),
-    "eq25": ("apex-eq25", EQ25),
-    "eq25 lam=0": ("apex-eq25", {"lam": 0.0}),
-    "eq25 lam=1": ("apex-eq25", {"lam": 1.0}),
-    "eq25 w=t^3/(1-t)": ("apex-eq25", EQ25 | {"weighting": "t^3/(1-t)"}),
-    "eq25 w=t^2": ("apex-eq25", EQ25 | {"weighting": "t^2"}),
-    "eq25 stopped": ("apex-eq25", EQ25 | {"x_fake_gradient": False}),
-    "eq25 fresh": ("apex-eq25", EQ25 | {"fresh_noise": True}),
-    "eq25 fresh, stopped": ("apex-eq25", EQ25 | {"fresh_noise": True, "x_fake_gradient": False}),
-    "eq25 lam=1 stopped": ("apex-eq25", {"lam": 1.0, "x_fake_gradient": False}),
-    "eq25 lam=1 fresh": ("apex-eq25", {"lam": 1.0, "fresh_noise": True}),
-    "eq25 lam=1 fresh, stopped": ("apex-eq25", {"lam": 1.0, "fresh_noise": True, "x_fake_gradient": False}),
+EQ25_PARTS = {"L_sup": {"fake_weight": 0.0, "lam": 0.0}, "L_cons": {"fake_weight": 0.0, "lam": 1.0}, "L_fake": {"mix_weight": 0.0}}
+ROWS: dict[str, Row] = {
+    "fm": Row("fm"),
+    "rcgm": Row("apex", APEX | {"rectification": 0.0}),
+    "apex": Row("apex", APEX, parts={"base": {"rectification": 0.0}, "rectification": {"base_weight": 0.0}}),
+    "apex no shift": Row("apex", APEX | {"a": 1.0, "b": 0.0}),
+    "eq25": Row("apex-eq25", EQ25, parts=EQ25_PARTS),
+    "eq25 lam=0": Row("apex-eq25", {"lam": 0.0}),
+    "eq25 lam=1": Row("apex-eq25", {"lam": 1.0}),
+    "eq25 w=t^2": Row("apex-eq25", EQ25 | {"weighting": "t^2"}),
+    "eq25 w=t^3/(1-t)": Row("apex-eq25", EQ25 | {"weighting": "t^3/(1-t)"}),
+    "eq25 stopped": Row("apex-eq25", EQ25 | {"x_fake_gradient": False}),
+    "eq25 fresh": Row("apex-eq25", EQ25 | {"fresh_noise": True}),
+    "eq25 from apex": Row("apex-eq25", EQ25, start="apex", parts=EQ25_PARTS),
 }
 
 
@@ -78,6 +88,12 @@ def condition(labels: Tensor) -> Condition:
     return Condition(EMBEDDINGS[labels][:, None], torch.ones(len(labels), 1))
 
 
+def draw_batch(size: int, generator: torch.Generator, step: int = 0) -> Batch:
+    """Classes and samples drawn at random."""
+    labels = torch.randint(len(CENTRES), (size,), generator=generator)
+    return Batch(draw(labels, generator), condition(labels), condition(torch.full((size,), NULL)), generator, step)
+
+
 class VelocityMLP(nn.Module):
     """F(x_t, t, r, c) on (B, 2, 1, 1). The target time enters through `target`(r) (t - r), zero until it is trained."""
 
@@ -85,7 +101,11 @@ class VelocityMLP(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", 2.0 ** torch.arange(5) * math.pi / 2)
         features = 1 + 2 * len(self.frequencies)
-        self.inlet, self.time, self.text = nn.Linear(2, width), nn.Linear(features, width), nn.Linear(EMBEDDINGS.shape[1], width, bias=False)
+        self.inlet, self.time, self.text = (
+            nn.Linear(2, width),
+            nn.Linear(features, width),
+            nn.Linear(EMBEDDINGS.shape[1], width, bias=False),
+        )
         self.target = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         nn.init.zeros_(self.target[-1].weight)
         nn.init.zeros_(self.target[-1].bias)
@@ -109,6 +129,18 @@ class VelocityMLP(nn.Module):
             h = h + layer(nn.functional.silu(h))
         return self.outlet(nn.functional.silu(h)).reshape(x_t.shape)
 
+    @torch.no_grad()
+    def without_target_time(self) -> VelocityMLP:
+        """A copy with `target`(0) folded into a bias: F(z, 1, 1) is F(z, 1, 0) of this one. For methods that have no r."""
+        folded = copy.deepcopy(self)
+        folded.inlet.bias += folded.target(folded.features(torch.zeros(1)))[0]
+        nn.init.zeros_(folded.target[-1].weight)
+        nn.init.zeros_(folded.target[-1].bias)
+        return folded
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -119,10 +151,19 @@ class Recipe:
     learning_rate: float = 1e-3
     ema: float = 0.99
     max_grad_norm: float = 1.0
+    width: int = 128
 
 
-def train(network: VelocityMLP, name: str, params: Mapping[str, Any], recipe: Recipe, seed: int) -> tuple[VelocityMLP, dict[str, float]]:
+Watch = Callable[[int, VelocityMLP, Ema], None]
+
+
+def train(
+    network: VelocityMLP, name: str, params: Mapping[str, Any], recipe: Recipe, seed: int, watch: Watch | None = None
+) -> tuple[VelocityMLP, dict[str, float]]:
     """Trains a copy of `network` (it is also the frozen teacher) by a method; returns it under its running mean, and what it took.
+
+    Args:
+        watch: called with (step, the student, its EMA) before each step.
 
     Raises:
         UserError: unknown method, or a loss that is not finite.
@@ -144,39 +185,71 @@ def train(network: VelocityMLP, name: str, params: Mapping[str, Any], recipe: Re
         extra=extra,
     )
     trained = [*student.parameters(), *(p for m in extra.values() for p in m.parameters() if p.requires_grad)]
-    optimizer = torch.optim.AdamW(trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+    optimizer = torch.optim.AdamW(trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     generator = torch_generator(seed, "mixture", "train")
-    null = condition(torch.full((recipe.batch,), NULL))
-    started = time.process_time()
+    seconds = 0.0
     for step in range(recipe.steps):
+        if watch is not None:
+            watch(step, student, ema)
+        started = time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min((step + 1) / 100, 1 - step / recipe.steps)
         ema.update()
-        labels = torch.randint(len(CENTRES), (recipe.batch,), generator=generator)
-        batch = Batch(draw(labels, generator), condition(labels), null, generator, step)
-        loss = method.losses(batch, nets, step).losses["student"]
+        loss = method.losses(draw_batch(recipe.batch, generator, step), nets, step).losses["student"]
         if not torch.isfinite(loss):
             raise UserError(f"mixture: {name} {dict(params)}: the loss is {float(loss)} at step {step}; lower the learning rate")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
         optimizer.step()
+        seconds += time.process_time() - started
     with torch.no_grad(), ema.applied():
         averages = [p.detach().clone() for p in student.parameters()]
     for p, mean in zip(student.parameters(), averages, strict=True):
         p.data = mean
-    unit = ledger.costs["teacher"].forward * recipe.batch * recipe.steps
-    return student.requires_grad_(False), {"forward_equivalents": ledger.flops() / max(unit, 1), "cpu_seconds": time.process_time() - started}
+    passes = ledger.flops() / max(ledger.costs["teacher"].forward * recipe.batch * recipe.steps, 1)
+    return student.requires_grad_(False), {"passes": passes, "cpu_seconds": seconds}
+
+
+def make_teacher(recipe: Recipe, seed: int) -> VelocityMLP:
+    """A new network, trained by flow matching."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "mixture", "weights"))
+        network = VelocityMLP(recipe.width)
+    return train(network, "fm", {}, recipe, derive(seed, "mixture", "teacher"))[0]
 
 
 # ---------------------------------------------------------------------------------------------------- measuring
 
 
-def sliced_w1(a: Tensor, b: Tensor, projections: int = 128) -> float:
-    """Mean over evenly spread directions of the Wasserstein-1 distance of the projections; a, b (N, 2, 1, 1), equal N."""
-    angle = torch.arange(projections) / projections * math.pi
-    directions = torch.stack([angle.cos(), angle.sin()])
-    return float(((a.flatten(1) @ directions).sort(0).values - (b.flatten(1) @ directions).sort(0).values).abs().mean())
+def projections(count: int) -> Tensor:
+    """Evenly spread directions, (2, count)."""
+    angle = torch.arange(count) / count * math.pi
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def sliced_w1(a: Tensor, b: Tensor, count: int = 128) -> float:
+    """Mean over directions of the Wasserstein-1 distance of the projections; a, b (N, 2, 1, 1), equal N."""
+    u = projections(count)
+    return float(((a.flatten(1) @ u).sort(0).values - (b.flatten(1) @ u).sort(0).values).abs().mean())
+
+
+def collapsed_sw1() -> float:
+    """Sliced W1 between a class and its mean, in closed form: E|R cos + N(0, SPREAD^2)|, a folded normal, over all angles."""
+    m = RADIUS * projections(4096)[0].double()
+    folded = SPREAD * math.sqrt(2 / math.pi) * torch.exp(-((m / SPREAD) ** 2) / 2) + m * torch.erf(m / (SPREAD * math.sqrt(2)))
+    return float(folded.mean())
+
+
+def to_the_data(x: Tensor, data: Tensor, count: int = 64) -> Tensor:
+    """Where each sample should move: steepest descent of the squared sliced Wasserstein-2 distance, (N, 2).
+
+    Scaled so that samples which are the data plus a constant are told to move by minus that constant.
+    """
+    u = projections(count)
+    now = x.flatten(1) @ u
+    wanted = torch.empty_like(now).scatter_(0, now.argsort(0), (data.flatten(1) @ u).sort(0).values)
+    return (wanted - now) @ u.T * (2 / count)
 
 
 @torch.no_grad()
@@ -186,39 +259,255 @@ def generate(network: VelocityMLP, noise: Tensor, label: int, steps: int = 1) ->
     return flow.sample(lambda x, t, r: network(x, t, cond, r), noise, flow.uniform_sigmas(steps), mode="any" if steps == 1 else "multi")
 
 
-@torch.no_grad()
-def measure(network: VelocityMLP | None, seed: int, a: float = -1.0, b: float = 0.0, count: int = 20_000) -> dict[str, float]:
-    """What one step gives, as means over the classes; `network` None: fresh data in the place of samples (the floor).
+def noises(count: int, seed: int, *purpose: object) -> list[Tensor]:
+    """Noise per class, (count, 2, 1, 1) each."""
+    return [torch.randn(count, 2, 1, 1, generator=torch_generator(seed, "mixture", "noise", *purpose, k)) for k in range(len(CENTRES))]
 
-    sw1: at one step; sw1_50: at 50 Euler steps (r = t). least_mode: the smallest share of samples within three standard
-    deviations of one mode (exact data: 0.247). variance: the samples' variance over the data's. mean_gap: distance of the
-    samples' mean to E[x|c]. velocity_gap: RMS of F(z, 1, c) - (z - E[x|c]), both over the data's standard deviation.
-    pull: RMS of F(z, 1, 1, c_fake) - F(z, 1, 1, c), the force that L_fake and L_cons can put on F at t = 1.
-    force: RMS of F(x_s, s, c_fake) - F(x_s, s, c) at re-noised one-step samples, s ~ U(0, 1): the rectification's.
+
+def dataset(count: int, seed: int, *purpose: object) -> list[Tensor]:
+    """Data per class, (count, 2, 1, 1) each."""
+    labels = (torch.full((count,), k) for k in range(len(CENTRES)))
+    return [draw(k, torch_generator(seed, "mixture", "data", *purpose, int(k[0]))) for k in labels]
+
+
+def quality(samples: Sequence[Tensor], data: Sequence[Tensor]) -> dict[str, float]:
+    """Samples of each class against its data; means over the classes.
+
+    sw1: sliced Wasserstein-1. least_mode: the smallest share of samples within three standard deviations of one mode
+    (exact data: 0.247). spread: RMS distance of the samples from E[x|c] over the data's: 0 is the mean image, 1 the data.
     """
     rows = []
-    for label in range(len(CENTRES)):
-        g = torch_generator(seed, "mixture", "measure", label)
-        labels = torch.full((count,), label)
-        data, noise, again, s = draw(labels, g), torch.randn(count, 2, 1, 1, generator=g), torch.randn(count, 2, 1, 1, generator=g), torch.rand(count, generator=g)
-        mean, scale = CENTRES[label].reshape(1, 2, 1, 1), math.sqrt(RADIUS**2 / 2 + SPREAD**2)  # per axis
-        x = draw(labels, g) if network is None else generate(network, noise, label)
+    for label, (x, real) in enumerate(zip(samples, data, strict=True)):
         near = torch.cdist(x.flatten(1), modes(label)) < 3 * SPREAD
-        row = {
-            "sw1": sliced_w1(x, data),
-            "least_mode": float(near.float().mean(0).min()),
-            "variance": float(x.var(0).mean()) / scale**2,
-            "mean_gap": float((x.mean(0) - mean[0]).norm()) / scale,
-            "velocity_gap": float((x - mean).square().mean().sqrt()) / scale,  # at t = 1, F - (z - mean) = mean - x
-        }
-        if network is not None:
-            one, cond = torch.ones(count), condition(labels)
-            shifted = AffineShift(a, b)(cond)
-            x_s = flow.interpolate(x, again, s)
-            row |= {
-                "sw1_50": sliced_w1(generate(network, noise, label, 50), data),
-                "pull": float((network(noise, one, shifted) - network(noise, one, cond)).square().mean().sqrt()),
-                "force": float((network(x_s, s, shifted) - network(x_s, s, cond)).square().mean().sqrt()),
-            }
-        rows.append(row)
+        spread = float((x.flatten(1) - CENTRES[label]).square().mean().sqrt()) / SCALE
+        rows.append({"sw1": sliced_w1(x, real), "least_mode": float(near.float().mean(0).min()), "spread": spread})
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+@torch.no_grad()
+def measure(network: VelocityMLP, seed: int, a: float = -1.0, b: float = 0.0, count: int = 10_000) -> dict[str, float]:
+    """`quality` of one step, and of 50 Euler steps (sw1_50); branch_gap: RMS of F(z, 1, 1, c_fake) - F(z, 1, 1, c) over the data's spread.
+
+    branch_gap is all that L_cons and (with shared noise) L_fake see at t = 1.
+    """
+    noise, data = noises(count, seed, "measure"), dataset(count, seed, "measure")
+    few, one, gaps = count // 5, torch.ones(count), []
+    for label, z in enumerate(noise):
+        cond = condition(torch.full((count,), label))
+        gaps.append(float((network(z, one, AffineShift(a, b)(cond)) - network(z, one, cond)).square().mean().sqrt()) / SCALE)
+    many = [generate(network, z[:few], label, 50) for label, z in enumerate(noise)]
+    return quality([generate(network, z, label) for label, z in enumerate(noise)], data) | {
+        "sw1_50": quality(many, [x[:few] for x in data])["sw1"],
+        "branch_gap": sum(gaps) / len(gaps),
+    }
+
+
+def push(network: VelocityMLP, name: str, params: Mapping[str, Any], seed: int, count: int = 4096) -> float:
+    """Cosine between how a gradient step on a method's loss moves the one-step samples and the way to the data.
+
+    The loss is the method's own, on one large batch with its own times; plain gradient descent, a small step. 1: straight
+    to the data; 0: the loss does not care; negative: away from it.
+    """
+    student = copy.deepcopy(network).requires_grad_(True)
+    method = methods.get(name)(dict(params))
+    nets = Networks(student, student, student, method.extra_networks())
+    batch = draw_batch(count, torch_generator(seed, "mixture", "push"))
+    slopes = torch.autograd.grad(method.losses(batch, nets, 0).losses["student"], list(student.parameters()), allow_unused=True)
+    noise, data = noises(count, seed, "push"), dataset(count, seed, "push")
+    before = [generate(student, z, label) for label, z in enumerate(noise)]
+    norm = math.sqrt(sum(float(g.square().sum()) for g in slopes if g is not None))
+    size = 1e-3 * math.sqrt(sum(float(p.detach().square().sum()) for p in student.parameters()))
+    with torch.no_grad():
+        for p, g in zip(student.parameters(), slopes, strict=True):
+            if g is not None:
+                p -= g * (size / max(norm, 1e-30))
+    moved = torch.cat([(generate(student, z, k) - x).flatten(1) for k, (z, x) in enumerate(zip(noise, before, strict=True))])
+    wanted = torch.cat([to_the_data(x, real) for x, real in zip(before, data, strict=True)])
+    return float(nn.functional.cosine_similarity(moved.flatten(), wanted.flatten(), dim=0, eps=1e-12))
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+Line = dict[str, Any]
+KEPT = 1_000  # samples per class kept for the picture
+
+
+@dataclass
+class Results:
+    """Lines of mixture.csv, curves.csv and push.csv; clouds: a row's one-step samples, from the first seed."""
+
+    lines: list[Line] = field(default_factory=list)
+    curves: list[Line] = field(default_factory=list)
+    pushes: list[Line] = field(default_factory=list)
+    clouds: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def seeds(self, row: str, key: str) -> list[float]:
+        """A row's values, one per seed; empty where it has none."""
+        return [line[key] for line in self.lines if line["row"] == row and line.get(key) is not None]
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """Rows to run, in the table's order, with those that they start from.
+
+    Raises:
+        UserError: unknown row.
+    """
+    wanted = set(names)
+    if unknown := sorted(wanted - set(ROWS)):
+        raise UserError(f"--rows: unknown {', '.join(map(repr, unknown))}; known: {', '.join(map(repr, ROWS))}")
+    wanted |= {ROWS[name].start for name in wanted}
+    return [name for name in ROWS if name in wanted]
+
+
+def run_seed(rows: Sequence[str], seed: int, recipe: Recipe, results: Results, report: Callable[[str], None]) -> None:
+    """Trains and measures every row with one seed; adds to `results`."""
+    count = 2_000
+    every, early = max(recipe.steps // 20, 1), recipe.steps // 10
+    noise, data = noises(count, seed, "curve"), dataset(count, seed, "curve")
+    real, mean = dataset(10_000, seed, "measure"), [c.reshape(1, 2, 1, 1).expand(10_000, 2, 1, 1) for c in CENTRES]
+
+    def note(row: str, found: Mapping[str, float], samples: list[Tensor], took: Mapping[str, float] | None = None) -> None:
+        about = {"row": row, "method": ROWS[row].method if row in ROWS else "", "params": dict(ROWS[row].params) if row in ROWS else {}}
+        results.lines.append({**about, "seed": seed, **found, **(took or {})})
+        results.clouds.setdefault(row, [x[:KEPT] for x in samples])
+        report(f"seed {seed}  {row:18}" + "".join(f"  {key} {value:.3f}" for key, value in found.items()))
+
+    def one_step(network: VelocityMLP) -> list[Tensor]:
+        return [generate(network, z, label) for label, z in enumerate(noise)]
+
+    note("data", quality(dataset(10_000, seed, "again"), real), data)
+    note("class mean", quality(mean, real), mean)
+    networks = {"teacher": make_teacher(recipe, seed)}
+    note("teacher", measure(networks["teacher"], seed), one_step(networks["teacher"]))
+    for name in rows:
+        row = ROWS[name]
+
+        def watch(step: int, student: VelocityMLP, ema: Ema, name: str = name, row: Row = row) -> None:
+            if step % every == 0:
+                with ema.applied():
+                    results.curves.append({"row": name, "seed": seed, "step": step, "sw1": quality(one_step(student), data)["sw1"]})
+            if step == early or (step == 0 and row.start != "teacher"):
+                for part, changes in {"whole": {}, **row.parts}.items():
+                    cosine = push(student, row.method, {**row.params, **changes}, seed)
+                    results.pushes.append({"row": name, "seed": seed, "step": step, "loss": part, "cosine": cosine})
+
+        start = networks[row.start] if row.start == "teacher" else networks[row.start].without_target_time()
+        networks[name], took = train(start, row.method, row.params, recipe, seed, watch)
+        shift = {key: row.params[key] for key in ("a", "b") if key in row.params}
+        samples = one_step(networks[name])
+        results.curves.append({"row": name, "seed": seed, "step": recipe.steps, "sw1": quality(samples, data)["sw1"]})
+        note(name, measure(networks[name], seed, **shift), samples, took)
+
+
+def run(rows: Sequence[str], seeds: Sequence[int], recipe: Recipe, report: Callable[[str], None] = print) -> Results:
+    """Trains and measures every row with every seed."""
+    results = Results()
+    for seed in seeds:
+        run_seed(rows, seed, recipe, results, report)
+    return results
+
+
+COLUMNS = {
+    "sw1": "SW1 at 1 step",
+    "least_mode": "least mode",
+    "spread": "spread",
+    "branch_gap": "branch gap",
+    "sw1_50": "SW1 at 50 steps",
+    "passes": "passes",
+}
+
+
+def table(results: Results) -> str:
+    """A Markdown table: mean over seeds, and the range where there are several; then the cosines of push.csv."""
+
+    def cell(values: Sequence[float], digits: int) -> str:
+        if not values:
+            return ""
+        mean, low, high = (f"{v:.{digits}f}" for v in (sum(values) / len(values), min(values), max(values)))
+        return mean if low == high else f"{mean} ({low} to {high})"
+
+    rows = list(dict.fromkeys(line["row"] for line in results.lines))
+    lines = ["| row | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
+    lines += [
+        f"| {row} | " + " | ".join(cell(results.seeds(row, key), 1 if key == "passes" else 2) for key in COLUMNS) + " |" for row in rows
+    ]
+    groups: dict[tuple[str, int, str], list[float]] = {}
+    for line in results.pushes:
+        groups.setdefault((line["row"], line["step"], line["loss"]), []).append(line["cosine"])
+    lines += ["", "| row | step | loss | cosine with the way to the data |", "| --- | ---: | --- | ---: |"]
+    return "\n".join([*lines, *(f"| {row} | {step} | {loss} | {cell(values, 2)} |" for (row, step, loss), values in groups.items())])
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """Lines with the same or fewer keys than others; floats to six digits."""
+    keys = list(dict.fromkeys(key for line in lines for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()})
+    return text.getvalue()
+
+
+def draw_figure(results: Results) -> bytes:
+    """One-step samples of the first seed, a panel per row, and the distance in training of every row; PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    across = 5
+    down = -(-len(results.clouds) // across)
+    figure = Figure(figsize=(12.5, 2.55 * down + 4.2), layout="constrained")
+    grid = figure.add_gridspec(down + 1, across, height_ratios=[2.55] * down + [4.2])
+    for index, (row, clouds) in enumerate(results.clouds.items()):
+        axes = figure.add_subplot(grid[index // across, index % across])
+        for label, (x, colour) in enumerate(zip(clouds, ("tab:blue", "tab:orange"), strict=True)):
+            axes.plot(*x.flatten(1).T, ".", markersize=2, color=colour, alpha=0.5, rasterized=True)
+            axes.plot(*modes(label).T, "+", markersize=7, color="black")
+        values = results.seeds(row, "sw1")
+        axes.set_title(f"{row}: {sum(values) / len(values):.2f}", fontsize=10)
+        axes.set(xlim=(-4.2, 4.2), ylim=(-3.1, 3.1), aspect="equal", xticks=[], yticks=[])
+    axes = figure.add_subplot(grid[down, :])
+    names = list(dict.fromkeys(line["row"] for line in results.curves))
+    for index, name in enumerate(names):
+        by_step: dict[int, list[float]] = {}
+        for line in results.curves:
+            if line["row"] == name:
+                by_step.setdefault(line["step"], []).append(line["sw1"])
+        means = [sum(v) / len(v) for v in by_step.values()]
+        axes.plot(list(by_step), means, color=f"C{index % 10}", linestyle="--" if ROWS[name].method == "apex-eq25" else "-", label=name)
+    axes.axhline(collapsed_sw1(), color="black", linewidth=0.8, linestyle=":", label="class mean (closed form)")
+    axes.set(xlabel="training step", ylabel="sliced W1 at one step (mean of seeds)", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+    figure.suptitle("One-step samples (first seed; + are the modes; sliced W1, mean of seeds) and the distance in training", fontsize=11)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=90, metadata={"Software": None})
+    return out.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="folder for mixture.csv, curves.csv, push.csv and mixture.png")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"rows (default: all): {', '.join(ROWS)}")
+    parser.add_argument(
+        "--steps", type=int, default=Recipe.steps, help=f"training steps of the teacher and of every row (default: {Recipe.steps})"
+    )
+    args = parser.parse_args(arguments)
+    rows, seeds = chosen(args.rows), list(dict.fromkeys(args.seeds))
+    if args.steps < 1:
+        raise UserError(f"--steps: {args.steps}; expected 1 or more")
+    args.out.mkdir(parents=True, exist_ok=True)  # an error now rather than after the run
+    torch.set_num_threads(1)  # the networks are too small for more
+    results = run(rows, seeds, Recipe(steps=args.steps))
+    write_atomic(args.out / "mixture.csv", as_csv(results.lines))
+    write_atomic(args.out / "curves.csv", as_csv(results.curves))
+    write_atomic(args.out / "push.csv", as_csv(results.pushes))
+    write_atomic(args.out / "mixture.png", draw_figure(results))
+    print("\n" + table(results))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -68,7 +68,8 @@ def put(values: dict, key: str, value: Any) -> None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = get_close_matches(str(name), known, n=1)
-    return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" known: {', '.join(known)}"
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r};{hint} known: {', '.join(known)}"
 
 
 def explain(error: ValidationError, model: type[BaseModel], origin: str, set_keys: Iterable[str] = (), prefix: str = "") -> str:

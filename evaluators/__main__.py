@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder in GenEval's layout; `{split}` stands for the prompt set")
     parser.add_argument("--out", required=True, help="the records' path, with `{split}` and `{evaluator}`")
     parser.add_argument("--score", required=True, nargs="+", metavar="SPLIT=EVALUATORS", help="which evaluators score which prompt set")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="-- ...", help="passed on to every evaluator, as in -- --row mine --nfe 1")
+    parser.add_argument(
+        "rest", nargs=argparse.REMAINDER, metavar="-- ...", help="passed on to every evaluator, as in -- --row mine --nfe 1"
+    )
     args = parser.parse_args()
     chosen = [scores(text) for text in args.score]
     for split, evaluators in chosen:

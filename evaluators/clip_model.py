@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import open_clip
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from apex.errors import UserError
@@ -29,11 +28,13 @@ class Clip:
         weights = sorted(folder.glob("*.safetensors"))
         if not weights or not (folder / "open_clip_config.json").is_file():
             raise UserError(f"{folder}: open_clip_config.json or *.safetensors is missing; {hint}")
+        import open_clip  # seconds: only once it is needed
+
         name = f"local-dir:{folder}"
         try:
             self._model, _, self._transform = open_clip.create_model_and_transforms(name, device=device)
             self._tokenizer = open_clip.get_tokenizer(name)
-        except (ValueError, RuntimeError, OSError, json.JSONDecodeError) as error:
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             raise UserError(f"{folder}: not a readable open_clip folder ({str(error).splitlines()[0]}); {hint}") from error
         self._model.eval().requires_grad_(False)
         self._device, self._batch = device, batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -40,11 +41,25 @@ def image_parser(description: str | None) -> argparse.ArgumentParser:
 
 def begin(args: argparse.Namespace) -> tuple[Images, str]:
     """Checks the output's place, sets threads and device, opens the images (all errors before any work)."""
-    if args.out.is_dir():
-        raise UserError(f"{args.out}: is a folder; --out names the record's file")
+    check_out(args.out)
     args.device = pick_device(args.device)
-    torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     return open_images(args.images, row=args.row, nfe=args.nfe, source=args.source), args.device
+
+
+def check_out(path: Path) -> None:
+    """Checks that the record's file can be written, before minutes of work are spent on it."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; --out names the record's file")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written, for {above} is not a folder that you may write to; give another --out")
+
+
+def set_threads(count: int) -> None:
+    if count < 1:
+        raise UserError(f"--threads {count}: expected at least 1")
+    torch.set_num_threads(count)
 
 
 def check_world(images: Images) -> None:
@@ -108,7 +123,14 @@ def write_record(
         wall_seconds=round(time.time() - started, 2),
         peak_memory_mb=peak_memory_mb(),
         metrics=metrics,
-        details={"images": len(images), "prompts": len(images.rows), "size": list(images.size), "seed": args.seed, "made": images.made, **details},
+        details={
+            "images": len(images),
+            "prompts": len(images.rows),
+            "size": list(images.size),
+            "seed": args.seed,
+            "made": images.made,
+            **details,
+        },
     )
     record.write(args.out)
     print_metrics(record)

@@ -8,7 +8,7 @@ are enough: the single variances are rough, their sum over hundreds of prompts i
 
     sqrt( sum_p (n_p - 1) s2_p(generated) / sum_p (n_p - 1) s2_p(renders) ),      n_p = images of p where it is measured
 
-with 16 renders a prompt measured by the same detector: 1 is the renderer's spread, 0 a single picture per prompt.
+with 8 renders a prompt measured by the same detector: 1 is the renderer's spread, 0 a single picture per prompt.
 An attribute is measured on images where the detector finds the prompt's objects; prompts with fewer than two such images
 drop out, and an attribute that is measured on less than a tenth of the images counts as 0 (nothing is covered).
 `coverage/spread` is the mean over attributes of min(value, 1): too much of one does not pay for too little of another.
@@ -29,17 +29,16 @@ import numpy as np
 
 from apex.errors import UserError, run_command
 from evaluators.command import begin, check_world, fresh_renders, image_parser, progress, prompt_weights, square_side, write_record
-from evaluators.fid import array_features, file_features
+from evaluators.fid import array_features, in_batches
 from evaluators.geneval.logic import Detection, keep
 from evaluators.geneval.world_detector import WorldDetector
-from evaluators.images import Images
 from evaluators.networks import BUNDLED, FeatureNet, load_network
 from evaluators.result import Metric
 from evaluators.statistics import interval, mean_of_prompts
 
 VERSION = "1"
 ATTRIBUTES = ("size", "place", "background", "color")
-RENDERS, NEIGHBOURS, ENOUGH = 16, 3, 0.1
+RENDERS, NEIGHBOURS, ENOUGH = 8, 3, 0.1
 REFERENCE = 4_000_037  # seed of the renders
 
 
@@ -202,13 +201,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{images.folder}: {max(counts)} image a prompt; coverage needs at least 2 (the protocol has 4): sample more")
     side = square_side(images)
     generated = measure_all(images.batches(64), images.rows, counts, detector, "coverage, batches of 64 images")
-    renders = fresh_renders(images.rows, [RENDERS] * len(counts), side, REFERENCE + args.seed)
-    parts = (renders[i : i + 64] for i in range(0, len(renders), 64))
-    real = measure_all(parts, images.rows, [RENDERS] * len(counts), detector, "coverage, batches of 64 renders")
+    drawn = [max(RENDERS, n) for n in counts]
+    renders = fresh_renders(images.rows, drawn, side, REFERENCE + args.seed)
+    real = measure_all(in_batches(renders, 64), images.rows, drawn, detector, "coverage, batches of 64 renders")
     weights = prompt_weights(images, args.seed)
     found, shares = spread_metrics(images.rows, generated, real, weights)
-    same_number = np.concatenate([np.arange(n) + RENDERS * p for p, n in enumerate(counts)])
-    features = file_features(images.paths, net, device), array_features(renders[same_number], net, device)
+    same_number = np.concatenate([np.arange(n) + first for n, first in zip(counts, np.cumsum(drawn) - drawn, strict=True)])
+    features = [array_features(batches, net, device) for batches in (images.batches(128), in_batches(renders[same_number]))]
     found += manifold_metrics(*features, images.prompt_of, weights)
     details = {"renders_per_prompt": RENDERS, "neighbours": NEIGHBOURS, "measured_share": shares, "images_per_prompt": sorted(set(counts))}
     write_record(args, images, "coverage", VERSION, found, details, started)

@@ -8,8 +8,8 @@ an identity resize (Parmar et al. 2022; float32 in [0, 255]); the distance is cl
 
 The reference is as large as the set (FID's bias is about 1/n), and `fid/floor` is the FID of a second set of real
 renders of that size against the same reference: what a perfect generator gets. KID (Binkowski et al. 2018, Eq. 4)
-is the unbiased estimate over all pairs of images, with the kernel (x.y/d + 1)^3; its interval is the jackknife over
-prompts. It has no subsets to draw, hence no seed of its own.
+is the unbiased estimate over all pairs of images of different prompts, with the kernel (x.y/d + 1)^3; its interval is
+the jackknife over prompts. It has no subsets to draw, hence no seed of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from cleanfid.fid import frechet_distance, get_batch_features, get_files_features
 
 from apex.errors import UserError, run_command
 from evaluators.command import begin, check_world, fresh_renders, image_parser, square_side, write_record
@@ -47,22 +47,30 @@ class Extractor:
 
 def file_features(paths: list[Path], net: FeatureNet, device: str) -> np.ndarray:
     """Features of image files in the given order, float64 (n, D), through clean-fid with an identity resize."""
+    from cleanfid.fid import get_files_features  # seconds: only once it is needed
+
     names = [str(path) for path in paths]
-    found = get_files_features(names, Extractor(net), num_workers=0, device=torch.device(device), custom_fn_resize=lambda x: x, verbose=False)
+    found = get_files_features(
+        names, Extractor(net), num_workers=0, device=torch.device(device), custom_fn_resize=lambda x: x, verbose=False
+    )
     return found.astype(np.float64)
 
 
-def array_features(images: np.ndarray, net: FeatureNet, device: str, batch: int = 128) -> np.ndarray:
-    """Features of uint8 images (n, H, W, 3), as `file_features` gives them for the same images on disk."""
-    extractor, parts = Extractor(net), []
-    for start in range(0, len(images), batch):
-        pixels = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float()
-        parts.append(get_batch_features(pixels, extractor, torch.device(device)))
+def array_features(batches: Iterable[np.ndarray], net: FeatureNet, device: str) -> np.ndarray:
+    """Features of batches of uint8 images (B, H, W, 3), float64 (n, D), as `file_features` gives them for the same images on disk."""
+    extractor = Extractor(net)
+    parts = [extractor(torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float()).cpu().numpy() for batch in batches]
     return np.concatenate(parts).astype(np.float64)
+
+
+def in_batches(images: np.ndarray, size: int = 128) -> Iterable[np.ndarray]:
+    return (images[start : start + size] for start in range(0, len(images), size))
 
 
 def fid(x: np.ndarray, y: np.ndarray) -> float:
     """Frechet distance of two sets of features (n, D): |mean difference|^2 + Tr(Cx + Cy - 2 (Cx Cy)^1/2)."""
+    from cleanfid.fid import frechet_distance
+
     distance = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
     return max(0.0, float(distance))  # rounding of the matrix root can leave -1e-12
 
@@ -72,48 +80,38 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def kid(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased squared MMD over all pairs (Gretton et al. 2012, Eq. 3): may be negative."""
-    return _weighted_mmd(*_blocks(x, np.arange(len(x)), y, np.arange(len(y))))(np.ones(max(len(x), len(y))))
+def kid(x: np.ndarray, y: np.ndarray, prompts: np.ndarray) -> tuple[float, float, float]:
+    """The unbiased squared MMD (Gretton et al. 2012, Eq. 4, with prompts as the units) and its jackknife interval over prompts.
 
+    The mean of k(x, x') + k(y, y') - k(x, y') - k(x', y) over all pairs of images of different prompts. Images of one
+    prompt are alike in both sets; with those pairs in, two sets of real renders would differ by less than nothing.
 
-def kid_interval(x: np.ndarray, prompts_x: np.ndarray, y: np.ndarray, prompts_y: np.ndarray) -> tuple[float, float, float]:
-    """KID with its jackknife interval over prompts; `prompts_*` number the prompt of each image from 0."""
-    return jackknife(_weighted_mmd(*_blocks(x, prompts_x, y, prompts_y)), int(max(prompts_x.max(), prompts_y.max())) + 1)
+    Args:
+        x, y: features (n, D) of two sets with the same prompts. prompts: the prompt of every image, numbered from 0, (n,).
 
+    Returns:
+        (value, low, high); the value may be negative.
+    """
+    member = np.eye(prompts.max() + 1)[prompts]
+    sizes = member.sum(0)
 
-def _blocks(x: np.ndarray, prompts_x: np.ndarray, y: np.ndarray, prompts_y: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Kernel sums between prompts, (P, P) each, self-pairs left out of the first two; images per prompt (P,) of both."""
-    count = int(max(prompts_x.max(), prompts_y.max())) + 1
+    def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        sums = member.T @ kernel(a, b) @ member
+        np.fill_diagonal(sums, 0)
+        return sums
 
-    def total(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        sums = np.zeros((count, matrix.shape[1]))
-        np.add.at(sums, rows, matrix)
-        both = np.zeros((count, count))
-        np.add.at(both.T, columns, sums.T)
-        return both
+    difference = total(x, x) + total(y, y) - 2 * total(x, y)
 
-    xx, yy = kernel(x, x), kernel(y, y)
-    np.fill_diagonal(xx, 0)
-    np.fill_diagonal(yy, 0)
-    sizes = (np.bincount(prompts_x, minlength=count), np.bincount(prompts_y, minlength=count))
-    return total(xx, prompts_x, prompts_x), total(yy, prompts_y, prompts_y), total(kernel(x, y), prompts_x, prompts_y), *sizes
+    def value(kept: np.ndarray) -> float:
+        pairs = (kept @ sizes) ** 2 - kept @ sizes**2
+        return float(kept @ difference @ kept / pairs)
 
-
-def _weighted_mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, nx: np.ndarray, ny: np.ndarray):
-    """The unbiased squared MMD as a function of prompt weights in {0, 1}, (P,)."""
-
-    def value(w: np.ndarray) -> float:
-        w = w[: len(nx)]
-        n, m = w @ nx, w @ ny
-        return float(w @ xx @ w / (n * (n - 1)) + w @ yy @ w / (m * (m - 1)) - 2 * (w @ xy @ w) / (n * m))
-
-    return value
+    return jackknife(value, len(sizes))
 
 
 def metrics(generated: np.ndarray, reference: np.ndarray, second: np.ndarray, prompts: np.ndarray) -> list[Metric]:
     """FID, its floor, and KID with interval, from features (n, D) of three sets with the same prompts in the same order."""
-    value, low, high = kid_interval(generated, prompts, reference, prompts)
+    value, low, high = kid(generated, reference, prompts)
     common = {"unit": "squared feature distance", "n": len(generated), "higher_is_better": False}
     return [
         Metric(metric="fid", value=fid(generated, reference), **common),
@@ -147,8 +145,16 @@ def run(args: argparse.Namespace) -> None:
     print(f"fid: {len(images)} images against {len(images)} fresh renders", file=sys.stderr, flush=True)
     generated = file_features(images.paths, net, device)
     print("fid: images done, rendering the references", file=sys.stderr, flush=True)
-    real = [array_features(fresh_renders(images.rows, per_prompt, side, seed + args.seed), net, device) for seed in (REFERENCE, SECOND)]
-    details = {"code": "clean-fid", "resize": "identity", "features": net.config["features"], "reference": "fresh renders of the same prompts"}
+    real = [
+        array_features(in_batches(fresh_renders(images.rows, per_prompt, side, seed + args.seed)), net, device)
+        for seed in (REFERENCE, SECOND)
+    ]
+    details = {
+        "code": "clean-fid",
+        "resize": "identity",
+        "features": net.config["features"],
+        "reference": "fresh renders of the same prompts",
+    }
     write_record(args, images, "fid", VERSION, metrics(generated, *real, images.prompt_of), details, started)
 
 

@@ -59,7 +59,9 @@ class DetectorNet(nn.Module):
     between two classes scores low in both.
     """
 
-    def __init__(self, resolution: int = 32, classes: int = 4, widths: tuple[int, int, int] = (16, 48, 96), blocks: tuple[int, int] = (1, 2)):
+    def __init__(
+        self, resolution: int = 32, classes: int = 4, widths: tuple[int, int, int] = (16, 48, 96), blocks: tuple[int, int] = (1, 2)
+    ):
         super().__init__()
         self.config = {"resolution": resolution, "classes": classes, "widths": list(widths), "blocks": list(blocks)}
         self.resolution, self.classes = resolution, classes
@@ -115,9 +117,13 @@ class FeatureNet(nn.Module):
         self.resolution = resolution
         self.at2, self.at4 = _trunk(widths, blocks)
         c = widths[2]
-        self.at8 = nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, c, 3, stride=2, padding=1), Residual(c), nn.BatchNorm2d(c), nn.ReLU())
+        self.at8 = nn.Sequential(
+            nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, c, 3, stride=2, padding=1), Residual(c), nn.BatchNorm2d(c), nn.ReLU()
+        )
         self.project = nn.Linear(c * (resolution // 8) ** 2, features)
-        self.head = nn.Sequential(nn.BatchNorm1d(features), nn.ReLU(), nn.Linear(features, 4 * features), nn.ReLU(), nn.Linear(4 * features, outputs))
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(features), nn.ReLU(), nn.Linear(features, 4 * features), nn.ReLU(), nn.Linear(4 * features, outputs)
+        )
         self.register_buffer("shift", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
@@ -165,5 +171,15 @@ def load_network(folder: Path, kind: type, device: str = "cpu"):
 
 
 def pick_device(name: str) -> str:
-    """`auto` is CUDA where there is one, else the CPU."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: torch has no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); expected auto, cpu, cuda or cuda:N") from error
+    return name

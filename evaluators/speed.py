@@ -20,12 +20,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from apex.errors import UserError, run_command
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
-from evaluators.command import print_metrics
+from evaluators.command import check_out, print_metrics, set_threads
 from evaluators.networks import pick_device
-from evaluators.result import Identity, Metric, Record
+from evaluators.result import Identity, Metric, Record, first_fault
 
 VERSION = "1"
 STAGES = ("text", "denoise", "decode")
@@ -52,7 +53,14 @@ def synchronise(device: str) -> None:
 
 @torch.no_grad()
 def time_stages(
-    generator: Generator, prompts: Sequence[str], batch: int, *, repeats: int, warmup: int, device: str, clock: Callable[[], float] = time.perf_counter
+    generator: Generator,
+    prompts: Sequence[str],
+    batch: int,
+    *,
+    repeats: int,
+    warmup: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
     """Seconds per stage (text, denoise, decode) of each counted repeat, (repeats, 3); their sum is end to end.
 
@@ -64,7 +72,9 @@ def time_stages(
         texts = [prompts[((index + warmup) * batch + i) % len(prompts)] for i in range(batch)]
         noise = torch.randn(batch, *generator.latent_shape, generator=random).to(device)
         value: Any = texts
-        for stage, call in enumerate((generator.encode, lambda cond, noise=noise: generator.denoise(cond, noise, random), generator.decode)):
+        for stage, call in enumerate(
+            (generator.encode, lambda cond, noise=noise: generator.denoise(cond, noise, random), generator.decode)
+        ):
             synchronise(device)
             started = clock()
             value = call(value)
@@ -93,17 +103,17 @@ def metrics(single: np.ndarray, many: np.ndarray, batch: int, memory_mb: float) 
 def identity(run: Path, row: str, nfe: int, config: Any) -> Identity:
     """Who is timed, from the run's `made.json` where it has one (a pipeline folder of the teacher may have none)."""
     path = run / "made.json"
-    made: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            made = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a JSON object ({error}); export the run again") from error
-    known = {k: v for k, v in made.items() if k in Identity.model_fields}
-    if known.get("row", row) != row:
-        raise UserError(f"{path}: holds row {known['row']!r}, but --row says {row!r}; give the run of that row")
-    defaults = {"method": row, "profile": config.profile, "config_hash": config.hash()}
-    return Identity(**(defaults | known | {"row": row, "nfe": nfe}))
+    known = {"method": row, "profile": config.profile, "config_hash": config.hash(), "row": row}
+    try:
+        if path.is_file():
+            known |= json.loads(path.read_text())
+        if known["row"] != row:
+            raise UserError(f"{path}: holds row {known['row']!r}, but --row says {row!r}; give the run of that row")
+        return Identity(**known | {"nfe": nfe})
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_fault(error)}; export the run again") from error
+    except (ValueError, TypeError) as error:  # ValueError: not JSON, not UTF-8
+        raise UserError(f"{path}: not a JSON object ({error}); export the run again") from error
 
 
 def main() -> None:
@@ -133,7 +143,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--nfe {args.nfe}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
     if not args.run.is_dir():
         raise UserError(f"{args.run}: no such run; train the row first, or give the pipeline's folder for the teacher")
-    torch.set_num_threads(args.threads)
+    check_out(args.out)
+    set_threads(args.threads)
     device = pick_device(args.device)
     config = load(args.config, args.set)
     prompts = [row["prompt"] for row in load_prompts(config.prompts_path("test"))]

@@ -21,10 +21,10 @@ COVERAGE = ("spread", "precision", "recall")
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Three significant digits, without an exponent between 0.001 and 100,000. 0.01234 -> 0.0123, 1234.5 -> 1,230."""
+    """Three significant digits, without an exponent between 0.0001 and 100,000. 0.01234 -> 0.0123, 1234.5 -> 1,230."""
     if value == 0:
         return "0"
-    if not 1e-3 <= abs(value) < 1e5:
+    if not 1e-4 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     rounded = float(f"{value:.{digits}g}")

@@ -34,18 +34,18 @@ class Prompt:
     task: str
 
 
-def read_prompts(folder: Path) -> dict[str, Prompt]:
-    """Folder name -> prompt, for every NNNNN/metadata.jsonl below `folder`."""
-    prompts = {}
-    for path in sorted(folder.glob("[0-9]*/metadata.jsonl")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-            prompts[path.parent.name] = Prompt(path.parent.name, data["prompt"], data.get("tag", ""))
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: expected one JSON object with the keys prompt and tag ({type(error).__name__}); sample again"
-            ) from None
-    return prompts
+def read_prompt(path: Path) -> Prompt:
+    """The prompt of one folder NNNNN, from its metadata.jsonl."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+        return Prompt(path.parent.name, data["prompt"], data.get("tag", ""))
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected one JSON object with the keys prompt and tag ({type(error).__name__}); sample again") from None
+
+
+def read_prompts(folder: Path) -> list[Prompt]:
+    """Every prompt below `folder`, in order."""
+    return [read_prompt(path) for path in sorted(folder.glob("[0-9]*/metadata.jsonl"))]
 
 
 def image_folders(images: Path, split: str) -> dict[Key, Path]:
@@ -108,14 +108,15 @@ def draw(folders: dict[Key, Path], names: dict[Key, str], prompts: list[Prompt],
         for index, line in enumerate(lines):
             pen.text((LABEL_WIDTH + column * block, head - 8 - LINE * (len(lines) - index)), line, fill=INK, font=small)
     for row, (key, name) in enumerate(names.items()):
-        known, top = read_prompts(folders[key]), head + row * (CELL + GAP)
+        top = head + row * (CELL + GAP)
         middle = top + CELL // 2
         lines = [line for part in name.replace(" (", "\n(").splitlines() for line in textwrap.wrap(part, 17)]
         for index, line in enumerate(lines):
             pen.text((GAP, middle - LINE * (len(lines) - index) + 4), line, fill=INK, font=bold)
         pen.text((GAP, middle + 6), f"NFE {key[1]}" if key[1] else "no model", fill=PALE, font=small)
         for column, prompt in enumerate(prompts):
-            same = known.get(prompt.folder)
+            metadata = folders[key] / prompt.folder / "metadata.jsonl"
+            same = read_prompt(metadata) if metadata.is_file() else None
             for sample in range(samples):
                 x = LABEL_WIDTH + column * block + sample * (CELL + GAP)
                 path = folders[key] / prompt.folder / "samples" / f"{sample:04d}.png"
@@ -140,7 +141,7 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
     for name, split in ((NAMES[0], view.split), (NAMES[1], "unseen")):
         folders = image_folders(images, split)
         names = _names(view, folders)
-        prompts = next((list(known.values()) for key in names if (known := read_prompts(folders[key]))), [])
+        prompts = next((known for key in names if (known := read_prompts(folders[key]))), [])
         if prompts and name not in found:
             chosen = choose(prompts)
             found[name] = draw(

@@ -15,9 +15,9 @@ from paper_tables.view import REFERENCE_NAMES, Key
 
 STYLE: dict[str, Any] = {
     "font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.labelsize": 9.5, "axes.edgecolor": "#9aa1a9",
-    "axes.linewidth": 0.8, "xtick.color": "#48505a", "ytick.color": "#48505a", "axes.grid": True, "grid.color": "#e6e9ec",
-    "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "white", "savefig.facecolor": "white",
-    "legend.frameon": False,
+    "axes.linewidth": 0.8, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#e6e9ec", "grid.linewidth": 0.7, "xtick.color": "#48505a", "ytick.color": "#48505a", "legend.frameon": False,
+    "figure.facecolor": "white", "savefig.facecolor": "white",
 }  # fmt: skip
 
 # Okabe and Ito's palette without its yellow; the rows of this suite that are always there keep their colours.

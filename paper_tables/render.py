@@ -108,9 +108,11 @@ def to_markdown(table: Table) -> str:
         for line in table.lines:
             if line.section:
                 out.append("| **" + _md(line.section) + "** |" + " |" * (len(columns) - 1))
-            cells = [table.cell(line, column.key) for column in columns]
-            marked = (_md(cell.text) + (f" <sup>{notes[cell.note]}</sup>" if cell.note else "") for cell in cells)
-            out.append("| " + " | ".join(marked) + " |")
+            cells = []
+            for cell, _, width in _runs(table, line, columns):  # merged neighbours have one mark
+                text = _md(cell.text)
+                cells += [text + (f" <sup>{notes[cell.note]}</sup>" if cell.note else ""), *[text] * (width - 1)]
+            out.append("| " + " | ".join(cells) + " |")
         out.append("")
     out += [f"<sup>{mark}</sup> {_md(text)}  " for text, mark in notes.items()]
     return "\n".join(out).rstrip() + "\n"
@@ -180,7 +182,7 @@ def to_latex(table: Table) -> str:
 def latex_document(names: Iterable[str]) -> str:
     """A document that inputs the tables, to see and to compile them: `pdflatex all.tex`."""
     body = "\n".join(f"\\input{{{name}.tex}}\n\\clearpage" for name in names)
-    packages = "\\usepackage[utf8]{inputenc}\n\\usepackage{booktabs,graphicx}\n\\usepackage[a4paper,margin=15mm]{geometry}"
+    packages = "\\usepackage[utf8]{inputenc}\n\\usepackage{booktabs,graphicx}\n\\usepackage[a4paper,landscape,margin=12mm]{geometry}"
     return f"\\documentclass{{article}}\n{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
 
 
@@ -225,18 +227,18 @@ def _number(value: float | None) -> str:
 STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1b1f24;background:#fff}
-body{max-width:1240px;margin:0 auto;padding:24px 20px 64px}
+body{max-width:1760px;margin:0 auto;padding:24px 20px 64px}
 h1{font-size:1.7rem;margin:.2em 0 .4em}h2{font-size:1.25rem;margin:2.2em 0 .4em;padding-top:.6em;border-top:1px solid #e3e6ea}
 h3{font-size:1rem;margin:1.4em 0 .3em}
-p,figcaption{max-width:80ch}figure{margin:1em 0}figure img{max-width:100%;height:auto;display:block;margin:.4em 0}
-img.pixels{image-rendering:pixelated}
+p,figcaption{max-width:100ch}figure{margin:1em 0}figure img{max-width:min(100%,1300px);height:auto;display:block;margin:.4em 0}
 .scroll{overflow-x:auto;margin:.4em 0 .8em}
-table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:3px 9px;text-align:left;vertical-align:top}td.n,th.n{text-align:right;white-space:nowrap}
+table{border-collapse:collapse;font-size:12.5px;font-variant-numeric:tabular-nums}sup{line-height:0}
+th,td{padding:2px 7px;text-align:left;vertical-align:top;white-space:nowrap}td.n,th.n{text-align:right}
 thead th{border-bottom:1px solid #9aa1a9;font-weight:600;vertical-align:bottom}
 thead tr:first-child th{border-top:2px solid #444c55}th.g{text-align:center;border-bottom:1px solid #c9ced4}
 tbody tr:last-child td{border-bottom:2px solid #444c55}tbody tr:hover td{background:#f4f6f8}
-tr.s td{font-style:italic;padding-top:10px;background:#fff}td.m{color:#79818a;text-align:center}td:first-child{white-space:nowrap}
+tr.s td{font-style:italic;padding-top:10px;background:#fff}td.m{color:#6b737c}td.m:not([colspan]){text-align:right}
+th:first-child:not(.g),td:first-child{position:sticky;left:0;background:#fff}
 td.wrap{white-space:normal;min-width:16em}
 .notes,.small{font-size:12.5px;color:#48505a}.notes p{margin:.15em 0;max-width:110ch}
 nav a,.formats a{margin-right:1em}a{color:#0b5cad}

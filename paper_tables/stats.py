@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -97,6 +98,12 @@ def ratio(top: Summary, bottom: Summary) -> Summary | None:
     return Summary(value, value - half, value + half, top.n, top.seeds, DELTA)
 
 
+@lru_cache(maxsize=4)
+def _weights(tasks: tuple[str, ...]) -> np.ndarray:
+    """The bootstrap's draws, which are the same for every pair of rows on one prompt set."""
+    return bootstrap_weights(tasks)
+
+
 def paired_ratio(top: PerPrompt, bottom: PerPrompt) -> Summary | None:
     """Ratio of two rows' GenEval overall. Prompts are drawn once for both, within task; the seeds' part is joined as in `over_seeds`.
 
@@ -104,7 +111,7 @@ def paired_ratio(top: PerPrompt, bottom: PerPrompt) -> Summary | None:
     """
     if top.texts != bottom.texts or top.tasks != bottom.tasks:
         return None
-    weights = bootstrap_weights(top.tasks)
+    weights = _weights(top.tasks)
     pooled = [(row.correct.sum(0), row.images.sum(0)) for row in (top, bottom)]
     above, below = (mean_of_tasks(*sums, top.tasks, weights) for sums in pooled)
     above_value, below_value = (float(mean_of_tasks(*sums, top.tasks)) for sums in pooled)

@@ -13,7 +13,7 @@ NEEDS_FULL_SCALE = (
     "row: sana-sprint-0.6b, nfe: 2 (the row's name in small letters and hyphens)."
 )
 NOT_PUBLISHED = "Does not apply: the paper has no such row."
-PAPER_MACHINE = "A100 (the paper)"
+PAPER_MACHINE = "A100"
 SIDE = "measured here"
 Columns = tuple[tuple[str, str, str, int | None], ...]
 # the paper's column, head, metric of the records, decimals (None: three significant digits)
@@ -111,7 +111,7 @@ def table1(view: View, data: Published) -> Table:
         "Table 1 of arXiv 2604.12322v1 beside what was measured here. Throughput at batch 10, latency at batch 1, end to end. "
         + PUBLISHED_WORDS
     )
-    return _table(view, data, "table1", "Table 1: speed and quality of few-step models", caption, TABLE1)
+    return _table(view, data, "table1", "The paper's Table 1: speed and quality of few-step models", caption, TABLE1)
 
 
 def table2(view: View, data: Published) -> Table:
@@ -120,4 +120,4 @@ def table2(view: View, data: Published) -> Table:
         "Table 2 of arXiv 2604.12322v1 (GenEval; overall is the mean of the six tasks) beside what was measured here on the world's "
         "six tasks of the same names. " + PUBLISHED_WORDS
     )
-    return _table(view, data, "table2", "Table 2: GenEval by task", caption, TABLE2)
+    return _table(view, data, "table2", "The paper's Table 2: GenEval by task", caption, TABLE2)

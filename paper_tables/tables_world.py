@@ -18,10 +18,10 @@ SCORES = (
     ("clip_score", "CLIP score ↑", "text agreement", "clip_score", 2),
     ("latency", "latency, s ↓", "speed, end to end", "speed/latency_b1_s", None),
     ("throughput", "images/s ↑", "speed, end to end", "speed/throughput_b10_sps", None),
+    ("speed_memory", "peak MB", "speed, end to end", "speed/peak_memory_mb", None),
     ("text_s", "text, s", "latency by stage", "speed/stage/text_b1_s", None),
     ("denoise_s", "denoise, s", "latency by stage", "speed/stage/denoise_b1_s", None),
     ("decode_s", "decode, s", "latency by stage", "speed/stage/decode_b1_s", None),
-    ("speed_memory", "peak MB", "latency by stage", "speed/peak_memory_mb", None),
 )
 # key, head, field of the records' `training`
 TRAINING = (
@@ -32,25 +32,11 @@ TRAINING = (
     ("train_memory", "peak MB", "peak_memory_mb"),
 )
 NAMES, BEHIND = ["row", "nfe"], [*COVERAGE, "n", "seeds"]
+SPEED = ["latency", "throughput", "speed_memory", "text_s", "denoise_s", "decode_s"]
 PANELS = [
     ("(a) Quality and coverage", [*NAMES, "overall", "unseen", "fid", "fid_floor", "kid", "clip_score", *BEHIND]),
     ("(b) GenEval by task, seen and unseen combinations", [*NAMES, *TASKS, "seen", "unseen", *BEHIND]),
-    (
-        "(c) Speed and size",
-        [
-            *NAMES,
-            "latency",
-            "throughput",
-            "text_s",
-            "denoise_s",
-            "decode_s",
-            "speed_memory",
-            "parameters",
-            "trainable",
-            *BEHIND,
-            "hardware",
-        ],
-    ),
+    ("(c) Speed and size", [*NAMES, *SPEED, "parameters", "trainable", *BEHIND, "hardware"]),
     ("(d) Cost of training, mean over seeds", [*NAMES, *(key for key, *_ in TRAINING), "trainable", *BEHIND]),
 ]
 
@@ -58,7 +44,7 @@ PANELS = [
 def _row(view: View, key: Key) -> dict[str, Cell]:
     line = cells.name_cells(view, key)
     for name, _, _, metric, decimals in SCORES:
-        line[name] = measured(view, key, metric, decimals)
+        line[name] = measured(view, key, metric, decimals, interval=name != "fid_floor")
     for name, found in (("seen", view.seen(key)), ("unseen", view.unseen(key))):
         line[name] = number(found) if found else missing(why_missing(view, key, "geneval"))
     untrained = key[0] in REFERENCE_NAMES or key[0] == "teacher" or view.evaluators(key)
@@ -71,7 +57,7 @@ def world(view: View) -> Table:
     """Every row x NFE with all that was measured."""
     columns = [Column("row", "row", numeric=False), Column("nfe", "NFE")]
     columns += [Column(name, head, group) for name, head, group, *_ in SCORES]
-    columns += [Column("seen", "seen", "combinations"), Column("unseen", "unseen ↑", "combinations")]
+    columns += [Column("seen", "seen", "GenEval"), Column("unseen", "unseen ↑", "GenEval")]
     columns += [Column("parameters", "parameters", "network"), Column("trainable", "trainable", "network")]
     columns += [Column(name, head, "training") for name, head, _ in TRAINING]
     columns += [*cells.common_columns(), Column("hardware", "hardware", numeric=False)]

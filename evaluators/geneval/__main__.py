@@ -88,7 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = image_parser(__doc__)
     parser.add_argument("--detector", choices=sorted(DETECTORS), default="world", help="what finds the objects (default: world)")
     parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="its folder (default: bundled)")
-    parser.add_argument("--clip-weights", type=Path, default=BUNDLED / "clip", help="open_clip folder of the colour check (default: bundled)")
+    parser.add_argument(
+        "--clip-weights", type=Path, default=BUNDLED / "clip", help="open_clip folder of the colour check (default: bundled)"
+    )
     run(parser.parse_args(argv))
 
 
@@ -112,7 +114,9 @@ def run(args: argparse.Namespace) -> None:
             for row, right, n in zip(images.rows, correct, counts, strict=True)
         ],
     }
-    write_record(args, images, "geneval", VERSION, metrics(images.rows, correct, counts, prompt_weights(images, args.seed)), details, started)
+    write_record(
+        args, images, "geneval", VERSION, metrics(images.rows, correct, counts, prompt_weights(images, args.seed)), details, started
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
 
 from apex.data import world
@@ -26,7 +25,7 @@ from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.provenance import git_commit, versions
 from evaluators.clip_model import Clip
-from evaluators.command import is_unseen, progress
+from evaluators.command import is_unseen, progress, set_threads
 from evaluators.geneval.__main__ import verdicts
 from evaluators.geneval.color import ClipColors
 from evaluators.geneval.logic import ColorClassifier, Detector, overall
@@ -122,16 +121,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.resolution < 16:
         raise UserError(f"--resolution {args.resolution}: expected at least 16 pixels")
-    torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     device, rows = pick_device(args.device), load_prompts(args.prompts)
     detector = WorldDetector.load(args.detector_weights, device)
     classify = ClipColors(Clip(args.clip_weights, device), detector.colors)
     found = curves(rows, args.resolution, args.seed, lambda images, lines: accuracies(images, lines, detector, classify))
-    scene = world.scene_for(next(r for r in rows if r["tag"] == "position"), np.random.default_rng(args.seed))
+    shown = next((row for row in rows if row["tag"] == "position"), rows[0])
+    scene = world.scene_for(shown, np.random.default_rng(args.seed), allow_held_out=is_unseen(shown))
     examples = {fault: [spoil(scene, fault, level, 64, [args.seed, 3]) for level in levels] for fault, (_, levels) in LEVELS.items()}
     about = {"prompts": args.prompts.name, "n": len(rows), "resolution": args.resolution, "seed": args.seed, "git_commit": git_commit()}
     units = {fault: unit for fault, (unit, _) in LEVELS.items()}
-    write_atomic(args.out / "calibration.json", json.dumps({**about, "versions": versions(), "units": units, "curves": found}, indent=1) + "\n")
+    write_atomic(
+        args.out / "calibration.json", json.dumps({**about, "versions": versions(), "units": units, "curves": found}, indent=1) + "\n"
+    )
     write_atomic(args.out / "calibration.png", plot(found, examples))
     for fault, points in found.items():
         print(f"{fault:14s}" + "  ".join(f"{p['level']:g}: {p['overall']:.3f}" for p in points))

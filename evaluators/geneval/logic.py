@@ -86,7 +86,9 @@ def relative_position(a: Sequence[float], b: Sequence[float]) -> set[str]:
     return {name for name, true in zip(RELATIONS, holds, strict=True) if true}
 
 
-def judge(detections: Mapping[str, Sequence[Detection]], metadata: Mapping, classify: Callable[[Sequence[Detection], str], list[str]]) -> Verdict:
+def judge(
+    detections: Mapping[str, Sequence[Detection]], metadata: Mapping, classify: Callable[[Sequence[Detection], str], list[str]]
+) -> Verdict:
     """The verdict on one image.
 
     Args:
@@ -109,7 +111,9 @@ def judge(detections: Mapping[str, Sequence[Detection]], metadata: Mapping, clas
         elif "color" in wanted:
             colors = classify(found, name)
             if (right := sum(c == wanted["color"] for c in colors)) < count:
-                failures.append(Reason("colour", f"expected {wanted['color']} {name}>={count}, found {right}; colours: {', '.join(colors)}"))
+                failures.append(
+                    Reason("colour", f"expected {wanted['color']} {name}>={count}, found {right}; colours: {', '.join(colors)}")
+                )
         if "position" in wanted and not failures:
             relation, index = wanted["position"]
             if groups[index] is None:
@@ -142,6 +146,8 @@ def check_known(row: Mapping, where: str, classes: Sequence[str], colors: Sequen
     """
     for entry in [*row["include"], *row.get("exclude", [])]:
         if entry["class"] not in classes:
-            raise UserError(f"{where}: class {entry['class']!r}; this detector knows {', '.join(classes)}: choose another prompt set or detector")
+            raise UserError(
+                f"{where}: class {entry['class']!r}; this detector knows {', '.join(classes)}: choose another prompt set or detector"
+            )
         if entry.get("color", colors[0]) not in colors:
             raise UserError(f"{where}: color {entry['color']!r}; known are {', '.join(colors)}: choose another prompt set or detector")

@@ -46,7 +46,9 @@ class WorldDetector:
         masks = F.interpolate(mask_logits[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0] > 0
         return [self._objects(s, b, m, width, height) for s, b, m in zip(scores, boxes, masks.cpu().numpy(), strict=True)]
 
-    def _objects(self, scores: np.ndarray, boxes: np.ndarray, foreground: np.ndarray, width: int, height: int) -> dict[str, list[Detection]]:
+    def _objects(
+        self, scores: np.ndarray, boxes: np.ndarray, foreground: np.ndarray, width: int, height: int
+    ) -> dict[str, list[Detection]]:
         best = scores.argmax(0)
         top = scores.max(0)
         kept: list[int] = []

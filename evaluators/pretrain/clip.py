@@ -98,7 +98,10 @@ def is_true(row: dict, facts: list[Facts]) -> np.ndarray:
         number = counts[:, shape, color].sum((1, 2))
         true &= number == entry["count"] if row["tag"] == "counting" else number >= entry["count"]
         if "position" in entry:
-            relation, target = world.RELATIONS.index(entry["position"][0]), world.SHAPES.index(row["include"][entry["position"][1]]["class"])
+            relation, target = (
+                world.RELATIONS.index(entry["position"][0]),
+                world.SHAPES.index(row["include"][entry["position"][1]]["class"]),
+            )
             true &= np.array([f.relations[world.SHAPES.index(entry["class"]), target, relation] for f in facts])
     return true
 
@@ -220,4 +223,3 @@ def measure(folder: Path, *, images: int = 600, seed: int = 10_000_019) -> dict[
         means = F.normalize(model.encode_text(tokenizer(texts), normalize=True).reshape(C, len(TEMPLATES), -1).mean(1), dim=-1)
         right += int((means @ crop).argmax() == color)
     return found | {"crop_colors": round(right / images, 4)}
-

@@ -51,7 +51,11 @@ def detector_loss(net: DetectorNet, images: Tensor, classes: Tensor, weight: Ten
     cells = -(classes * F.log_softmax(logits, dim=1)).sum(1)
     some = (1 - classes[:, -1]) * weight
     away = (decode_boxes(raw, net.resolution) - boxes).abs().mean(1) / 0.16
-    return (cells * weight).sum() / len(images) / 8 + (away * some).sum() / some.sum().clamp(min=1) + F.binary_cross_entropy_with_logits(mask, cover)
+    return (
+        (cells * weight).sum() / len(images) / 8
+        + (away * some).sum() / some.sum().clamp(min=1)
+        + F.binary_cross_entropy_with_logits(mask, cover)
+    )
 
 
 def train(*, steps: int, batch: int, lr: float, seed: int, resolution: int) -> tuple[DetectorNet, float]:
@@ -103,4 +107,3 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0.0) * max(height, 0.0)
     return float(shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared))
-

@@ -18,23 +18,25 @@ from evaluators.pretrain.loop import fit_network
 COUNTS = 5  # 0 to 4 objects of a shape
 N, C = len(world.SHAPES), len(world.COLORS)
 # The network's outputs, in this order: what is predicted, and how many numbers.
-PARTS = {"counts": N * COUNTS, "pairs": N * C, "places": N * 3, "ground": 3, "look": 3}
+PARTS = {"counts": N * COUNTS, "pairs": N * C, "places": N * 3, "tints": N * 3, "ground": 3, "look": 3}
 
 
 def attributes(scene: world.Scene, blur: float, noise: float) -> dict[str, np.ndarray]:
-    """The truth of one scene: per shape its count and mean (x, y, size), the colour-shape pairs shown, the background
+    """The truth of one scene: per shape its count, mean (x, y, size) and mean RGB, the colour-shape pairs shown, the background
     (level and slope along x and y), and the look (edge width, blur in sides, noise), all scaled to about unit range."""
-    counts, pairs, places = np.zeros(N, np.int64), np.zeros((N, C), np.float32), np.zeros((N, 3), np.float32)
+    counts, pairs = np.zeros(N, np.int64), np.zeros((N, C), np.float32)
+    places, tints = np.zeros((N, 3), np.float32), np.zeros((N, 3), np.float32)
     for item in scene.items:
         s = world.SHAPES.index(item.shape)
         counts[s] += 1
         pairs[s, list(world.COLORS).index(item.color)] = 1
         places[s] += ((item.x - 0.5) * 4, (item.y - 0.5) * 4, (item.size - 0.18) * 16)
-    places /= np.maximum(counts, 1)[:, None]
+        tints[s] += (np.array(item.rgb) - 0.5) * 3
+    places, tints = (sums / np.maximum(counts, 1)[:, None].astype(np.float32) for sums in (places, tints))
     slope = (scene.grey[1] - scene.grey[0]) * 10
     ground = np.array([sum(scene.grey) - 1, slope * np.cos(scene.angle), slope * np.sin(scene.angle)], np.float32)
     look = np.array([scene.edge - 1.1, blur * 20, noise * 8], np.float32)
-    return {"counts": counts, "pairs": pairs, "places": places, "ground": ground, "look": look}
+    return {"counts": counts, "pairs": pairs, "places": places, "tints": tints, "ground": ground, "look": look}
 
 
 def sample(rng: np.random.Generator, scenes: WorldScenes, resolution: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -58,18 +60,24 @@ def _batch(rng: np.random.Generator, scenes: WorldScenes, resolution: int, size:
 
 def _split(outputs: Tensor) -> dict[str, Tensor]:
     parts = dict(zip(PARTS, outputs.split(list(PARTS.values()), dim=1), strict=True))
-    shapes = {"counts": (-1, N, COUNTS), "pairs": (-1, N, C), "places": (-1, N, 3)}
+    shapes = {"counts": (-1, N, COUNTS), "pairs": (-1, N, C), "places": (-1, N, 3), "tints": (-1, N, 3)}
     return {k: v.reshape(shapes[k]) if k in shapes else v for k, v in parts.items()}
 
 
 def attribute_loss(outputs: Tensor, truth: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of counts and pairs + squared errors of the rest (places only of shapes that are there)."""
+    """Cross-entropy of counts and of pairs (summed over a shape's colours: their mean is too weak, and colour is not
+    learnt) + squared errors of the rest (places and tints only of shapes that are there)."""
     said = _split(outputs)
     there = (truth["counts"] > 0).float()[..., None]
+
+    def where_there(name: str) -> Tensor:
+        return ((said[name] - truth[name]) ** 2 * there).sum() / there.sum().clamp(min=1) / 3
+
     return (
         F.cross_entropy(said["counts"].flatten(0, 1), truth["counts"].flatten())
-        + F.binary_cross_entropy_with_logits(said["pairs"], truth["pairs"])
-        + ((said["places"] - truth["places"]) ** 2 * there).sum() / there.sum().clamp(min=1) / 3
+        + C * F.binary_cross_entropy_with_logits(said["pairs"], truth["pairs"])
+        + where_there("places")
+        + where_there("tints")
         + F.mse_loss(said["ground"], truth["ground"])
         + F.mse_loss(said["look"], truth["look"])
     )

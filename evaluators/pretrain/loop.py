@@ -39,7 +39,10 @@ def fit_network(
             raise UserError(f"{name}: the loss is {loss.item()} at step {step}; lower --lr (now {lr})")
         if step % log_every == 0 or step == steps - 1:
             each = (time.time() - started) / (step + 1)
-            print(f"{name} step {step + 1}/{steps} loss {mean:.4f}, {each:.3f} s a step, {(steps - step - 1) * each / 60:.1f} min left", flush=True)
+            print(
+                f"{name} step {step + 1}/{steps} loss {mean:.4f}, {each:.3f} s a step, {(steps - step - 1) * each / 60:.1f} min left",
+                flush=True,
+            )
     return time.process_time() - cpu
 
 

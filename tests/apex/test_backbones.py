@@ -357,7 +357,7 @@ def test_a_damaged_transformer_folder_is_one_clear_line(make_backbone, family: s
     weights.write_bytes(whole)
 
     (folder / "config.json").write_text(config.replace("Transformer2DModel", "Transformer9DModel"))
-    with pytest.raises(UserError, match="unknown backbone '.*9DModel'; known: .*SanaTransformer2DModel"):
+    with pytest.raises(UserError, match=r"unknown backbone '.*9DModel'; known: .*SanaTransformer2DModel"):
         load_backbone(folder)
     (folder / "config.json").write_text(config[: len(config) // 2])
     with pytest.raises(UserError, match="not JSON"):

@@ -234,7 +234,9 @@ def test_seeds_are_stable_from_machine_to_machine():
     assert found == "4299398423391567196\n"
 
 
-@given(st.lists(st.tuples(st.integers(0, 50), st.sampled_from(["data", "noise", "probe"]), st.integers(0, 10**6)), unique=True, max_size=20))
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.sampled_from(["data", "noise", "probe"]), st.integers(0, 10**6)), unique=True, max_size=20)
+)
 def test_each_purpose_has_a_seed_of_its_own(purposes: list[tuple]):
     found = [seeds.derive(*p) for p in purposes]
     assert len(set(found)) == len(found)
@@ -338,7 +340,10 @@ def test_a_folder_is_replaced_only_when_it_is_complete(tmp_path):
     ("error", "said"),
     [
         (UserError("p.yaml: train.lr: found x, expected y"), "error: p.yaml: train.lr: found x, expected y\n"),
-        (OSError(28, "No space left on device", "out/state.pt"), "error: No space left on device (out/state.pt); nothing that existed was changed\n"),
+        (
+            OSError(28, "No space left on device", "out/state.pt"),
+            "error: No space left on device (out/state.pt); nothing that existed was changed\n",
+        ),
         (PermissionError(13, "Permission denied", "out"), "error: Permission denied (out); nothing that existed was changed\n"),
     ],
     ids=["user", "disk full", "not writable"],

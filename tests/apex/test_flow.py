@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_uniform_sigmas_are_even_and_end_one_step_above_zero(steps: int):
     grid = flow.time_grid(flow.uniform_sigmas(steps))
     assert grid[0] == 1.0
     assert len(grid) == steps + 1
-    assert all(math.isclose(a - b, 1 / steps, rel_tol=1e-9) for a, b in zip(grid, grid[1:], strict=False))
+    assert all(math.isclose(a - b, 1 / steps, rel_tol=1e-9) for a, b in pairwise(grid))
 
 
 # ------------------------------------------------------------------------------------------------------ samplers
@@ -140,7 +141,7 @@ def test_multi_step_sampling_converges_to_the_ode_at_first_order(gaussian):
         return float((out - exact).abs().max())
 
     errors = [error(n) for n in (50, 100, 200, 400)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert errors[-1] < 1e-2
     assert all(0.9 < order < 1.1 for order in orders), orders
 

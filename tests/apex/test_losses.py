@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -275,7 +276,7 @@ def test_the_residual_of_the_exact_flow_map_vanishes_at_first_order(gaussian, or
     t, r, x_t = times(1.0, 0.8, 0.5, 0.9), times(0.0, 0.1, 0.2, 0.85), normal(4, 6)
     sizes = [residual(gaussian, d, order, t, r, x_t).abs().amax(1) for d in (0.01, 0.005, 0.0025)]
     assert float(sizes[0].max()) < 0.1
-    for coarse, fine in zip(sizes, sizes[1:], strict=False):
+    for coarse, fine in pairwise(sizes):
         assert torch.all((coarse / fine > 1.8) & (coarse / fine < 2.2))
 
 

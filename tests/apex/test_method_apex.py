@@ -153,7 +153,9 @@ def test_every_setting_does_something(make_toy, make_batch, name: str):
 
 
 def test_the_shift_is_fixed_unless_it_is_learned_at_its_place():
-    fixed, learned = (Apex({"a": 2.0, "b": 0.5, "learn_shift": v, "shift_place": "embeds"}).extra_networks()["shift"] for v in (False, True))
+    fixed, learned = (
+        Apex({"a": 2.0, "b": 0.5, "learn_shift": v, "shift_place": "embeds"}).extra_networks()["shift"] for v in (False, True)
+    )
     assert [p.requires_grad for p in fixed.parameters()] == [False, False]
     assert [p.requires_grad for p in learned.parameters()] == [True, True]
     assert (learned.a.item(), learned.b.item(), learned.place) == (2.0, 0.5, "embeds")
@@ -165,7 +167,7 @@ def test_the_shift_is_fixed_unless_it_is_learned_at_its_place():
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("rho", [0.0, 1.5])
 def test_no_pass_is_spent_on_a_sample_whose_result_is_unused(make_toy, make_batch, watch, order: int, rho: float):
-    """Of 8: 8 with gradient; 2 for fake data, 4 for rectification; guidance for the 4 of near and any, twice; recursion where t - r >= D."""
+    """Of 8: 8 with gradient; 2 for fake data, 4 for rectification; 2 x 4 guidance (near, any); recursion where t - r >= D."""
     t = torch.tensor([0.3, 0.4, 0.1, 0.9, 0.5, 0.9, 0.7, 0.8])
     u = torch.tensor([0.5, 0.5, 0.5, 0.9, 0.001, 0.9, 0.5, 0.5])  # near: 0.0025, 0.0405; any: 0.0005, 0.81
     batch = make_batch(8)
@@ -253,7 +255,9 @@ def backward(make_backbone, make_condition, family: str, params: dict, parts: tu
     method = Apex(params)
     if parts is not None:
         method.parts = parts
-    student, teacher, ema = (make_backbone(family, k, seed=s, stirred=stirred) for k, s in (("embedding", 0), ("none", 1), ("embedding", 2)))
+    student, teacher, ema = (
+        make_backbone(family, k, seed=s, stirred=stirred) for k, s in (("embedding", 0), ("none", 1), ("embedding", 2))
+    )
     generator = torch.Generator().manual_seed(0)
     null = make_condition(8, seed=5)
     batch = Batch(torch.randn(8, 4, 4, 4, generator=generator), make_condition(8), null, generator)
@@ -270,7 +274,11 @@ def silent(module) -> set[str]:
 # text stream is not read.
 def unread(family: str) -> tuple[str, ...]:
     last = "transformer.transformer_blocks.1."
-    return (f"{last}attn.to_add_out", f"{last}txt_mlp", f"{last}txt_mod", f"{last}attn.add_q_proj", f"{last}attn.norm_added_q") if family == "qwen_image" else ()
+    return (
+        (f"{last}attn.to_add_out", f"{last}txt_mlp", f"{last}txt_mod", f"{last}attn.add_q_proj", f"{last}attn.norm_added_q")
+        if family == "qwen_image"
+        else ()
+    )
 
 
 def test_every_parameter_of_the_student_is_trained_and_nothing_else(make_backbone, make_condition, family: str):

@@ -210,7 +210,9 @@ def test_images_of_other_settings_are_never_taken_for_this_calls(command, run_fo
         assert begun == [0], change
 
 
-@pytest.mark.xfail(strict=True, reason="sample.py: write_images: a trained run brings its own config_hash, so the number of images is not in the name")
+@pytest.mark.xfail(
+    strict=True, reason="sample.py: write_images: a trained run brings its own config_hash, so the number of images is not in the name"
+)
 def test_a_folder_in_work_with_fewer_images_a_prompt_is_not_continued(command, run_folder, monkeypatch):
     for count, stop in ((2, 2), (3, 0)):
         with monkeypatch.context() as patched:
@@ -220,7 +222,9 @@ def test_a_folder_in_work_with_fewer_images_a_prompt_is_not_continued(command, r
     assert begun == [0]
 
 
-@pytest.mark.xfail(strict=True, reason="sample.py: the teacher's weights are not in the name of the folder in work; another teacher continues it")
+@pytest.mark.xfail(
+    strict=True, reason="sample.py: the teacher's weights are not in the name of the folder in work; another teacher continues it"
+)
 def test_images_of_another_teacher_are_never_taken_for_this_ones(command, tiny_pipeline, monkeypatch, tmp_path):
     import shutil
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,10 @@ from evaluators.clip_model import Clip
 from evaluators.command import fresh_renders
 from evaluators.geneval.color import ClipColors
 from evaluators.geneval.world_detector import WorldDetector
+
+# No deadline: a busy machine is not a defect.
+hypothesis.settings.register_profile("evaluators", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("evaluators")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,11 @@ def test_the_interval_holds_the_truth_19_times_in_20():
     rng, hits = np.random.default_rng(1), 0
     for trial in range(300):
         chance = rng.beta(2, 2, 60)  # prompts differ; their images share the chance: clusters matter
-        low, high = interval(mean_of_prompts(rng.binomial(4, chance).astype(float), np.full(60, 4.0), bootstrap_weights(["t"] * 60, seed=trial, resamples=400)))
+        low, high = interval(
+            mean_of_prompts(
+                rng.binomial(4, chance).astype(float), np.full(60, 4.0), bootstrap_weights(["t"] * 60, seed=trial, resamples=400)
+            )
+        )
         hits += low <= 0.5 <= high
     assert 0.91 <= hits / 300 <= 0.98
 

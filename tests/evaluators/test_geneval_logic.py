@@ -115,7 +115,9 @@ def test_overall_is_the_unweighted_mean():
     assert overall({"a": 1.0, "b": 0.5, "c": 0.0}) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("entry", "named"), [({"class": "cow", "count": 1}, "cow"), ({"class": "cat", "count": 1, "color": "pink"}, "pink")])
+@pytest.mark.parametrize(
+    ("entry", "named"), [({"class": "cow", "count": 1}, "cow"), ({"class": "cat", "count": 1, "color": "pink"}, "pink")]
+)
 def test_unknown_class_or_color_is_named(entry, named):
     with pytest.raises(UserError, match=named):
         check_known({"include": [entry]}, "prompt 3", ["cat"], ["red"])

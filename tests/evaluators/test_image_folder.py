@@ -76,7 +76,7 @@ def test_a_missing_prompt_folder_and_long_lists(make_folder, few_rows):
         file.write_bytes(b"")
     for file in (folder / "00002/samples").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(UserError, match="10 images missing or unusable: .*and 5 more"):
+    with pytest.raises(UserError, match=r"10 images missing or unusable: .*and 5 more"):
         open_images(folder)
 
 

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apex.errors import run_command
+from paper_tables import audit, collect, figures
+from paper_tables import build as build_tables
+
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 UNSEEN = ("colors", "position", "color_attr")
 REFERENCES = ("real", "mean", "shuffled", "noise")
@@ -84,7 +88,8 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
     return {
         "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row, "method": row.removesuffix("-lora"), "family": "test",
         "variant": "", "tuning": "full" if trained else "none", "backbone": "renderer" if reference else "sana", "profile": "synthetic",
-        "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0, "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
+        "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0,
+        "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
         "git_commit": "abcdef012345", "config_hash": "0123456789ab", "hardware": "Test CPU, 2 cores", "versions": {"python": "3.11"},
         "wall_seconds": 12.5, "peak_memory_mb": 700.0,
         "parameters": 0 if reference else 1243152, "trainable_parameters": 1243152 if trained else 0,
@@ -116,7 +121,8 @@ def write_images(folder: Path, row: str, nfe: int, samples: int = 4, side: int =
     """A folder in GenEval's layout: a disc in a colour of the row, at a place of the prompt."""
     rng = np.random.default_rng(len(row) * 10 + nfe)
     y, x = np.mgrid[:side, :side]
-    for index, (task, prompt) in enumerate([(task, prompt) for task in chosen for prompt in PROMPTS[task]]):
+    prompts = [(task, prompt) for task in chosen for prompt in PROMPTS[task]]
+    for index, (task, prompt) in enumerate(prompts):
         place = folder / f"{index:05d}"
         write(place / "metadata.jsonl", json.dumps({"tag": task, "include": [], "prompt": prompt}) + "\n")
         (place / "samples").mkdir()
@@ -126,40 +132,73 @@ def write_images(folder: Path, row: str, nfe: int, samples: int = 4, side: int =
             Image.fromarray(image).save(place / "samples" / f"{sample:04d}.png", compress_level=1)
 
 
+def build(
+    folder: Path,
+    rows: dict[tuple[str, int], float] | None = None,
+    seeds: tuple[int, ...] = (0,),
+    skip: Iterable[tuple[str, str]] = (),
+    runs: bool = False,
+    images: bool = False,
+    calibration: bool = False,
+) -> Path:
+    """Writes a results folder and returns it; `skip` holds (row, evaluator) pairs without a record."""
+    for (row, nfe), quality in (ROWS if rows is None else rows).items():
+        for seed in (0,) if row in REFERENCES else seeds:
+            place = folder / "records" / row / f"nfe{nfe}" / f"seed{seed}"
+            for evaluator in EVALUATORS:
+                if (row, evaluator) not in skip and not (evaluator == "speed" and (row in REFERENCES or seed)):
+                    write(place / "test" / f"{evaluator}.json", record(row, nfe, seed, evaluator, quality))
+            if (row, "geneval") not in skip:
+                write(place / "unseen" / "geneval.json", record(row, nfe, seed, "geneval", quality / 2, "unseen"))
+            if runs and row not in (*REFERENCES, "teacher") and not (folder / "runs" / row / f"seed{seed}").exists():
+                write_logs(folder / "runs" / row / f"seed{seed}", row, seed)
+        if images:
+            write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "test", row, nfe)
+            write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "unseen", row, nfe, 1, chosen=UNSEEN)
+    if calibration:
+        levels = {"blur": (0.0, 1.0, 4.0), "noise": (0.0, 0.2, 0.5), "fade": (0.0, 0.5, 1.0), "lost objects": (0.0, 0.5, 1.0)}
+        found = {}
+        for fault, steps in levels.items():
+            fall = [1 - step / steps[-1] for step in steps]
+            found[fault] = [
+                {"level": step, "overall": y} | {task: y ** (0.5 + index / 3) for index, task in enumerate(TASKS)}
+                for step, y in zip(steps, fall, strict=True)
+            ]
+        write(folder / "calibration" / "calibration.json", {"n": 300, "units": dict.fromkeys(levels, "level"), "curves": found})
+    return folder
+
+
 @pytest.fixture
 def make_results(tmp_path: Path) -> Callable[..., Path]:
-    """make_results(rows=..., seeds=..., skip={(row, evaluator)}, runs=, images=, calibration=) writes a results folder and returns it."""
+    """make_results(name="results", **as for `build`) writes a results folder of this test and returns it."""
+    return lambda name="results", **options: build(tmp_path / name, **options)
 
-    def make(
-        rows: dict[tuple[str, int], float] | None = None,
-        seeds: tuple[int, ...] = (0,),
-        skip: Iterable[tuple[str, str]] = (),
-        name: str = "results",
-        runs: bool = False,
-        images: bool = False,
-        calibration: bool = False,
-    ) -> Path:
-        folder = tmp_path / name
-        for (row, nfe), quality in (ROWS if rows is None else rows).items():
-            for seed in (0,) if row in REFERENCES else seeds:
-                place = folder / "records" / row / f"nfe{nfe}" / f"seed{seed}"
-                for evaluator in EVALUATORS:
-                    if (row, evaluator) not in skip and not (evaluator == "speed" and (row in REFERENCES or seed)):
-                        write(place / "test" / f"{evaluator}.json", record(row, nfe, seed, evaluator, quality))
-                if (row, "geneval") not in skip:
-                    write(place / "unseen" / "geneval.json", record(row, nfe, seed, "geneval", quality / 2, "unseen"))
-                if runs and row not in (*REFERENCES, "teacher") and not (folder / "runs" / row / f"seed{seed}").exists():
-                    write_logs(folder / "runs" / row / f"seed{seed}", row, seed)
-            if images:
-                write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "test", row, nfe)
-                write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "unseen", row, nfe, 1, chosen=UNSEEN)
-        if calibration:
-            faults = {"blur": (0.0, 1.0, 4.0), "lost objects": (0.0, 0.5, 1.0)}
-            found = {
-                fault: [{"level": x, "overall": 1 - x / top[-1], **dict.fromkeys(TASKS, 1 - x / top[-1])} for x in top]
-                for fault, top in faults.items()
-            }
-            write(folder / "calibration" / "calibration.json", {"n": 300, "units": dict.fromkeys(faults, "level"), "curves": found})
-        return folder
 
-    return make
+@pytest.fixture(scope="session")
+def full_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds, logs, images and calibration; made once, not to be changed."""
+    return build(tmp_path_factory.mktemp("full") / "results", seeds=(0, 1, 2), runs=True, images=True, calibration=True)
+
+
+def call(main: Callable[[], None], *arguments: object) -> int:
+    """Runs a command as its line would, in this process; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["command", *map(str, arguments)])
+        return run_command(main)
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., int]:
+    """run(module.main, "--results", folder, ...): the command's exit code."""
+    return call
+
+
+@pytest.fixture(scope="session")
+def made(full_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the four commands make of `full_results`: metrics.csv, tables/, audit/, figures/."""
+    out = tmp_path_factory.mktemp("made")
+    assert call(collect.main, "--results", full_results, "--out", out / "metrics.csv") == 0
+    assert call(build_tables.main, "--results", full_results, "--out", out / "tables") == 0
+    assert call(audit.main, "--out", out / "audit") == 0
+    assert call(figures.main, "--results", full_results, "--out", out / "figures") == 0
+    return out

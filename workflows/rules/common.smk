@@ -1,6 +1,5 @@
 # Reads and checks the configuration before any job; what every rule shares.
 
-import fcntl
 import os
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from apex.config import check_params, fingerprint, load
 from apex.errors import UserError
-from apex.provenance import digest
+from workflows.lock import hold
 from workflows.plan import Plan, arguments, overrides, profile_file
 
 BASEDIR = Path(workflow.basedir)
@@ -63,21 +62,9 @@ def timed_input(wildcards):
 
 
 onstart:
-    # A lock that ends with the process, whatever ends it: `nolock` in profiles/default switches off Snakemake's own,
-    # which a killed run leaves behind.
     try:
-        Path(PLAN.root).mkdir(parents=True, exist_ok=True)
-        LOCK = open(Path(PLAN.root, ".lock"), "w")
-    except OSError as error:
-        raise WorkflowError(
-            f"{PLAN.root}: cannot be written: {error.strerror}; free it, or run in another folder (--directory)"
-        )
-    try:
-        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(f"{PLAN.root}: another snakemake is at work there; wait for it or stop it")
-    if any(job.rule.name == "train" for job in workflow.dag.needrun_jobs()):
-        try:
+        hold(Path(PLAN.root))
+        if any(job.rule.name == "train" for job in workflow.dag.needrun_jobs()):
             check_params(CONFIG)
-        except UserError as error:
-            raise WorkflowError(str(error))
+    except UserError as error:
+        raise WorkflowError(str(error))

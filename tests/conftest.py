@@ -1,0 +1,60 @@
+"""Fixtures that several folders of tests share: a whole pipeline of tiny untrained networks, with shards and latents for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread, here and in the commands that tests start: on two cores more threads only wait for each other.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+RESOLUTION = 32
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder in diffusers' layout with untrained networks: a Sana of 2 layers, a codec to 4x8x8 latents, a T5 of 1 layer.
+
+    Session-wide: copy it before changing it.
+    """
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+    from apex.pretrain import codec, teacher, text_encoder
+
+    folder = tmp_path_factory.mktemp("tiny_pipeline") / "pipeline"
+    levels = len(codec.CONFIG["block_out_channels"])
+    small = codec.CONFIG | {"block_out_channels": [8] * levels, "norm_num_groups": 4, "latent_channels": 4}
+    tokenizer = text_encoder.build_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoencoderKL(**small, sample_size=RESOLUTION).save_pretrained(folder / "vae")
+        text_encoder.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(folder / "text_encoder")
+        side = RESOLUTION // 2 ** (levels - 1)
+        teacher.build_transformer(4, side, 16, width=32, layers=2).save_pretrained(folder / "transformer")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 rendered scenes as WebDataset shards."""
+    from apex.data.shards import write_world
+
+    folder = tmp_path_factory.mktemp("tiny_shards") / "shards"
+    write_world(folder, scenes=48, resolution=RESOLUTION, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tiny_pipeline: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The latents of `tiny_shards` under the codec of `tiny_pipeline`."""
+    from apex.data.cache import build
+
+    folder = tmp_path_factory.mktemp("tiny_cache") / "cache"
+    build(tiny_pipeline, tiny_shards, folder)
+    return folder
