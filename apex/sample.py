@@ -72,7 +72,7 @@ class Generator:
         if not recipe_file.is_file():
             pipeline = Pipeline(run, device)
             backbone = load_backbone(run / "transformer", device)
-            return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={})
+            return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={"trainable_parameters": 0})
         recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
         if str(nfe) not in recipe["sigmas"]:
             raise UserError(
@@ -174,11 +174,10 @@ def identity(
 ) -> dict[str, Any]:
     """What made.json says of the images' origin, besides times."""
     made = generator.made if generator else {}
-    teacher = row == "teacher"
     return {
         "row": row,
         "method": made.get("method", row),
-        "family": made.get("family", "teacher" if teacher else "reference"),
+        "family": made.get("family", "teacher" if generator else "reference"),
         "variant": made.get("variant", ""),
         "tuning": made.get("tuning", "none"),
         "backbone": generator.backbone.family if generator else "renderer",
@@ -196,7 +195,7 @@ def identity(
         "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         "parameters": generator.parameters if generator else 0,
-        "trainable_parameters": generator.trainable_parameters if generator and not teacher else 0,
+        "trainable_parameters": generator.trainable_parameters if generator else 0,
         "training": made.get("training"),
         "run_hash": made.get("run_hash"),
     }

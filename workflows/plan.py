@@ -38,6 +38,7 @@ class Plan:
         self.metrics = f"{self.root}/metrics.csv"
         self.tables = f"{self.root}/tables"
         self.audit = f"{self.root}/audit"
+        self.calibration = f"{self.root}/calibration"
         self.figures = f"{self.root}/figures"
         self.reference = f"results/reference/{config.profile}"
         self.pretrained = f"results/pretrained/{config.profile}"

@@ -2,7 +2,7 @@
 
     python -m workflows.reference --results results/world --out results/reference/world
 
-Copied: metrics.csv, records, tables, audit, figures, and every run's log and record of making; no weights, no images.
+Copied: metrics.csv, records, tables, audit, figures, calibration, and every run's log and record of making; no weights, no images.
 The folder `--out` is replaced as a whole.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 
-WANTED = ("metrics.csv", "records/**/*.json", "tables/*", "audit/*", "figures/*", "runs/*/*/log.csv", "runs/*/*/*.json")
+WANTED = ("metrics.csv", "records/**/*.json", "tables/*", "audit/*", "figures/*", "calibration/*.json", "runs/*/*/log.csv", "runs/*/*/*.json")
 
 
 def copy(results: Path, out: Path) -> int:

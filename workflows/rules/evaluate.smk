@@ -54,6 +54,21 @@ rule evaluate_external:
         " -- --row {wildcards.row} --nfe {wildcards.nfe} > {log} 2>&1"
 
 
+# How GenEval falls when real renders are spoiled: what a score below 1 means.
+rule calibrate:
+    output:
+        directory(PLAN.calibration),
+    log:
+        f"{PLAN.root}/logs/calibrate.log",
+    conda:
+        ENVIRONMENT
+    params:
+        networks=EVALUATOR_NETWORKS,
+        resolution=CONFIG.data.resolution,
+    shell:
+        "python -m evaluators.geneval.calibrate --resolution {params.resolution} --out {output} > {log} 2>&1"
+
+
 rule speed:
     input:
         timed_input,

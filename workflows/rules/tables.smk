@@ -54,7 +54,7 @@ rule audit:
     conda:
         ENVIRONMENT
     params:
-        published=fingerprint(BASEDIR / "paper_tables" / "published"),
+        published=[fingerprint(BASEDIR / "paper_tables" / name) for name in ("published", "text_claims.yaml")],
     shell:
         "python -m paper_tables.audit --out {output} > {log} 2>&1"
 
@@ -62,6 +62,7 @@ rule audit:
 rule draw_figures:
     input:
         PLAN.metrics,
+        PLAN.calibration,
     output:
         report(
             directory(PLAN.figures),
@@ -115,7 +116,7 @@ rule figures:
 rule reference:
     input:
         metrics=PLAN.metrics,
-        rest=[*PLAN.records(), PLAN.tables, PLAN.audit, PLAN.figures],
+        rest=[*PLAN.records(), PLAN.tables, PLAN.audit, PLAN.figures, PLAN.calibration],
     log:
         f"{PLAN.root}/logs/reference.log",
     conda:
