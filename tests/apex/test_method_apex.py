@@ -172,7 +172,7 @@ def test_no_pass_is_spent_on_a_sample_whose_result_is_unused(make_toy, make_batc
     u = torch.tensor([0.5, 0.5, 0.5, 0.9, 0.001, 0.9, 0.5, 0.5])  # near: 0.0025, 0.0405; any: 0.0005, 0.81
     batch = make_batch(8)
     batch.given = [t, u]
-    _, _, _, nets, _ = run(make_toy, batch, {"order": order, "rho": rho}, watch)
+    _, _, _, nets, _ = run(make_toy, batch, {"order": order, "rho": rho, "interval": 0.01, "near_width": 0.05}, watch)
     student, ema, teacher = nets["online"], nets["ema"], nets["teacher"]
     assert student.samples(grad=True) == 8
     assert student.samples(grad=False) == 2 + 4

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from apex.budget import Counted
 from apex.config import load
 from apex.data.cache import load_cache
 from apex.errors import UserError, run_command
+from apex.methods.apex import ApexParams
 from apex.methods.base import Networks
 from apex.train import Frozen, learning_rate, log_text
 
@@ -124,37 +124,40 @@ def test_two_seeds_differ_and_one_repeats(make_loop):
     assert not same(runs[0], runs[2])
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 240) -> None:
-    end = time.time() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.time() < end
-        time.sleep(0.01)
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from apex import train
+
+step = train.Loop.one_step
+
+def dying(loop):
+    logged = step(loop)
+    if loop.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return logged
+
+train.Loop.one_step = dying
+train.main()
+"""
 
 
 @pytest.mark.slow
 def test_kill_9_in_the_middle_loses_nothing(tiny_profile, tiny_cache, tmp_path, monkeypatch):
-    """The process is killed after its first saved state; the same command then ends with the uninterrupted run's files."""
-    rows = {"row": {"method": "apex"}}
-    profile = tiny_profile(rows=rows, methods=["row"], budget={"forward_equivalents": 2500}, train={"checkpoint_every": 0.01})
+    """Killed after a step that no state has yet; the same command then ends with the uninterrupted run's files."""
+    profile = tiny_profile(rows={"row": {"method": "apex"}}, methods=["row"], train={"checkpoint_every": 1e-9})
     out = tmp_path / "killed" / "seed0"
-    config = load(profile)
-    state = out.parent / f".resume-seed0-{config.run_hash('row')}" / "state.pt"
-    script = f"import sys; sys.path[:0] = {sys.path!r}; from apex.train import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *command(profile, tiny_cache, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    wait_for(state, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    script = KILLED.format(path=sys.path)
+    done = subprocess.run([sys.executable, "-c", script, *command(profile, tiny_cache, out)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists()
-    stopped_at = torch.load(state, weights_only=True)["step"]
+    state = out.parent / f".resume-seed0-{load(profile).run_hash('row')}" / "state.pt"
+    assert torch.load(state, weights_only=True)["step"] == 4
 
     for folder in ("killed", "whole"):
         assert run_main(monkeypatch, *command(profile, tiny_cache, tmp_path / folder / "seed0")) == 0
     made = [json.loads((tmp_path / f / "seed0" / "made.json").read_text()) for f in ("killed", "whole")]
-    assert made[0]["training"]["steps"] == made[1]["training"]["steps"] > stopped_at >= 1
+    assert made[0]["training"]["steps"] == made[1]["training"]["steps"] > 5
     assert made[0]["training"]["passes"] == made[1]["training"]["passes"]
     for name in ("transformer", "one_step/transformer"):
         files = [tmp_path / f / "seed0" / name / "diffusion_pytorch_model.safetensors" for f in ("killed", "whole")]
@@ -701,7 +704,7 @@ def test_the_command_exports_a_run_and_says_what_it_took(tiny_profile, tiny_cach
     )
     assert made["parameters"] == made["trainable_parameters"] > 1000
     assert made["training"]["passes"]["training"]["student"] == 4 * made["training"]["steps"]
-    assert made["params"]["rho"] == 1.5 and made["versions"]["torch"] and made["hardware"] and made["git_commit"]
+    assert made["params"] == ApexParams().model_dump() and made["versions"]["torch"] and made["hardware"] and made["git_commit"]
     assert len(made["shift_visibility"]) == len(train.PROBE_TIMES)
     recipe = json.loads((out / "sampling.json").read_text())
     assert recipe["mode"] == "few" and recipe["sigmas"]["2"] == [1.0, 0.6] and recipe["target_time"] == "embedding"
