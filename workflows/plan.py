@@ -72,6 +72,12 @@ class Plan:
             found += [self.record.format(**p._asdict(), split=split, evaluator=SPEED) for split in timed for p in self.timed()]
         return found
 
+    def calibrated(self) -> list[str]:
+        """GenEval's calibration on spoiled renders, where the prompts are the world's and `real` is a row to compare with."""
+        config = self.config
+        wanted = config.data.source == "world" and "real" in config.references and "geneval" in self.scored().get("test", [])
+        return [self.calibration] if wanted else []
+
     def timed(self) -> list[Point]:
         """The points whose network is timed: the teacher and trained rows, at the first seed."""
         rows = {"teacher", *self.config.methods}

@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    steps, batch, lr = (given or default for given, default in zip((args.steps, args.batch, args.lr), RECIPES[args.network], strict=True))
+    asked = zip((args.steps, args.batch, args.lr), RECIPES[args.network], strict=True)
+    steps, batch, lr = (default if given is None else given for given, default in asked)
     if steps < 1 or batch < 16 or lr <= 0:
         raise UserError(f"--steps {steps}, --batch {batch}, --lr {lr}: expected at least 1 step, 16 images a step and a positive rate")
     if args.resolution < 16 or args.resolution % 8:

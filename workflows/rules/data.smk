@@ -6,6 +6,7 @@ rule shards:
         directory(PLAN.shards),
     log:
         f"{PLAN.root}/logs/shards.log",
+    priority: 20  # all training waits for it
     conda:
         ENVIRONMENT
     params:
@@ -25,6 +26,7 @@ rule cache:
         directory(PLAN.cache),
     log:
         f"{PLAN.root}/logs/cache.log",
+    priority: 20
     conda:
         ENVIRONMENT
     params:

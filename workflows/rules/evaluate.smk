@@ -64,9 +64,11 @@ rule calibrate:
         ENVIRONMENT
     params:
         networks=EVALUATOR_NETWORKS,
+        prompts=str(CONFIG.prompts_path("test")),
+        content=fingerprint(CONFIG.prompts_path("test")),
         resolution=CONFIG.data.resolution,
     shell:
-        "python -m evaluators.geneval.calibrate --resolution {params.resolution} --out {output} > {log} 2>&1"
+        "python -m evaluators.geneval.calibrate --out {output} --prompts {params.prompts} --resolution {params.resolution} > {log} 2>&1"
 
 
 rule speed:

@@ -62,7 +62,7 @@ rule audit:
 rule draw_figures:
     input:
         PLAN.metrics,
-        PLAN.calibration,
+        PLAN.calibrated(),
     output:
         report(
             directory(PLAN.figures),
@@ -116,7 +116,7 @@ rule figures:
 rule reference:
     input:
         metrics=PLAN.metrics,
-        rest=[*PLAN.records(), PLAN.tables, PLAN.audit, PLAN.figures, PLAN.calibration],
+        rest=[*PLAN.records(), PLAN.tables, PLAN.audit, PLAN.figures, *PLAN.calibrated()],
     log:
         f"{PLAN.root}/logs/reference.log",
     conda:
