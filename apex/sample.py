@@ -72,7 +72,9 @@ class Generator:
         if not recipe_file.is_file():
             pipeline = Pipeline(run, device)
             backbone = load_backbone(run / "transformer", device)
-            return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={"trainable_parameters": 0})
+            return cls(
+                pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={"trainable_parameters": 0}
+            )
         recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
         if str(nfe) not in recipe["sigmas"]:
             raise UserError(
@@ -150,22 +152,24 @@ def reference_images(kind: str, rows: list[dict], index: int, *, seed: int, imag
     """Images of a reference row for one prompt: uint8 (images, H, W, 3).
 
     real: fresh renders that fulfil the prompt; shuffled: those of another prompt of the set; noise: uniform noise;
-    mean: the average of MEAN_RENDERS renders of the prompt, the same for all its images but for the renders.
+    mean: the average of MEAN_RENDERS renders of the prompt, the same for all its images.
     """
     from apex.data.world import render, scene_for
 
     if kind == "shuffled":
         order = numpy_generator(seed, "shuffle", len(rows)).permutation(len(rows))
         index = int(order[(int(np.flatnonzero(order == index)[0]) + 1) % len(rows)])  # one cycle: no prompt keeps its own
+    if kind == "mean":
+        rng = numpy_generator(seed, "reference", kind, index)
+        renders = [render(scene_for(rows[index], rng, allow_held_out=True), resolution) for _ in range(MEAN_RENDERS)]
+        return np.repeat(np.round(np.mean(renders, axis=0)).astype(np.uint8)[None], images, axis=0)
     found = []
     for image in range(images):
         rng = numpy_generator(seed, "reference", kind, index, image)
         if kind == "noise":
             found.append(rng.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8))
-            continue
-        count = MEAN_RENDERS if kind == "mean" else 1
-        renders = [render(scene_for(rows[index], rng, allow_held_out=True), resolution) for _ in range(count)]
-        found.append(np.round(np.mean(renders, axis=0)).astype(np.uint8))
+        else:
+            found.append(render(scene_for(rows[index], rng, allow_held_out=True), resolution))
     return np.stack(found)
 
 

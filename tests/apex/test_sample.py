@@ -267,7 +267,7 @@ def test_reference_images_are_repeatable_and_follow_the_seed(rows, kind: str):
 def test_real_renders_differ_and_their_mean_is_blurred(rows):
     real = reference_images("real", rows, 0, seed=0, images=8, resolution=32).astype(float)
     mean = reference_images("mean", rows, 0, seed=0, images=8, resolution=32).astype(float)
-    assert mean.std(0).mean() < 0.4 * real.std(0).mean()  # the same for all images but for the renders
+    assert mean.std(0).max() == 0 < real.std(0).mean()  # one picture for all images
     contrast = [np.abs(np.diff(x, axis=2)).mean() for x in (real, mean)]
     assert contrast[1] < 0.7 * contrast[0]
 
