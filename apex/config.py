@@ -239,6 +239,13 @@ class Config(Strict):
         run = self.run_config(name).model_dump(mode="json", exclude={"row": True, "variant": True, "train": LOOP_ONLY})
         return digest(run | ({"teacher": fingerprint(self.pipeline_path)} if teacher else {}))
 
+    def as_profile(self) -> dict[str, Any]:
+        """All settings, to be written as a profile that means the same."""
+        values = self.model_dump()  # JSON would make text of the keys of `sampling.sigmas`
+        for name, row in self.rows.items():
+            values["rows"][name]["train"] = row.train.model_dump(exclude_unset=True)  # the rest is the profile's
+        return values
+
     def hash(self) -> str:
         """Identity of the settings that change numbers; not of the lists that choose which numbers are made."""
         keep = {"pipeline", "data", "prompts", "rows", "guidance", "budget", "train", "sampling"}
@@ -379,8 +386,8 @@ def main() -> None:
     if args.file:
         config = load(args.file, args.set)
         check_params(config)
-        shown = config.run_config(args.row) if args.row else config
-        print(yaml.safe_dump(shown.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), end="")
+        shown = config.run_config(args.row).model_dump(mode="json") if args.row else config.as_profile()
+        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=120), end="")
     elif not (args.schema or args.defaults):
         parser.error("give a profile, --schema or --defaults")
 

@@ -14,6 +14,7 @@ import sys
 from importlib import import_module
 
 from apex.errors import UserError, run_command
+from evaluators.command import parser_of
 
 MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {"geneval": "evaluators.geneval.__main__"}
 
@@ -28,7 +29,7 @@ def scores(text: str) -> tuple[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("evaluators", __doc__)
     parser.add_argument("--images", required=True, help="folder in GenEval's layout; `{split}` stands for the prompt set")
     parser.add_argument("--out", required=True, help="the records' path, with `{split}` and `{evaluator}`")
     parser.add_argument("--score", required=True, nargs="+", metavar="SPLIT=EVALUATORS", help="which evaluators score which prompt set")

@@ -89,7 +89,7 @@ def score(images: Images, clip: Clip, weights: np.ndarray, seed: int) -> list[Me
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = image_parser(__doc__)
+    parser = image_parser("evaluators.clip_score", __doc__)
     parser.add_argument("--weights", type=Path, default=BUNDLED / "clip", help="open_clip folder (default: bundled)")
     run(parser.parse_args(argv))
 

@@ -25,9 +25,16 @@ from evaluators.statistics import RESAMPLES, bootstrap_weights
 T = TypeVar("T")
 
 
-def image_parser(description: str | None) -> argparse.ArgumentParser:
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    """An empty parser that names the command as one types it and keeps the description's lines."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def image_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """The arguments of every evaluator that scores a folder of images."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(module, description)
     parser.add_argument("--images", required=True, type=Path, help="folder in GenEval's layout")
     parser.add_argument("--out", required=True, type=Path, help="the result record (JSON) to write")
     parser.add_argument("--row", help="name of the row, for folders without made.json")
@@ -105,8 +112,8 @@ def square_side(images: Images) -> int:
 
 
 def prompt_weights(images: Images, seed: int) -> np.ndarray:
-    """Bootstrap weights over prompts within task, (resamples, prompts)."""
-    return bootstrap_weights([row["tag"] for row in images.rows], resamples=RESAMPLES, seed=seed)
+    """Bootstrap weights over prompts within task, seen and unseen ones apart, (resamples, prompts)."""
+    return bootstrap_weights([f"{row['tag']} {is_unseen(row)}" for row in images.rows], resamples=RESAMPLES, seed=seed)
 
 
 def write_record(

@@ -185,7 +185,7 @@ def measure_all(batches: Iterable[np.ndarray], rows: list[dict], counts: list[in
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = image_parser(__doc__)
+    parser = image_parser("evaluators.coverage", __doc__)
     parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="folder of the detector (default: bundled)")
     parser.add_argument("--weights", type=Path, default=BUNDLED / "fid", help="folder of the feature network (default: bundled)")
     run(parser.parse_args(argv))

@@ -130,7 +130,7 @@ def check_count(images: Images, features: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = image_parser(__doc__)
+    parser = image_parser("evaluators.fid", __doc__)
     parser.add_argument("--weights", type=Path, default=BUNDLED / "fid", help="folder of the feature network (default: bundled)")
     run(parser.parse_args(argv))
 

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from apex.errors import UserError, run_command
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
-from evaluators.command import check_out, print_metrics, set_threads
+from evaluators.command import check_out, parser_of, print_metrics, set_threads
 from evaluators.networks import pick_device
 from evaluators.result import Identity, Metric, Record, first_fault
 
@@ -117,16 +117,16 @@ def identity(run: Path, row: str, nfe: int, config: Any) -> Identity:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("evaluators.speed", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="the profile's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="row to time: teacher, or a trained row")
     parser.add_argument("--run", required=True, type=Path, help="its export; for the teacher the pipeline's folder")
     parser.add_argument("--nfe", required=True, type=int, help="function evaluations per image")
     parser.add_argument("--out", required=True, type=Path, help="the result record (JSON) to write")
-    parser.add_argument("--repeats", type=int, help="counted repeats (default: 30 at one step, fewer for many steps)")
+    parser.add_argument("--repeats", type=int, help="counted repeats (default: 30 / NFE, at least 10)")
     parser.add_argument("--warmup", type=int, default=3, help="repeats before the clock counts (default: 3)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
     run(parser.parse_args())
 

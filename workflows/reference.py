@@ -16,7 +16,16 @@ from pathlib import Path
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 
-WANTED = ("metrics.csv", "records/**/*.json", "tables/*", "audit/*", "figures/*", "calibration/*.json", "runs/*/*/log.csv", "runs/*/*/*.json")
+WANTED = (
+    "metrics.csv",
+    "records/**/*.json",
+    "tables/*",
+    "audit/*",
+    "figures/*",
+    "calibration/*.json",
+    "runs/*/*/log.csv",
+    "runs/*/*/*.json",
+)
 
 
 def copy(results: Path, out: Path) -> int:

@@ -64,7 +64,7 @@ def metrics(rows: list[dict], correct: np.ndarray, counts: np.ndarray, weights: 
             if by_task
             else (mean_of_prompts(*part), mean_of_prompts(*part, weights[:, chosen]))
         )
-        low, high = interval(resampled[np.isfinite(resampled)])
+        low, high = interval(resampled)
         return Metric(
             metric=f"geneval/{name}",
             value=float(value),
@@ -85,7 +85,7 @@ def metrics(rows: list[dict], correct: np.ndarray, counts: np.ndarray, weights: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = image_parser(__doc__)
+    parser = image_parser("evaluators.geneval", __doc__)
     parser.add_argument("--detector", choices=sorted(DETECTORS), default="world", help="what finds the objects (default: world)")
     parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="its folder (default: bundled)")
     parser.add_argument(

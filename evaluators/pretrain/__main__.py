@@ -12,32 +12,30 @@ than `--resolution` are resized to it by the networks, so one set of weights ser
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
-from evaluators.command import set_threads
+from evaluators.command import parser_of, set_threads
 from evaluators.networks import save_network
-from evaluators.pretrain import clip, detector, features
 from evaluators.pretrain.loop import write_made
 
 # (steps, batch, learning rate): what the bundled networks were made with.
-RECIPES = {"detector": (1300, 64, 3e-3), "fid": (1800, 64, 3e-3), "clip": (700, 128, 2e-3)}
+RECIPES = {"detector": (1300, 64, 3e-3), "fid": (1800, 64, 3e-3), "clip": (1800, 128, 2e-3)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=sorted(RECIPES))
+    parser = parser_of("evaluators.pretrain", __doc__)
+    parser.add_argument("network", choices=sorted(RECIPES), help="which of the three")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--batch", type=int, help="images a step (default: the recipe's)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's)")
     parser.add_argument("--resolution", type=int, default=32, help="side that the network sees, a multiple of 8 (default: 32)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the scenes (default: 0)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
     args = parser.parse_args()
     asked = zip((args.steps, args.batch, args.lr), RECIPES[args.network], strict=True)
     steps, batch, lr = (default if given is None else given for given, default in asked)
@@ -46,6 +44,8 @@ def main() -> None:
     if args.resolution < 16 or args.resolution % 8:
         raise UserError(f"--resolution {args.resolution}: expected a multiple of 8, at least 16")
     set_threads(args.threads)
+    from evaluators.pretrain import clip, detector, features  # seconds: only once they are needed
+
     common = {"steps": steps, "batch": batch, "lr": lr, "seed": args.seed, "resolution": args.resolution}
     with atomic_folder(args.out) as folder:
         if args.network == "clip":

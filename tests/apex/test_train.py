@@ -579,7 +579,7 @@ def processes(script: str, arguments: list[str], count: int = 2) -> list[subproc
         for rank in range(count)
     ]
     try:
-        said = [p.communicate(timeout=300)[0] for p in started]
+        said = [p.communicate(timeout=900)[0] for p in started]
         return [subprocess.CompletedProcess(p.args, p.returncode, text) for p, text in zip(started, said, strict=True)]
     finally:
         for p in started:

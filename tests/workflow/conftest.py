@@ -1,0 +1,115 @@
+"""Fixtures of the workflow tests: a small profile, and Snakemake as a user calls it, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 1800.0  # seconds that a busy machine may take before a test gives up waiting
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+class Workflow:
+    """Snakemake with one profile in one folder, and what runs there."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+        self.folder = folder.resolve()
+        self.profile = self.folder / "profile.yaml"
+        self.results = self.folder / "results" / settings["profile"]
+        self.environment = os.environ | (environment or {})
+        self.profile.write_text(yaml.safe_dump(settings))
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts Snakemake in a process group of its own."""
+        line = [sys.executable, "-m", "snakemake", *arguments, "--cores", "1", "--snakefile", str(ROOT / "Snakefile")]
+        line += ["--directory", str(self.folder), "--configfile", str(self.profile)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(line, cwd=self.folder, env=self.environment, start_new_session=True, **pipes)
+        self.started.append(process)
+        return process
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Runs Snakemake to its end; returns exit code and output."""
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=PATIENCE)
+        return process.returncode, output
+
+    def processes(self) -> list[int]:
+        """Every living process that works in the folder."""
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _works_in(pid, self.folder)]
+
+    def kill_group(self, process: subprocess.Popen[str]) -> None:
+        """kill -9 of Snakemake with all its jobs."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        wait(lambda: not self.processes())
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == folder and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:  # it has ended
+        return False
+
+
+def wait(happened: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+    """Waits until `happened()` is true and returns its value; fails when `process` ends before."""
+    end = time.monotonic() + PATIENCE
+    while not (value := happened()):
+        assert process is None or process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+    return value
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., Any]:
+    """wait_until(condition, process=None): its value when it is true."""
+    return wait
+
+
+@pytest.fixture(scope="session")
+def make_workflow(tiny_pipeline: Path) -> Iterator[Callable[..., Workflow]]:
+    """make_workflow(folder, environment=None, **settings): Snakemake in `folder` with a small profile, `settings` changed."""
+    made: list[Workflow] = []
+
+    def make(folder: Path, environment: dict[str, str] | None = None, **settings: Any) -> Workflow:
+        small = {
+            "profile": "tiny",
+            "pipeline": str(tiny_pipeline),
+            "data": {"scenes": 48},
+            "prompts": {"per_task": 30, "images_per_prompt": 1},
+            "methods": ["fm"],
+            "nfe": [1],
+            "teacher_nfe": [],
+            "references": [],
+            "evaluators": ["geneval"],
+            "splits": {"test": ["geneval"], "unseen": ["geneval"]},
+            "budget": {"forward_equivalents": 2000},
+            "train": {"batch_size": 4, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 0.05},
+            "sampling": {"batch_size": 4},
+        }
+        made.append(Workflow(folder, small | settings, environment))
+        return made[-1]
+
+    yield make
+    for flow in made:  # what a failed test has left
+        for process in flow.started:
+            if process.poll() is None:
+                flow.kill_group(process)

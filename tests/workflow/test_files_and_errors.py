@@ -1,0 +1,208 @@
+"""Files are written whole or not at all; a command's failure is one line and an exit code; what travels with every number."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from apex import files, provenance
+from apex.errors import WORKFLOW, UserError, run_command
+from workflows import lock
+
+
+def raise_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# --------------------------------------------------------------------------------------------- apex.files
+
+
+def test_a_file_is_written_with_its_folders_and_is_readable_by_others(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    files.write_atomic(path, "text")
+    files.write_atomic(path, b"\x00bytes")
+    assert path.read_bytes() == b"\x00bytes"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(path.parent) == ["b.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, capsys, step):
+    path = tmp_path / "state"
+    path.write_text("old")
+    monkeypatch.setattr(files.os, step, raise_full)
+    assert run_command(lambda: files.write_atomic(path, "new")) == 2
+    assert capsys.readouterr().err == "error: No space left on device; nothing that existed was changed\n"
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["state"]
+
+
+def test_a_write_that_the_system_refuses_half_way_leaves_the_old_file(tmp_path):
+    """A real refusal: the process may write no file above 4 kB."""
+    path = tmp_path / "state"
+    path.write_text("old")
+    code = (
+        "import resource, sys; sys.path[:0] = {path!r}; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "from pathlib import Path; from apex.errors import run_command; from apex.files import write_atomic\n"
+        "sys.exit(run_command(lambda: write_atomic(Path({file!r}), bytes(100_000))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code.format(path=sys.path, file=str(path))], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: File too large") and done.stderr.count("\n") == 1
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["state"]
+
+
+def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
+    out = tmp_path / "run"
+    with files.atomic_folder(out) as folder:
+        (folder / "a").write_text("1")
+        assert not out.exists()
+    with files.atomic_folder(out) as folder:
+        (folder / "b").write_text("2")
+        assert os.listdir(out) == ["a"]
+    assert os.listdir(out) == ["b"] and os.listdir(tmp_path) == ["run"]
+    assert out.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "old").write_text("1")
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(out) as folder:
+        (folder / "new").write_text("2")
+        raise KeyboardInterrupt
+    assert os.listdir(out) == ["old"] and os.listdir(tmp_path) == ["run"]
+
+
+# --------------------------------------------------------------------------------------------- apex.errors
+
+
+def test_a_users_error_is_one_line_and_a_defect_is_a_traceback(capsys):
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: fail(UserError("a.yaml: x: found 1, expected 2"))) == 2
+    assert run_command(lambda: fail(PermissionError(errno.EACCES, "Permission denied", "results/x"))) == 2
+    assert capsys.readouterr().err == (
+        "error: a.yaml: x: found 1, expected 2\nerror: Permission denied (results/x); nothing that existed was changed\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: fail(ZeroDivisionError()))
+
+
+JOB = "import sys, time; sys.path[:0] = {path!r}; from apex.errors import run_command; sys.exit(run_command(lambda: time.sleep({seconds})))"
+
+
+def job(file: Path, seconds: float, host: str | None = None) -> subprocess.Popen[str]:
+    """A command that sleeps, started as if by a workflow that holds `file`."""
+    environment = os.environ | {WORKFLOW: f"{host or platform.node()}:{file}"}
+    line = [sys.executable, "-c", JOB.format(path=sys.path, seconds=seconds)]
+    return subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_job_ends_with_the_workflow_that_started_it(tmp_path):
+    file = tmp_path / ".lock"
+    with file.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        left, short = job(file, 1000), job(file, 0.2)
+        assert short.wait(120) == 0, "a job ends as it likes while its workflow lives"
+        assert left.poll() is None
+    assert left.wait(120) == 3
+    assert "the snakemake that started this job is gone" in left.stderr.read()
+
+
+def test_a_job_on_another_machine_does_not_ask_for_a_lock(tmp_path):
+    file = tmp_path / ".lock"
+    file.touch()
+    assert job(file, 0.5, host="another-machine").wait(120) == 0
+
+
+# --------------------------------------------------------------------------------------------- workflows.lock
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """`lock.hold` as in a process of its own, without patience."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    monkeypatch.setattr(lock, "_held", [])
+    monkeypatch.setenv(WORKFLOW, "")
+    return lock.hold
+
+
+def test_a_results_folder_is_held_by_one_workflow_at_a_time(hold, tmp_path):
+    root = tmp_path / "results" / "mine"
+    hold(root)
+    assert os.environ[WORKFLOW] == f"{platform.node()}:{root / '.lock'}"
+    with pytest.raises(UserError, match="mine: another snakemake is at work there"):
+        hold(root)
+    hold(tmp_path / "results" / "other")
+    lock._held.clear()  # the process ends
+    hold(root)
+
+
+def test_the_next_workflow_waits_until_the_jobs_of_a_killed_one_have_ended(hold, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 60)
+    root = tmp_path / "results"
+    root.mkdir()
+    left = (root / ".lock").open("w")
+    fcntl.flock(left, fcntl.LOCK_SH)
+    slept = []
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: (slept.append(seconds), left.close()))
+    hold(root)
+    assert len(slept) == 1
+
+
+def test_a_results_folder_that_cannot_be_written_is_named(hold, tmp_path):
+    (tmp_path / "results").write_text("a file in the way")
+    with pytest.raises(UserError, match=r"results/mine: cannot be written: .*--directory"):
+        hold(tmp_path / "results" / "mine")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_results_folder_without_permission_is_named(hold, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="results: cannot be written: Permission denied"):
+        hold(tmp_path / "results")
+    tmp_path.chmod(0o700)
+
+
+# --------------------------------------------------------------------------------------------- apex.provenance
+
+
+def test_a_commit_says_when_the_tree_differs_from_it(tmp_path):
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    assert provenance.git_commit(tmp_path) == "unknown"
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "first")
+    clean = provenance.git_commit(tmp_path)
+    (tmp_path / "untracked").write_text("1")
+    assert provenance.git_commit(tmp_path) == clean and len(clean) == 12 and int(clean, 16) >= 0
+    (tmp_path / "a").write_text("2")
+    assert provenance.git_commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys():
+    assert provenance.digest({"a": 1, "b": [1, 2]}) == provenance.digest({"b": [1, 2], "a": 1})
+    assert provenance.digest({"a": 1, "b": [1, 2]}) != provenance.digest({"a": 1, "b": [2, 1]})
+
+
+def test_hardware_versions_and_memory_are_known():
+    assert f"{len(os.sched_getaffinity(0))} cores" in provenance.hardware()
+    assert json.loads(json.dumps(provenance.versions()))["python"] == platform.python_version()
+    before = provenance.peak_memory_mb()
+    block = bytearray(100 * 2**20)
+    assert provenance.peak_memory_mb() >= before >= 1 and len(block) > 0
+    assert time.time() > 0

@@ -1,0 +1,280 @@
+"""Profiles: what is read, what overrides mean, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apex import config as configuration
+from apex.config import Config, Pretraining, check_params, fingerprint, load, locate
+from apex.errors import UserError, run_command
+from workflows.plan import overrides
+
+PROFILES = sorted((configuration.ROOT / "workflows" / "config").glob("*.yaml"))
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Callable[..., Path]:
+    """profile("yaml text") writes a profile and returns its path."""
+
+    def write(text: str = "profile: mine\n") -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """command("FILE", "--set", ...): exit code of `python -m apex.config`."""
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["apex.config", *map(str, arguments)])
+        return run_command(configuration.main)
+
+    return call
+
+
+# --------------------------------------------------------------------------------------------- committed files
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_a_committed_profile_is_valid_and_prints_itself(path, command, capsys, tmp_path):
+    assert command(path) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    again, first = load(printed), load(path)
+    assert first.profile == path.stem
+    assert again.model_dump() == first.model_dump()
+
+
+def test_a_printed_profile_means_the_same_for_every_row(profile, command, capsys):
+    text = "profile: mine\nmethods: [a]\ntrain: {batch_size: 7}\nrows: {a: {method: fm, train: {learning_rate: 0.25}}}\n"
+    path = profile(text)
+    assert command(path) == 0
+    first = load(path)
+    path.write_text(capsys.readouterr().out)
+    again = load(path)
+    assert again.run_config("a") == first.run_config("a")
+    assert (again.run_hash("a", teacher=False), again.hash()) == (first.run_hash("a", teacher=False), first.hash())
+
+
+@pytest.mark.parametrize("name, made", [("config.schema.json", configuration.schema), ("config.defaults.yaml", configuration.defaults)])
+def test_written_schema_and_defaults_have_not_drifted(name, made):
+    """`make schema` writes them."""
+    assert (configuration.ROOT / "workflows" / "schemas" / name).read_text() == made()
+
+
+def test_the_written_defaults_are_the_defaults():
+    written = yaml.safe_load(configuration.defaults().replace("<required>", "mine"))
+    assert Config.model_validate(written) == Config(profile="mine")
+
+
+def test_the_schema_refuses_unknown_keys_everywhere():
+    schema = json.loads(configuration.schema())
+    objects = [schema, *schema["$defs"].values()]
+    assert all(part["additionalProperties"] is False for part in objects if "properties" in part)
+
+
+def test_pretraining_defaults_are_what_the_bundled_networks_were_made_with():
+    bundled, recipe = configuration.ROOT / "apex" / "pretrained" / "world", Pretraining()
+    teacher, codec, text = (
+        json.loads((bundled / part / "made.json").read_text())["arguments"] for part in (".", "vae", "text_encoder")
+    )
+    assert (codec["steps"], codec["decoder_steps"]) == (recipe.codec_steps, recipe.decoder_steps)
+    assert text["steps"] == recipe.text_encoder_steps
+    asked = {"steps": recipe.teacher_steps, "batch": recipe.batch_size, "width": recipe.width, "layers": recipe.layers, "seed": recipe.seed}
+    assert {key: int(teacher[key]) for key in asked} == asked
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+def test_settings_on_the_command_line_are_lists_numbers_and_sections(profile):
+    config = load(profile(), ["methods=apex,fm", "seeds=0,1", "nfe=2", "train.batch_size=8", "budget.forward_equivalents=1e5", "references="])
+    assert config.methods == ["apex", "fm"] and config.seeds == [0, 1] and config.nfe == [2] and config.references == []
+    assert config.train.batch_size == 8 and config.budget.forward_equivalents == 1e5
+
+
+@settings(max_examples=30)
+@given(
+    rate=st.floats(1e-9, 1.0),
+    seeds=st.lists(st.integers(0, 2**31), min_size=1, max_size=4, unique=True),
+    guidance=st.floats(0, 50),
+)
+def test_what_stands_behind_snakemakes_config_arrives_unchanged(tmp_path_factory, rate, seeds, guidance):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text("profile: any\n")
+    config = load(path, overrides({"train": {"learning_rate": rate}, "seeds": seeds, "guidance": guidance}))
+    assert (config.train.learning_rate, config.seeds, config.guidance) == (rate, seeds, guidance)
+
+
+def test_dotted_settings_and_external_folders_behind_snakemakes_config(profile):
+    given = {"set": "train.batch_size=8 budget.forward_equivalents=7", "external": [{"row": "mine", "images": "a folder", "nfe": 1}]}
+    config = load(profile(), overrides(given))
+    assert config.train.batch_size == 8 and config.budget.forward_equivalents == 7
+    assert config.external[0].images == "a folder"
+
+
+def test_a_profile_changes_only_the_time_grids_that_it_names(profile):
+    grids = load(profile("profile: mine\nsampling: {sigmas: {2: [1.0, 0.4]}}\n")).sampling.sigmas
+    assert grids[2] == [1.0, 0.4] and grids[1] == [1.0] and len(grids[4]) == 4
+
+
+def test_a_row_changes_only_the_training_settings_that_it_names(profile):
+    text = "profile: mine\ntrain: {batch_size: 7, learning_rate: 0.5}\nrows: {slow: {method: fm, train: {learning_rate: 0.25}}}\n"
+    train = load(profile(text)).run_config("slow").train
+    assert (train.batch_size, train.learning_rate) == (7, 0.25)
+
+
+def test_the_same_number_written_in_any_way_is_the_same_profile(profile):
+    first = load(profile("profile: mine\nbudget: {forward_equivalents: 1e6}\n")).hash()
+    assert load(profile("budget: {forward_equivalents: 1000000.0}\nprofile: mine\n")).hash() == first
+
+
+# --------------------------------------------------------------------------------------------- identity
+
+
+@pytest.mark.parametrize(
+    "change, counts",
+    [
+        ("budget.forward_equivalents=7", True),
+        ("train.learning_rate=0.5", True),
+        ("data.seed=3", True),
+        ("rows.apex.params.interval=0.2", True),
+        ("rows.apex.tuning=lora", True),
+        ("train.checkpoint_every=1", False),
+        ("train.log_every=1", False),
+        ("nfe=1", False),
+        ("methods=apex", False),
+        ("rows.fm.train.batch_size=9", False),
+        ("guidance=1", False),
+    ],
+)
+def test_a_run_is_another_one_where_a_setting_changes_its_weights(profile, change, counts):
+    text = "profile: mine\nrows: {apex: {method: apex}, fm: {method: fm}}\n"
+    path = profile(text)
+    assert (load(path).run_hash("apex", teacher=False) != load(path, [change]).run_hash("apex", teacher=False)) is counts
+
+
+def test_another_teacher_makes_another_run(profile, tiny_pipeline, tmp_path):
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_pipeline, folder)
+    config = load(profile(), [f"pipeline={folder}"])
+    before = config.run_hash("fm")
+    file = folder / "transformer" / "config.json"
+    os.utime(file, (1, 1))
+    assert config.run_hash("fm") == before
+    file.write_text(file.read_text() + " ")
+    assert config.run_hash("fm") != before
+
+
+def test_a_fingerprint_is_of_names_and_contents(tmp_path):
+    for name, files in {"a": {"x": "1", "y": "2"}, "b": {"x": "1", "y": "2"}, "c": {"x": "1", "z": "2"}, "d": {"x": "1", "y": "3"}}.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    a, b, c, d, nothing = (fingerprint(tmp_path / name) for name in ("a", "b", "c", "d", "none"))
+    assert a == b and len({a, c, d, nothing}) == 4
+
+
+def test_a_path_is_looked_for_here_and_then_beside_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "apex/data/prompts/world/test.jsonl"
+    assert locate(name) == configuration.ROOT / name
+    Path(name).parent.mkdir(parents=True)
+    Path(name).write_text("{}")
+    assert locate(name) == Path(name)
+
+
+# --------------------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("profile: mine\nbudgett: 1\n", ["budgett", "unknown key", "did you mean 'budget'?"]),
+        ("profile: mine\ntrain: {batch: 3}\n", ["train.batch", "unknown key", "known:", "batch_size"]),
+        ("profile: mine\ntrain: {batch_size: many}\n", ["train.batch_size", "'many'", "integer"]),
+        ("profile: mine\ntrain: {batch_size: '64'}\n", ["train.batch_size", "'64'", "integer"]),
+        ("profile: mine\ntrain: {batch_size: 0}\n", ["train.batch_size", "found 0", "greater than or equal to 1"]),
+        ("profile: mine\ntrain: {learning_rate: .inf}\n", ["train.learning_rate", "inf", "finite"]),
+        ("profile: mine\ntrain: 3\n", ["train", "found 3", "keys and values"]),
+        ("profile: mine\nbudget: {forward_equivalents: 0}\n", ["budget.forward_equivalents", "greater than 0"]),
+        ("profile: mine\nguidance: 99\n", ["guidance", "found 99", "less than or equal to 50"]),
+        ("profile: mine\nmethods: [apx]\n", ["methods", "unknown method 'apx'", "did you mean 'apex'?"]),
+        ("profile: mine\nrows: {a: {method: nope}}\n", ["rows.a.method", "unknown method 'nope'", "known: apex"]),
+        ("profile: mine\nrows: {teacher: {method: fm}}\n", ["rows.teacher", "another"]),
+        ("profile: mine\nrows: {a: {method: fm, tuning: half}}\n", ["rows.a.tuning", "'half'", "'full' or 'lora'"]),
+        ("profile: mine\nnfe: [3]\n", ["nfe", "found 3", "sampling.sigmas"]),
+        ("profile: mine\nseeds: [0, 0]\n", ["seeds", "found 0 twice"]),
+        ("profile: mine\nseeds: []\n", ["seeds", "at least 1"]),
+        ("profile: mine\nsampling: {sigmas: {2: [0.5, 1.0]}}\n", ["sampling: sigmas of NFE 2", "falling"]),
+        ("profile: mine\nevaluators: [geneval, fidd]\n", ["evaluators.1", "'fidd'", "'geneval'"]),
+        ("profile: mine\nexternal: [{row: a, nfe: 1}]\n", ["external.0.images", "not given"]),
+        ("profile: ../up\n", ["profile", "'../up'", "pattern"]),
+        ("description: none\n", ["profile", "not given"]),
+        ("[1, 2]\n", ["found list", "expected keys and values"]),
+        ("profile: mine\ntrain: {\n", ["line", "not valid YAML"]),
+        ("profile: mine\nprofile: other\n", ["line 2", "'profile'", "given twice"]),
+    ],
+)
+def test_a_mistake_in_a_profile_is_one_line(profile, command, capsys, text, words):
+    path = profile(text)
+    assert command(path) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith(f"error: {path}: ") and error.count("\n") == 1
+    assert [word for word in words if word not in error] == []
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("train.batch_size=x", ["train.batch_size", "'x'", "integer"]),
+        ("train.bach_size=3", ["train.bach_size", "did you mean 'batch_size'?"]),
+        ("methods=apx", ["methods", "unknown method 'apx'"]),
+        ("train.batch_size", ["expected key=value"]),
+        ("train={a", ["train", "not valid YAML"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_names_the_command_line(profile, command, capsys, override, words):
+    assert command(profile(), "--set", override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --set ") and error.count("\n") == 1
+    assert [word for word in words if word not in error] == []
+
+
+def test_several_mistakes_are_counted(profile):
+    with pytest.raises(UserError, match=r"and 1 more\]$"):
+        load(profile("profile: mine\ntrain: {batch_size: 0}\nguidance: 99\n"))
+
+
+def test_a_missing_profile_names_those_that_are_there(profile, tmp_path):
+    profile()
+    with pytest.raises(UserError, match=r"other\.yaml: no such configuration file; .* has: mine"):
+        load(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    "params, words",
+    [("{intervall: 0.1}", ["rows.a.params.intervall", "unknown key"]), ("{interval: -1}", ["rows.a.params.interval", "found -1"])],
+)
+def test_a_methods_own_settings_are_checked_too(profile, params, words):
+    config = load(profile(f"profile: mine\nmethods: [a]\nrows: {{a: {{method: apex, params: {params}}}}}\n"))
+    with pytest.raises(UserError) as error:
+        check_params(config)
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_an_unknown_row_is_named(profile):
+    with pytest.raises(UserError, match=r"unknown row 'apx'; did you mean 'apex'\?"):
+        load(profile()).row("apx")
