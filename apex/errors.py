@@ -7,13 +7,27 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 WORKFLOW = "APEX_WORKFLOW"  # HOST:FILE, the file that the workflow which started this process holds a lock on
 
 
 class UserError(Exception):
     """Bad input. The message names the file, key or row, what was found, what is expected and how to mend it."""
+
+
+@contextmanager
+def readable(path: Path, mend: str) -> Iterator[None]:
+    """A `UserError` with `mend` in the place of whatever a library raises when it reads a damaged `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch, safetensors, tokenizers and json each have their own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read, it is damaged or incomplete ({first}); {mend}") from error
 
 
 def run_command(main: Callable[[], None]) -> int:

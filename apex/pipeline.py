@@ -22,7 +22,7 @@ from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.data.cache import load_vae
-from apex.errors import UserError
+from apex.errors import UserError, readable
 
 # Progress bars of a few milliseconds' loading would bury our own lines.
 diffusers.utils.logging.disable_progress_bar()
@@ -43,22 +43,15 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
     if name not in BACKBONES:
         raise UserError(f"{config}: unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     kind = BACKBONES[name]
-    try:
+    with readable(folder, "restore the folder"):
         return kind(kind.transformer_class.from_pretrained(folder, use_safetensors=True)).to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: weights cannot be read ({first}); restore the folder") from error
-    except Exception as error:  # safetensors raises its own type for a truncated file
-        if type(error).__name__ == "SafetensorError":
-            raise UserError(f"{folder}: weights file is truncated or corrupt ({error}); restore the folder") from error
-        raise
 
 
 class Pipeline:
     """The frozen parts: prompts to `Condition`, latents to images. The velocity network is loaded apart.
 
     Attributes:
-        path: the folder. latent_scale, latent_shift: of the codec's configuration.
+        path: the folder. latent_scale, latent_shift, latent_size: of the codec's configuration.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
@@ -68,12 +61,15 @@ class Pipeline:
                 raise UserError(
                     f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's"
                 )
-        self.tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer")
-        self.text_encoder = (
-            T5EncoderModel.from_pretrained(path / "text_encoder", use_safetensors=True).eval().requires_grad_(False).to(device)
-        )
+        with readable(path / "tokenizer", "restore the folder"):
+            self.tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer")
+        with readable(path / "text_encoder", "restore the folder"):
+            text_encoder = T5EncoderModel.from_pretrained(path / "text_encoder", use_safetensors=True)
+        self.text_encoder = text_encoder.eval().requires_grad_(False).to(device)
         self.vae = load_vae(path).eval().requires_grad_(False).to(device)
         self.latent_scale = self.vae.config.scaling_factor
+        levels = len(getattr(self.vae.config, "block_out_channels", ()))
+        self.latent_size = self.vae.config.sample_size // 2 ** (levels - 1) if levels else None
         self.latent_shift = getattr(self.vae.config, "shift_factor", None) or 0.0
 
     @torch.no_grad()

@@ -26,9 +26,9 @@ from torch import Tensor
 from apex import flow, provenance
 from apex.backbones.base import Backbone
 from apex.conditioning import Condition, concatenate
-from apex.config import Config, Split, load, locate
+from apex.config import Config, Split, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
-from apex.errors import UserError, run_command
+from apex.errors import UserError, readable, run_command
 from apex.export import LORA_FILE
 from apex.files import replace_folder, write_atomic
 from apex.pipeline import Pipeline, load_backbone
@@ -54,7 +54,8 @@ class Generator:
         self.device = pipeline.device
         config = backbone.transformer.config
         channels = config.in_channels if backbone.family == "sana" else config.out_channels
-        side = getattr(config, "sample_size", None) or made.get("latent_size")
+        # Qwen-Image's configuration has no size of its own: a run says what it was trained at, else the codec does.
+        side = getattr(config, "sample_size", None) or made.get("latent_size") or pipeline.latent_size
         self.latent_shape = (channels, side, side)
         self.parameters = made.get("parameters") or backbone.parameter_count()
         self.trainable_parameters = made.get("trainable_parameters", self.parameters)
@@ -86,7 +87,8 @@ class Generator:
         if recipe["tuning"] == "lora":
             backbone = load_backbone(base / "transformer", device)
             # With the default prefix diffusers would load nothing and only warn.
-            backbone.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
+            with readable(run / "lora" / LORA_FILE, "train the row again"):
+                backbone.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
         else:
             backbone = load_backbone(run / "transformer").load_extra(run).to(device)
         return cls(pipeline, backbone, mode=recipe["mode"], sigmas=recipe["sigmas"][str(nfe)], guidance=guidance, made=made)
@@ -205,14 +207,18 @@ def identity(
     }
 
 
-def write_images(config: Config, rows: list[dict], about: dict[str, Any], generator: Generator | None, out: Path) -> None:
+def write_images(
+    config: Config, rows: list[dict], about: dict[str, Any], generator: Generator | None, weights: list[str], out: Path
+) -> None:
     """Makes the images of one prompt set and writes them to `out` in GenEval's layout, with made.json.
 
-    They grow in a hidden folder that is named after what makes them; it gets its name when all are there. So an
-    interrupted call continues, and images of other weights or settings are never taken for this call's.
+    They grow in a hidden folder that is named after what makes them (`weights`: checksums of the network's folders);
+    it gets its name when all are there. So an interrupted call continues, and images of other weights or settings are
+    never taken for this call's.
     """
     keys = ("row", "seed", "nfe", "guidance", "sigmas", "mode", "prompts_sha256", "config_hash", "run_hash")
-    work = out.parent / f".{out.name}-{provenance.digest({k: about[k] for k in keys} | {'prompts': len(rows)})}"
+    identity = {k: about[k] for k in keys} | {"prompts": len(rows), "images": config.prompts.images_per_prompt, "weights": weights}
+    work = out.parent / f".{out.name}-{provenance.digest(identity)}"
     todo = [i for i in range(len(rows)) if not (prompt_folder(work, i) / "metadata.jsonl").exists()]
     seed, images, started, said = about["seed"], config.prompts.images_per_prompt, time.time(), time.time()
     if generator:
@@ -255,15 +261,17 @@ def main() -> None:
     if config.prompts.per_task is not None:
         rows = {s: load_prompts(sets[s], limit=config.prompts.per_task * len({row["tag"] for row in r})) for s, r in rows.items()}
 
-    generator = None
+    generator, weights = None, []
     if args.row not in REFERENCES:
         if args.row != "teacher" and args.run is None:
             raise UserError(f"--run: missing; row {args.row!r} needs the folder of its exported run")
         guidance = config.guidance if args.row == "teacher" else 1.0
-        generator = Generator.load(args.run or config.pipeline_path, nfe=args.nfe, guidance=guidance, device=device)
+        run = args.run or config.pipeline_path
+        generator = Generator.load(run, nfe=args.nfe, guidance=guidance, device=device)
+        weights = [fingerprint(folder) for folder in (locate(run), generator.pipeline.path)]
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)
-        write_images(config, rows[split], about, generator, Path(args.out.replace("{split}", split)))
+        write_images(config, rows[split], about, generator, weights, Path(args.out.replace("{split}", split)))
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ class Loop:
             "student": sum(p.numel() for p in student.parameters()),
             "trainable": sum(p.numel() for m in (student, *self.extra.values()) for p in m.parameters() if p.requires_grad),
         }
-        self.ema = Ema(student.parameters(), train.ema)
+        # Decay 1 means the frozen base where a method says so (`teacher`), and the online network elsewhere: no mean is kept.
+        self.ema = Ema(student.parameters(), train.ema if train.ema < 1 else 0.0)
         roles: dict[str, list[nn.Parameter]] = {"student": [p for p in student.parameters() if p.requires_grad]}
         for name, role in self.method.roles().items():
             roles.setdefault(role, []).extend(p for p in self.extra[name].parameters() if p.requires_grad)
@@ -150,7 +151,7 @@ class Loop:
             teacher=Counted(teacher if teacher is not None else Frozen(student), "teacher", self.ledger, no_grad=True),
             extra=self.extra,
         )
-        self.step, self.seconds, self.rows, self.first_losses = 0, 0.0, [], []
+        self.step, self.flops, self.seconds, self.rows, self.first_losses = 0, 0.0, 0.0, [], []
         self.visibility: dict[float, float] = {}
 
     # ------------------------------------------------------------------------------------- the loop
@@ -170,7 +171,12 @@ class Loop:
 
     def spent(self) -> float:
         """Teacher forward-equivalents so far, over all processes."""
-        return self.ledger.flops() * self.accelerator.num_processes / self.unit
+        return self.flops / self.unit
+
+    def count(self, before: float) -> None:
+        """Adds this step's FLOPs of all processes, which differ where passes depend on the drawn times: all must end together."""
+        added = torch.tensor(self.ledger.flops() - before, dtype=torch.float64)
+        self.flops += float(self.accelerator.reduce(added.to(self.accelerator.device), "sum"))
 
     def one_step(self) -> dict[str, float]:
         """One optimiser step; returns what to log. Raises `UserError` on a loss that is not finite or exploded."""
@@ -181,6 +187,7 @@ class Loop:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         self.ema.update()
+        counted = self.ledger.flops()
         logged: dict[str, float] = {}
         for micro in range(train.gradient_accumulation):
             with self.accelerator.autocast():
@@ -191,6 +198,10 @@ class Loop:
                 self.accelerator.backward(loss / train.gradient_accumulation)
                 logged[f"loss/{role}" if role != "student" else "loss"] = value
             logged |= {k: float(v) for k, v in out.logs.items()}
+        if self.accelerator.num_processes > 1:  # accelerate averages the student's gradients alone
+            for module in self.extra.values():
+                for parameter in filter(lambda p: p.grad is not None, module.parameters()):
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         for role, optimizer in self.optimizers.items():
             params = optimizer.param_groups[0]["params"]
             norm = nn.utils.clip_grad_norm_(params, train.max_grad_norm or math.inf)
@@ -200,6 +211,7 @@ class Loop:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
+        self.count(counted)
         return {"learning_rate": rate, **logged}
 
     def check(self, loss: float, role: str) -> None:
@@ -213,8 +225,9 @@ class Loop:
             self.stop(f"the loss exploded to {loss:.3g}")
 
     def stop(self, what: str) -> None:
+        kept = f"the last good state is kept in {self.resume}; " if (self.resume / "state.pt").exists() else ""
         raise UserError(
-            f"row {self.run.row}, seed {self.seed}: {what} at step {self.step}; the last good state is kept in {self.resume}; "
+            f"row {self.run.row}, seed {self.seed}: {what} at step {self.step}; {kept}"
             "lower train.learning_rate or train.max_grad_norm for this row and run again"
         )
 
@@ -300,6 +313,7 @@ class Loop:
             "rows": self.rows,
             "first_losses": self.first_losses,
             "visibility": self.visibility,
+            "flops": self.flops,
             "ledger": self.ledger.state(),
             "trained": {k: p.detach() for k, p in self.trained().items()},
             "ema": self.ema.state(),
@@ -316,9 +330,10 @@ class Loop:
             return
         try:
             state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
-            if state["hash"] != self.hash or state["seed"] != self.seed:
+            found, expected = (f"{h}, seed {seed}" for h, seed in ((state["hash"], state["seed"]), (self.hash, self.seed)))
+            if found != expected:
                 raise UserError(
-                    f"{path}: checkpoint of another configuration ({state['hash']}, expected {self.hash}); remove the folder to start again"
+                    f"{path}: checkpoint of another configuration ({found}; expected {expected}); remove the folder to start again"
                 )
             for name, parameter in self.trained().items():
                 parameter.data.copy_(state["trained"][name])
@@ -326,6 +341,7 @@ class Loop:
             for role, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][role])
             self.ledger.restore(state["ledger"])
+            self.flops = state["flops"]
             self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
             self.first_losses, self.visibility = state["first_losses"], state["visibility"]
         except UserError:
@@ -364,9 +380,10 @@ class Loop:
             "versions": provenance.versions(),
             "parameters": self.parameters["student"],
             "trainable_parameters": self.parameters["trainable"],
+            "latent_size": self.latents.shape[-1],
             "shift_visibility": self.visibility,
             "training": {
-                "flops": self.ledger.flops() * self.accelerator.num_processes,
+                "flops": self.flops,
                 "forward_equivalents": round(self.spent()),
                 "passes": self.ledger.state(),
                 "wall_seconds": round(self.seconds, 1),

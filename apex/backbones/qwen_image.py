@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from apex.backbones.base import TIME_SCALE, Backbone
 from apex.conditioning import Condition
+from apex.errors import readable
 
 EXTRA_FILE = "target_time_embedder.safetensors"
 
@@ -113,7 +114,8 @@ class QwenImageBackbone(Backbone):
         if not (folder / EXTRA_FILE).is_file():
             return self
         new = self.with_target_time()
-        new.target_embedder.load_state_dict(load_file(folder / EXTRA_FILE))
+        with readable(folder / EXTRA_FILE, "train the row again"):
+            new.target_embedder.load_state_dict(load_file(folder / EXTRA_FILE))
         return new
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from apex import losses
@@ -27,6 +27,12 @@ class Eq25Params(Params):
     )
     x_fake_gradient: bool = Field(True, description="L_fake sends gradient through x_fake (text after Eq. 12)")
     fresh_noise: bool = Field(False, description="x_t_fake is made with fresh noise rather than the noise of x_t (Eq. 12)")
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Eq25Params:
+        if self.fake_weight == self.mix_weight == 0:
+            raise ValueError("fake_weight and mix_weight: found 0 and 0, expected one above 0")
+        return self
 
 
 class ApexEq25(Method):

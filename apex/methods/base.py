@@ -20,9 +20,9 @@ Role = str  # "student", "discriminator", "fake_score", ...
 
 
 class Params(BaseModel):
-    """Settings of a method; an unknown key is an error."""
+    """Settings of a method; an unknown key, a wrong type and nan are errors."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass

@@ -23,8 +23,9 @@ from torch import nn
 from apex import losses, provenance
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
+from apex.config import fingerprint
 from apex.data.cache import load_cache
-from apex.errors import UserError, run_command
+from apex.errors import UserError, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.flow import interpolate
 from apex.pipeline import CaptionTable, Pipeline
@@ -103,11 +104,13 @@ def main() -> None:
     optimizer = torch.optim.AdamW(teacher.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
 
     settings = {k: str(v) for k, v in vars(args).items() if k in ("steps", "batch", "lr", "width", "layers", "drop", "time_mean", "seed")}
-    state_file = args.out.parent / f".{args.out.name}-resume-{provenance.digest(settings)}.pt"
+    made_from = [fingerprint(args.pipeline), fingerprint(args.cache)]
+    state_file = args.out.parent / f".{args.out.name}-resume-{provenance.digest([settings, made_from])}.pt"
     step, seconds, log = 0, 0.0, []
     generator = torch.Generator().manual_seed(args.seed)
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True, map_location=args.device)
+        with readable(state_file, "remove it to start again"):
+            state = torch.load(state_file, weights_only=True, map_location=args.device)
         teacher.load_state_dict(state["teacher"])
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
@@ -154,7 +157,8 @@ def main() -> None:
         drop = (torch.rand(args.batch, generator=generator) < args.drop).to(args.device)
         loss = flow_matching(teacher, x, captions[torch.where(drop, captions.empty, index[chosen])], t, noise).mean()
         if not torch.isfinite(loss):
-            raise UserError(f"loss is {float(loss.detach())} at step {step}; the last good state is {state_file}; lower --lr and run again")
+            kept = f"the last good state is {state_file}; " if state_file.exists() else ""
+            raise UserError(f"loss is {float(loss.detach())} at step {step}; {kept}lower --lr and run again")
         progress = step / args.steps
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * (1 - progress) ** 0.5

@@ -205,7 +205,6 @@ def damaged(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["lora", "extra"])
-@pytest.mark.xfail(strict=True, reason="sample.py, qwen_image.py: a damaged adapter or target embedder is a traceback, not one line")
 def test_a_damaged_adapter_or_extra_file_is_one_clear_line(exported, what: str):
     _, run = exported("apex", "qwen_image", "lora" if what == "lora" else "full")
     damaged(run / "lora" / LORA_FILE if what == "lora" else run / "target_time_embedder.safetensors")

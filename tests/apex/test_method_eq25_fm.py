@@ -163,7 +163,6 @@ def test_the_shift_stands_at_the_place_that_is_set(make_toy, make_batch, watch, 
         assert torch.allclose(c.offset.flatten(), torch.tensor(0.2, dtype=F64))
 
 
-@pytest.mark.xfail(strict=True, reason="apex_eq25.py: with both weights 0 the loss has no graph; backward fails with torch's own error")
 def test_both_weights_at_zero_are_refused(make_toy, make_batch):
     try:
         run(ApexEq25, make_toy, make_batch(6), {"fake_weight": 0.0, "mix_weight": 0.0})[3].losses["student"].backward()
@@ -294,7 +293,6 @@ def test_wrong_settings_are_one_line_that_names_the_key(tmp_path, name: str, par
 @pytest.mark.parametrize(
     ("name", "params"), [("apex", {"a": math.nan}), ("apex-eq25", {"lam": "0.5"}), ("apex", {"learn_shift": "yes"})], ids=str
 )
-@pytest.mark.xfail(strict=True, reason="methods/base.py: Params is neither strict nor closed to nan, unlike the rest of the configuration")
 def test_wrong_types_and_nan_in_settings_are_refused(name: str, params: dict):
     with pytest.raises(ValidationError):
         methods.get(name)(params)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apex.data import world
 from apex.data.cache import encode_images
 from apex.data.shards import load_images
-from apex.errors import UserError, run_command
+from apex.errors import run_command
 from apex.pretrain import codec as codec_module
 from apex.pretrain import teacher, text_encoder
 
@@ -264,7 +264,6 @@ def test_a_teacher_whose_loss_is_not_finite_stops_with_its_state(pretrain, tmp_p
     assert state.read_bytes() == whole
 
 
-@pytest.mark.xfail(strict=True, reason="pretrain/teacher.py: a damaged resume state is a traceback, not one line")
 def test_a_damaged_teacher_state_is_one_clear_line(pretrain, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         interrupt_at(patched, 2)
@@ -276,7 +275,6 @@ def test_a_damaged_teacher_state_is_one_clear_line(pretrain, tmp_path, monkeypat
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="pretrain/teacher.py: the state's name leaves out cache and pipeline; other data continue it")
 def test_a_teacher_state_of_another_cache_is_not_continued(pretrain, tiny_pipeline, tiny_shards, tmp_path, monkeypatch, capsys):
     from apex.data.cache import build
 
@@ -297,9 +295,6 @@ def test_the_teachers_loss_is_flow_matching_on_image_positions():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.xfail(
-    strict=True, raises=UserError, reason="pretrain/codec.py: main() is not run by run_command, so missing data are a traceback"
-)
 def test_a_codec_without_data_is_one_clear_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["codec", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as end:

@@ -231,7 +231,6 @@ def test_a_loss_that_explodes_stops(make_loop):
         loop.check(2100.0, "student")
 
 
-@pytest.mark.xfail(strict=True, reason="train.py: Loop.stop speaks of a kept state where none has been saved yet")
 def test_the_message_names_no_state_that_is_not_there(make_loop, tmp_path, monkeypatch):
     loop = make_loop("fm")
     monkeypatch.setattr(loop.method, "losses", lambda *_: (_ for _ in ()).throw(AssertionError))
@@ -251,7 +250,6 @@ def test_a_checkpoint_of_another_configuration_is_refused(make_loop, tmp_path):
         assert same(trained(loop), before) and loop.step == 0
 
 
-@pytest.mark.xfail(strict=True, reason="train.py: Loop.restore prints the same hash twice when the seed differs")
 def test_a_checkpoint_of_another_seed_is_refused_and_says_so(make_loop):
     make_loop("fm", resume="a").fit(1)
     with pytest.raises(UserError, match="seed"):
@@ -480,9 +478,6 @@ def test_the_recursion_queries_the_running_mean(make_loop):
     assert not torch.equal(mean, online)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="train.py, apex.py: with ema 1 the recursion queries the frozen base; the public code's F_r is online"
-)
 def test_with_decay_one_the_recursion_is_online(make_loop):
     loop = make_loop("apex", train={"ema": 1.0, "learning_rate": 1e-2})
     loop.fit(3)
@@ -657,16 +652,12 @@ def test_two_processes_hold_the_same_weights_after_averaging_their_gradients(two
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="train.py: Loop.spent counts this process's passes alone; ranks can end at different steps and wait forever"
-)
 def test_two_processes_agree_on_what_is_spent(two_processes):
     a, b = (state_of(two_processes, "shift", rank) for rank in (0, 1))
     assert a["spent"] == b["spent"]
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="train.py: gradients of `extra` modules (a learned shift) are not averaged over processes")
 def test_two_processes_hold_one_learned_shift(two_processes):
     a, b = (state_of(two_processes, "shift", rank)["trained"] for rank in (0, 1))
     assert same({k: v for k, v in a.items() if "student" in k}, {k: v for k, v in b.items() if "student" in k})
