@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,6 @@ def wait(happened: Callable[[], Any], process: subprocess.Popen[str] | None = No
 
 
 @pytest.fixture(scope="session")
-def wait_until() -> Callable[..., Any]:
-    """wait_until(condition, process=None): its value when it is true."""
-    return wait
-
-
-@pytest.fixture(scope="session")
 def make_workflow(tiny_pipeline: Path) -> Iterator[Callable[..., Workflow]]:
     """make_workflow(folder, environment=None, **settings): Snakemake in `folder` with a small profile, `settings` changed."""
     made: list[Workflow] = []
@@ -113,3 +108,57 @@ def make_workflow(tiny_pipeline: Path) -> Iterator[Callable[..., Workflow]]:
         for process in flow.started:
             if process.poll() is None:
                 flow.kill_group(process)
+
+
+@dataclass
+class Story:
+    """What was seen while one workflow was killed three times and then left to end."""
+
+    flow: Workflow
+    step_at_kill: int = 0
+    trained_at_kill: bool = True
+    orphans_left: bool = True
+    first_image: tuple[int, int] = (0, 0)  # inode and time of change
+    sampled_at_kill: bool = True
+    prompts_at_kill: int = 0
+    records_at_kill: tuple[str, ...] = ()
+    code: int = -1
+    output: str = ""
+
+
+@pytest.fixture(scope="session")
+def story(make_workflow: Callable[..., Workflow], tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """The workflow after it was killed three times and left to end; made once."""
+    import torch
+
+    flow = make_workflow(tmp_path_factory.mktemp("killed"))
+    seen = Story(flow)
+    run, images = flow.results / "runs/fm/seed0", flow.results / "images/fm/nfe1/seed0"
+
+    # While training, Snakemake alone is killed: its job is left behind, and must end by itself.
+    process = flow.start("all")
+    state = wait(lambda: next(run.parent.glob(".resume-seed0-*/state.pt"), None), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait(lambda: not flow.processes())
+    seen.trained_at_kill = run.exists()
+    seen.step_at_kill = torch.load(state, weights_only=True)["step"]
+
+    # While sampling, Snakemake and its job are killed.
+    process = flow.start("all")
+    first = wait(lambda: next(images.glob(".test-*/00000/metadata.jsonl"), None), process)
+    flow.kill_group(process)
+    found = (first.parent / "samples/0000.png").stat()
+    seen.first_image = (found.st_ino, found.st_mtime_ns)
+    seen.sampled_at_kill = (images / "test").exists()
+    seen.prompts_at_kill = len(list(first.parent.parent.glob("*/metadata.jsonl")))
+
+    # While evaluating, after the first of two records.
+    records = flow.results / "records/fm/nfe1/seed0"
+    process = flow.start("all")
+    wait((records / "test/geneval.json").exists, process)
+    flow.kill_group(process)
+    seen.records_at_kill = tuple(str(f.relative_to(records)) for f in records.rglob("*.json"))
+
+    seen.code, seen.output = flow.run("all")
+    return seen

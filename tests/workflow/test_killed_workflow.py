@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -19,57 +14,6 @@ from apex.data.cache import load_cache
 from apex.train import Loop
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-@dataclass
-class Story:
-    """What was seen while one workflow was killed three times and then left to end."""
-
-    flow: Any
-    step_at_kill: int = 0
-    trained_at_kill: bool = True
-    orphans_left: bool = True
-    first_image: tuple[int, int] = (0, 0)  # inode and time of change
-    sampled_at_kill: bool = True
-    prompts_at_kill: int = 0
-    records_at_kill: tuple[str, ...] = ()
-    code: int = -1
-    output: str = ""
-
-
-@pytest.fixture(scope="module")
-def story(make_workflow, wait_until, tmp_path_factory) -> Story:
-    flow = make_workflow(tmp_path_factory.mktemp("killed"))
-    seen = Story(flow)
-    run, images = flow.results / "runs/fm/seed0", flow.results / "images/fm/nfe1/seed0"
-
-    # While training, Snakemake alone is killed: its job is left behind, and must end by itself.
-    process = flow.start("all")
-    state = wait_until(lambda: next(run.parent.glob(".resume-seed0-*/state.pt"), None), process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    wait_until(lambda: not flow.processes())
-    seen.trained_at_kill = run.exists()
-    seen.step_at_kill = torch.load(state, weights_only=True)["step"]
-
-    # While sampling, Snakemake and its job are killed.
-    process = flow.start("all")
-    first = wait_until(lambda: next(images.glob(".test-*/00000/metadata.jsonl"), None), process)
-    flow.kill_group(process)
-    found = (first.parent / "samples/0000.png").stat()
-    seen.first_image = (found.st_ino, found.st_mtime_ns)
-    seen.sampled_at_kill = (images / "test").exists()
-    seen.prompts_at_kill = len(list(first.parent.parent.glob("*/metadata.jsonl")))
-
-    # While evaluating, after the first of two records.
-    records = flow.results / "records/fm/nfe1/seed0"
-    process = flow.start("all")
-    wait_until((records / "test/geneval.json").exists, process)
-    flow.kill_group(process)
-    seen.records_at_kill = tuple(str(f.relative_to(records)) for f in records.rglob("*.json"))
-
-    seen.code, seen.output = flow.run("all")
-    return seen
 
 
 def test_the_workflow_goes_on_to_its_end(story):

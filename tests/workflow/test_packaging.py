@@ -60,7 +60,9 @@ def test_the_conda_files_are_what_the_lock_says(name, write):
     """Where this fails: make lock."""
     text = (ROOT / name).read_text()
     assert text == write.render(write.PURPOSES[name])
-    assert sorted(name for name, _ in (line.split("==") for line in yaml.safe_load(text)["dependencies"][-1]["pip"])) == sorted(write.direct())
+    assert sorted(name for name, _ in (line.split("==") for line in yaml.safe_load(text)["dependencies"][-1]["pip"])) == sorted(
+        write.direct()
+    )
 
 
 def test_every_dependency_has_its_reason_and_every_python_is_the_same(write):
@@ -100,7 +102,12 @@ def test_a_built_package_holds_the_code_the_weights_and_the_published_tables(tmp
     done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=tree, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     inside = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    wanted = {"apex/config.py", "apex/data/prompts/world/test.jsonl", "apex/pretrained/world/vae/config.json", "paper_tables/text_claims.yaml"}
+    wanted = {
+        "apex/config.py",
+        "apex/data/prompts/world/test.jsonl",
+        "apex/pretrained/world/vae/config.json",
+        "paper_tables/text_claims.yaml",
+    }
     for folder in ("apex/pretrained", "evaluators/pretrained", "paper_tables/published"):
         wanted |= {str(f.relative_to(ROOT)) for f in (ROOT / folder).rglob("*") if f.is_file()}
     assert wanted - inside == set()

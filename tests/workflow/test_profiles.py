@@ -87,9 +87,7 @@ def test_the_schema_refuses_unknown_keys_everywhere():
 
 def test_pretraining_defaults_are_what_the_bundled_networks_were_made_with():
     bundled, recipe = configuration.ROOT / "apex" / "pretrained" / "world", Pretraining()
-    teacher, codec, text = (
-        json.loads((bundled / part / "made.json").read_text())["arguments"] for part in (".", "vae", "text_encoder")
-    )
+    teacher, codec, text = (json.loads((bundled / part / "made.json").read_text())["arguments"] for part in (".", "vae", "text_encoder"))
     assert (codec["steps"], codec["decoder_steps"]) == (recipe.codec_steps, recipe.decoder_steps)
     assert text["steps"] == recipe.text_encoder_steps
     asked = {"steps": recipe.teacher_steps, "batch": recipe.batch_size, "width": recipe.width, "layers": recipe.layers, "seed": recipe.seed}
@@ -100,7 +98,9 @@ def test_pretraining_defaults_are_what_the_bundled_networks_were_made_with():
 
 
 def test_settings_on_the_command_line_are_lists_numbers_and_sections(profile):
-    config = load(profile(), ["methods=apex,fm", "seeds=0,1", "nfe=2", "train.batch_size=8", "budget.forward_equivalents=1e5", "references="])
+    config = load(
+        profile(), ["methods=apex,fm", "seeds=0,1", "nfe=2", "train.batch_size=8", "budget.forward_equivalents=1e5", "references="]
+    )
     assert config.methods == ["apex", "fm"] and config.seeds == [0, 1] and config.nfe == [2] and config.references == []
     assert config.train.batch_size == 8 and config.budget.forward_equivalents == 1e5
 

@@ -61,6 +61,16 @@ def timed_input(wildcards):
     return teacher_input(wildcards) if wildcards.row == "teacher" else PLAN.run.format(**wildcards)
 
 
+def images_of(wildcards, row=None):
+    """The point's images with `{split}` left open, for the command."""
+    return PLAN.images.format(**{"row": row, "nfe": 0, **wildcards}, split="{split}")
+
+
+def records_of(wildcards, row=None):
+    """The point's records with `{split}` and `{evaluator}` left open, for the command."""
+    return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
+
+
 onstart:
     try:
         hold(Path(PLAN.root))

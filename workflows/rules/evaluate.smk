@@ -4,11 +4,6 @@ EVALUATOR_NETWORKS = fingerprint(BASEDIR / "evaluators" / "pretrained")
 SCORED = PLAN.scored()
 
 
-def records_of(wildcards, row=None):
-    """The point's records with `{split}` and `{evaluator}` left open, for the command."""
-    return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
-
-
 rule evaluate:
     input:
         [PLAN.images.replace("{split}", split) for split in SCORED],

@@ -4,11 +4,6 @@ IMAGES = [PLAN.images.replace("{split}", split) for split in CONFIG.splits]
 PROMPTS = {split: fingerprint(CONFIG.prompts_path(split)) for split in CONFIG.splits}
 
 
-def images_of(wildcards, row=None):
-    """The point's images with `{split}` left open, for the command."""
-    return PLAN.images.format(**{"row": row, "nfe": 0, **wildcards}, split="{split}")
-
-
 rule sample:
     input:
         run=PLAN.run,

@@ -1,0 +1,161 @@
+"""A finished workflow: what a changed setting makes again, images from elsewhere, the reference copy, tables without torch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from apex.errors import UserError
+from workflows import reference
+
+
+def planned(output: str) -> dict[str, int]:
+    """Rule -> number of jobs, from the table that Snakemake prints before it begins."""
+    table = output.partition("Job stats:")[2].partition("total")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.MULTILINE)}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def numbers(flow) -> list[dict[str, str]]:
+    return list(csv.DictReader((flow.results / "metrics.csv").open()))
+
+
+@pytest.fixture(scope="module")
+def flow(story):
+    assert story.code == 0, story.output
+    return story.flow
+
+
+@pytest.fixture(scope="module")
+def external(flow, tmp_path_factory) -> str:
+    """The setting that names a folder of images from elsewhere: the run's own, without the record of who made them."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "images of others"
+    shutil.copytree(flow.results / "images/fm/nfe1/seed0/test", folder, ignore=shutil.ignore_patterns("made.json"))
+    return f'external=[{{row: theirs, images: "{folder}", nfe: 3}}]'
+
+
+def test_nothing_is_made_again_where_nothing_changed(flow, tiny_pipeline):
+    """Nor where a clone gives the teacher's files other times."""
+    for file in tiny_pipeline.rglob("*"):
+        os.utime(file)
+    before = (flow.results / "metrics.csv").stat().st_mtime_ns
+    code, output = flow.run("all")
+    assert code == 0 and "Nothing to be done" in output, output
+    assert (flow.results / "metrics.csv").stat().st_mtime_ns == before
+
+
+def test_another_nfe_samples_and_scores_without_training(flow):
+    code, output = flow.run("all", "--dry-run", "--config", "nfe=1,2")
+    assert code == 0, output
+    assert planned(output) == {"all": 1, "sample": 1, "evaluate": 1, "collect": 1, "build_tables": 1, "draw_figures": 1}
+
+
+def test_another_budget_trains_again_from_the_same_data(flow):
+    code, output = flow.run("all", "--dry-run", "--config", "set=budget.forward_equivalents=3000")
+    assert code == 0, output
+    assert planned(output) == {"all": 1, "train": 1, "sample": 1, "evaluate": 1, "collect": 1, "build_tables": 1, "draw_figures": 1}
+
+
+def test_a_failed_job_shows_its_own_error_and_leaves_what_was_there(flow, external):
+    folder = Path(re.search(r'"(.*)"', external)[1])
+    image = folder / "00003" / "samples" / "0000.png"
+    kept, before = image.read_bytes(), numbers(flow)
+    image.write_bytes(kept[:100])
+    code, output = flow.run("all", "--config", external)
+    image.write_bytes(kept)
+    assert code != 0
+    assert re.search(
+        r"^error: .*images of others: 1 images missing or unusable: 00003/samples/0000\.png is corrupt", output, re.MULTILINE
+    ), output
+    assert numbers(flow) == before and not (flow.results / "records/theirs/nfe3/seed0/test/geneval.json").exists()
+
+
+def test_images_from_elsewhere_stand_in_the_tables_as_a_row(flow, external):
+    code, output = flow.run("all", "--config", external)
+    assert code == 0, output
+    assert planned(output).get("train") is None
+    ours, theirs = (
+        {row["metric"]: row["value"] for row in numbers(flow) if row["row"] == name and row["split"] == "test"} for name in ("fm", "theirs")
+    )
+    assert ours == theirs and "geneval/overall" in theirs
+    assert {row["nfe"] for row in numbers(flow) if row["row"] == "theirs"} == {"3"}
+    assert "theirs" in (flow.results / "tables/world.csv").read_text()
+
+
+def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_torch(flow, external, make_workflow, tmp_path):
+    code, output = flow.run("reference", "--config", external)
+    assert code == 0, output
+    copied = flow.folder / "results" / "reference" / "tiny"
+    files = contents(copied)
+    assert {"metrics.csv", "records/fm/nfe1/seed0/test/geneval.json", "records/theirs/nfe3/seed0/test/geneval.json"} <= files.keys()
+    assert {"runs/fm/seed0/log.csv", "runs/fm/seed0/made.json", "tables/world.md", "audit/audit.md", "figures/index.html"} <= files.keys()
+    assert {Path(name).suffix for name in files} <= {".csv", ".json", ".md", ".tex", ".html", ".png"}
+    assert {name.split("/")[0] for name in files if name.endswith(".png")} == {"figures"}
+
+    # A clone that has the reference and nothing else, and an environment without torch.
+    (tmp_path / "blocked" / "torch").mkdir(parents=True)
+    (tmp_path / "blocked" / "torch" / "__init__.py").write_text("raise ImportError('torch is not installed')")
+    clone = make_workflow(tmp_path, {"PYTHONPATH": str(tmp_path / "blocked")})
+    shutil.copytree(copied, tmp_path / "results/reference/tiny")
+    code, output = clone.run("tables")
+    assert code == 0, output
+    assert contents(tmp_path / "results/reference/tiny") == files
+    for name in ("metrics.csv", "tables/world.csv", "tables/table1.tex", "audit/audit.csv"):
+        assert (clone.results / name).read_bytes() == (copied / name).read_bytes()
+    assert {f.name for f in (clone.results / "figures").iterdir()} == {f.name for f in (copied / "figures").iterdir()}
+
+
+def test_a_reference_is_not_made_of_unfinished_results(tmp_path):
+    out = tmp_path / "reference"
+    out.mkdir()
+    (out / "metrics.csv").write_text("old")
+    with pytest.raises(UserError, match=r"results: found no metrics\.csv; make the results first: snakemake all"):
+        reference.copy(tmp_path / "results", out)
+    assert (out / "metrics.csv").read_text() == "old"
+
+
+# --------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_an_edited_profile_with_a_mistake_stops_before_any_job(flow):
+    text, before = flow.profile.read_text(), contents(flow.results)
+    flow.profile.write_text(text.replace("batch_size: 4\n", "batch_sise: 4\n"))
+    code, output = flow.run("all")
+    flow.profile.write_text(text)
+    assert code != 0
+    assert re.search(r"^profile\.yaml: \w+\.batch_sise: unknown key 'batch_sise'; did you mean 'batch_size'\?", output, re.MULTILINE), (
+        output
+    )
+    assert contents(flow.results) == before
+
+
+@pytest.mark.parametrize(
+    "setting, line",
+    [
+        ("methods=fmm", r"--config methods: unknown method 'fmm'; did you mean 'fm'\?"),
+        ("pipeline=nowhere", r"profile\.yaml: pipeline: found no nowhere/transformer/config\.json"),
+        ("external=[{row: a, images: nowhere, nfe: 1}]", r"profile\.yaml: external\.0\.images: found no folder nowhere"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(flow, setting, line):
+    code, output = flow.run("all", "--config", setting)
+    assert code != 0 and re.search(f"^{line}", output, re.MULTILINE), output
+    assert "Traceback" not in output
+
+
+def test_a_results_folder_in_the_way_is_named(make_workflow, tmp_path):
+    blocked = make_workflow(tmp_path)
+    (tmp_path / "results").write_text("a file in the way")
+    code, output = blocked.run("all")
+    assert code != 0 and "Traceback" not in output
+    assert "results/tiny: cannot be written" in output, output
+    assert (tmp_path / "results").read_text() == "a file in the way"
