@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from apex.config import Config, External
 from apex.errors import UserError
+from apex.strict import parse_yaml
 
 SPEED = "speed"  # it times a network, not a folder of images: one split, one seed
 
@@ -103,12 +104,21 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     """
     flat: list[str] = []
 
+    def read(value: Any) -> Any:
+        """Snakemake leaves every scalar inside brackets a string."""
+        if isinstance(value, list):
+            return [read(item) for item in value]
+        if isinstance(value, Mapping):
+            return {key: read(item) for key, item in value.items()}
+        scalar = parse_yaml(value, "--config") if isinstance(value, str) else value
+        return value if isinstance(scalar, list | dict) else scalar
+
     def walk(value: Any, key: str) -> None:
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 walk(inner, f"{key}.{name}" if key else str(name))
         else:
-            text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+            text = "" if value is None else value if isinstance(value, str) else json.dumps(read(value))
             flat.append(f"{key}={text}")
 
     chosen = dict(settings)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ class Story:
     records_at_kill: tuple[str, ...] = ()
     code: int = -1
     output: str = ""
+    metrics: list[dict[str, str]] = field(default_factory=list)  # metrics.csv at the end
 
 
 @pytest.fixture(scope="session")
@@ -161,4 +163,6 @@ def story(make_workflow: Callable[..., Workflow], tmp_path_factory: pytest.TempP
     seen.records_at_kill = tuple(str(f.relative_to(records)) for f in records.rglob("*.json"))
 
     seen.code, seen.output = flow.run("all")
+    if seen.code == 0:
+        seen.metrics = list(csv.DictReader((flow.results / "metrics.csv").open()))
     return seen

@@ -25,10 +25,16 @@ try:
     PLAN = Plan(CONFIG)
     if _missing := PLAN.missing():
         raise UserError(f"{_file}: {_missing}")
+    for _folder in (Path(PLAN.root), *Path(PLAN.root).parents):
+        if _folder.exists() and not _folder.is_dir():
+            raise UserError(
+                f"{PLAN.root}: cannot be written: {_folder} is a file; move it, or run in another folder (--directory)"
+            )
 except UserError as error:
     raise WorkflowError(str(error).replace("--set", "--config")) from None
 
 MADE_HERE = CONFIG.pipeline == f"{PLAN.pretrained}/pipeline"  # the teacher is an output of this workflow
+MARKER = CONFIG.pipeline_path / "transformer" / "config.json"
 TEACHER = "made here" if MADE_HERE else fingerprint(CONFIG.pipeline_path)
 
 
@@ -48,13 +54,10 @@ def run_identity(wildcards):
 
 
 def teacher_input(wildcards):
-    """A given teacher's content counts, in `params:`, and not its files' times, which a clone sets at random."""
-    if MADE_HERE:
-        return CONFIG.pipeline
-    marker = CONFIG.pipeline_path / "transformer" / "config.json"
-    if not marker.is_file():
-        raise WorkflowError(f"{_file}: pipeline: found no {marker}; expected a folder in diffusers' layout")
-    return ancient(str(marker))
+    """A given teacher's content counts, in `params:`, and not its files' times, which a clone sets at random.
+    One that is not there is left to `onstart`: Snakemake takes an error here for "no rule makes this" and what exists for good.
+    """
+    return CONFIG.pipeline if MADE_HERE else ancient(str(MARKER)) if MARKER.is_file() else []
 
 
 def timed_input(wildcards):
@@ -74,7 +77,10 @@ def records_of(wildcards, row=None):
 onstart:
     try:
         hold(Path(PLAN.root))
-        if any(job.rule.name == "train" for job in workflow.dag.needrun_jobs()):
+        _rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
+        if not MADE_HERE and _rules & {"train", "sample_teacher", "speed"} and not MARKER.is_file():
+            raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
+        if "train" in _rules:
             check_params(CONFIG)
     except UserError as error:
         raise WorkflowError(str(error))
