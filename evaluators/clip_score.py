@@ -3,7 +3,8 @@
     python -m evaluators.clip_score --images results/world/images/apex/nfe1/seed0/test --out clip_score.json
 
 The CLIP is any folder in open_clip's format; the bundled one is small and knows the embedded world, so its numbers
-compare with each other alone. Beside the score stand `clip_score/real`, fresh renders with their own prompts, and
+compare with each other alone. It tells colours, numbers and the axis of a place, and not which of two objects is the
+upper or the left one: GenEval judges that. Beside the score stand `clip_score/real`, fresh renders with their own prompts, and
 `clip_score/shuffled`, the same renders with the prompts of others: the useful range. Intervals: bootstrap over prompts
 within task.
 """
