@@ -138,14 +138,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 def generate(
     generator: Generator, rows: list[dict], todo: list[int], *, seed: int, images: int, batch: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(prompt number, uint8 images (images, H, W, 3)) for each prompt number in `todo`, several prompts to a batch."""
+    """(prompt number, uint8 images (images, H, W, 3)) for each prompt number in `todo`, at most `batch` images at a time."""
     per_batch = max(1, batch // images)
     for start in range(0, len(todo), per_batch):
         chosen = todo[start : start + per_batch]
         places = [(i, k) for i in chosen for k in range(images)]
-        noise, fresh = generator.noise(seed, places)
-        cond = generator.encode([rows[i]["prompt"] for i, _ in places])
-        pictures = generator.decode(generator.denoise(cond, noise, fresh)).cpu().numpy()
+        parts = []
+        for first in range(0, len(places), batch):  # more than one part only where a prompt has more images than a batch
+            part = places[first : first + batch]
+            noise, fresh = generator.noise(seed, part)
+            cond = generator.encode([rows[i]["prompt"] for i, _ in part])
+            parts.append(generator.decode(generator.denoise(cond, noise, fresh)).cpu().numpy())
+        pictures = np.concatenate(parts)
         for k, i in enumerate(chosen):
             yield i, pictures[k * images : (k + 1) * images]
 

@@ -104,7 +104,10 @@ def test_images_do_not_depend_on_the_batch_size(run_folder, rows, size: int):
     """Up to one level in 255: sums are taken in another order, and captions are padded to the batch's longest."""
     generator = Generator.load(run_folder, nfe=2)
     expected = {i: pictures for i, pictures in generate(generator, rows, [0, 1, 2, 3], seed=0, images=2, batch=8)}
+    decode, sizes = generator.decode, []
+    generator.decode = lambda latents: sizes.append(len(latents)) or decode(latents)
     found = {i: pictures for i, pictures in generate(generator, rows, [0, 1, 2, 3], seed=0, images=2, batch=size)}
+    assert max(sizes) <= size and sum(sizes) == 8
     assert found.keys() == expected.keys()
     assert all(np.abs(found[i].astype(int) - expected[i]).max() <= 1 for i in expected)
     assert float(np.std(expected[0])) > 1
