@@ -1,23 +1,30 @@
 """The budget: training FLOPs, every network counted, shown as teacher forward-equivalents.
 
 One forward-equivalent is the FLOPs of one forward pass of one sample through the teacher. Every network call
-of a method is counted by the samples in it; FLOPs per sample are measured once per network with
-`torch.utils.flop_counter`, forward alone and forward with backward, at the longest caption.
+of a method is counted by the samples in it; FLOPs per sample are measured once per network and kind of pass with
+`torch.utils.flop_counter`, velocity networks at the longest caption.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from apex.conditioning import Condition
 
 aten = torch.ops.aten
+
+# forward: without gradient. training: forward and backward. through: forward, and backward to the input alone.
+# jvp: value and directional derivative.
+Pass = Literal["forward", "training", "through", "jvp"]
 
 
 def _conv_backward(grad_out: Any, x: Any, w: Any, *args: Any, **_: Any) -> int:
@@ -40,68 +47,202 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=MAPPING)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """FLOPs per sample of one network call: without gradient, and with forward and backward."""
+def directional_derivative(
+    network: Callable[..., Tensor], x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None, tangents: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """F and dF along (dx, dt, dr) by forward-mode differentiation, without gradient."""
+    dx, dt, dr = tangents
+    # Fused attention has no forward-mode derivative.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if r is None:
+            # r = t: the two times move together, so their tangents must agree.
+            return torch.func.jvp(lambda x, s: network(x, s, cond, s), (x_t, t), (dx.to(x_t), dt.to(t)))
+        return torch.func.jvp(lambda x, s, e: network(x, s, cond, e), (x_t, t, r), (dx.to(x_t), dt.to(t), dr.to(r)))
 
-    forward: float
-    training: float
+
+class Cost:
+    """FLOPs per sample of one network's passes, by kind: given, or measured when first asked for."""
+
+    def __init__(self, forward: float | None = None, training: float | None = None, *, measure: Callable[[Pass], float] | None = None):
+        self.known: dict[str, float] = {k: v for k, v in (("forward", forward), ("training", training)) if v is not None}
+        self._measure = measure
+
+    def __getitem__(self, kind: Pass) -> float:
+        if kind not in self.known:
+            if self._measure is None:
+                raise KeyError(kind)
+            self.known[kind] = float(self._measure(kind))
+        return self.known[kind]
+
+    @property
+    def forward(self) -> float:
+        return self["forward"]
+
+    @property
+    def training(self) -> float:
+        return self["training"]
+
+
+@contextmanager
+def _gradients_kept(module: nn.Module):
+    """What is measured inside leaves no gradient behind."""
+    kept = {p: p.grad for p in module.parameters()}
+    try:
+        yield
+    finally:
+        for p, grad in kept.items():
+            p.grad = grad
 
 
 def measure_cost(network: nn.Module, latent_shape: tuple[int, ...], cond: Condition) -> Cost:
-    """Measures a velocity network on one sample; `cond` holds at least one caption at full length."""
-    device = next(network.parameters()).device
-    dtype = next(network.parameters()).dtype
-    x = torch.zeros(1, *latent_shape, device=device, dtype=dtype)
-    t = torch.full((1,), 0.5, device=device)
-    with torch.no_grad(), counter() as counted:
-        network(x, t, cond[:1], t)
-    forward = counted.get_total_flops()
-    kept = {p: p.grad for p in network.parameters()}
-    with counter() as counted:
-        network(x, t, cond[:1], t).square().mean().backward()
-    for p, grad in kept.items():
-        p.grad = grad
-    return Cost(float(forward), float(counted.get_total_flops()))
+    """The cost of a velocity network on one sample; `cond` holds at least one caption at full length."""
+
+    def measure(kind: Pass) -> float:
+        first = next(network.parameters())
+        x = torch.zeros(1, *latent_shape, device=first.device, dtype=first.dtype, requires_grad=kind == "through")
+        t = torch.full((1,), 0.5, device=first.device)
+        with _gradients_kept(network), counter() as counted:
+            if kind == "forward":
+                with torch.no_grad():
+                    network(x, t, cond[:1], t)
+            elif kind == "jvp":
+                directional_derivative(network, x, t, cond[:1], t, (torch.ones_like(x), torch.ones_like(t), torch.zeros_like(t)))
+            elif kind == "through":
+                torch.autograd.grad(network(x, t, cond[:1], t).square().mean(), x)
+            else:
+                network(x, t, cond[:1], t).square().mean().backward()
+        return counted.get_total_flops()
+
+    return Cost(measure=measure)
 
 
 @dataclass
 class Ledger:
-    """Counts the samples that went through each network, with and without gradient."""
+    """Counts the samples that went through each network, by kind of pass."""
 
     costs: dict[str, Cost]
-    forward: dict[str, int] = field(default_factory=dict)
-    training: dict[str, int] = field(default_factory=dict)
+    passes: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def count(self, name: str, samples: int, *, grad: bool) -> None:
-        book = self.training if grad else self.forward
+    def count(self, name: str, samples: int, kind: Pass) -> None:
+        book = self.passes.setdefault(kind, {})
         book[name] = book.get(name, 0) + samples
 
     def flops(self) -> float:
-        return sum(self.costs[k].forward * n for k, n in self.forward.items()) + sum(
-            self.costs[k].training * n for k, n in self.training.items()
-        )
+        return sum(self.flops_of().values())
 
-    def state(self) -> dict[str, dict[str, int]]:
-        return {"forward": dict(self.forward), "training": dict(self.training)}
+    def flops_of(self) -> dict[str, float]:
+        """FLOPs by network."""
+        found: dict[str, float] = {}
+        for kind, book in self.passes.items():
+            for name, samples in book.items():
+                found[name] = found.get(name, 0.0) + self.costs[name][kind] * samples
+        return found
 
-    def restore(self, state: dict[str, dict[str, int]]) -> None:
-        self.forward, self.training = dict(state["forward"]), dict(state["training"])
+    def state(self) -> dict[str, dict]:
+        """What has been counted, and what it costs: a resumed run must not measure again."""
+        costs = {name: dict(cost.known) for name, cost in self.costs.items()}
+        return {"passes": {kind: dict(book) for kind, book in self.passes.items()}, "costs": costs}
+
+    def restore(self, state: dict[str, dict]) -> None:
+        self.passes = {kind: dict(book) for kind, book in state["passes"].items()}
+        for name, known in state["costs"].items():
+            self.costs.setdefault(name, Cost()).known.update(known)
 
 
 class Counted:
-    """A network whose calls are entered in a ledger; optionally always run without gradient.
+    """A velocity network (`apex.methods.base.Network`) whose calls are entered in a ledger.
 
-    A call to a student inside `torch.no_grad()` counts as a forward pass alone.
+    network: what is called; the student's may be wrapped for several processes.
+    fixed: the same network with frozen parameters, for `through`, `jvp` and `features`; None: `network` itself.
+    no_grad: calls never have gradient (EMA, teacher). A call to a student inside `torch.no_grad()` counts as a forward pass alone.
     """
 
-    def __init__(self, network: nn.Module, name: str, ledger: Ledger, *, no_grad: bool = False) -> None:
+    def __init__(self, network: Callable[..., Tensor], name: str, ledger: Ledger, *, no_grad: bool = False, fixed: Any = None) -> None:
         self.network, self.name, self.ledger, self.no_grad = network, name, ledger, no_grad
+        self.fixed = network if fixed is None else fixed
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor:
         grad = torch.is_grad_enabled() and not self.no_grad
-        self.ledger.count(self.name, len(x_t), grad=grad)
+        self.ledger.count(self.name, len(x_t), "training" if grad else "forward")
         if grad:
             return self.network(x_t, t, cond, r)
         with torch.no_grad():
             return self.network(x_t, t, cond, r)
+
+    def _differentiable(self, x_t: Tensor) -> Pass:
+        return "through" if torch.is_grad_enabled() and x_t.requires_grad else "forward"
+
+    def through(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor:
+        self.ledger.count(self.name, len(x_t), self._differentiable(x_t))
+        return self.fixed(x_t, t, cond, r)
+
+    def jvp(
+        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None, tangents: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        self.ledger.count(self.name, len(x_t), "jvp")
+        value, derivative = directional_derivative(self.fixed, x_t, t, cond, r, tangents)
+        return value.detach(), derivative.detach()
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Condition, blocks: Sequence[int]) -> list[Tensor]:
+        self.ledger.count(self.name, len(x_t), self._differentiable(x_t))
+        return self.fixed(x_t, t, cond, None, blocks=blocks)
+
+
+def _first(value: Any) -> Any:
+    """One sample of a call's argument."""
+    if isinstance(value, Tensor):
+        return value[:1].detach().clone().requires_grad_(value.requires_grad) if value.ndim else value
+    if isinstance(value, Condition):
+        return value[:1]
+    if isinstance(value, list | tuple):
+        return type(value)(_first(item) for item in value)
+    return value
+
+
+def _samples(value: Any) -> int:
+    if isinstance(value, Tensor | Condition):
+        return len(value)
+    if isinstance(value, list | tuple):
+        return next((n for item in value if (n := _samples(item))), 0)
+    return 0
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def count_calls(module: nn.Module, name: str, ledger: Ledger) -> None:
+    """Enters every call of an extra network in the ledger; its cost per sample is measured at its first call of each kind.
+
+    The first argument that is a tensor (or a list of them, or a Condition) tells the number of samples.
+    """
+    busy = False
+
+    def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+        nonlocal busy
+        if busy:
+            return
+        inputs = [t for t in _tensors([*args, *kwargs.values()]) if t.requires_grad]
+        trained = any(p.requires_grad for p in module.parameters())
+        kind: Pass = "forward" if not torch.is_grad_enabled() or not (trained or inputs) else "training" if trained else "through"
+
+        def measure(kind: Pass) -> float:
+            nonlocal busy
+            busy = True
+            try:
+                with _gradients_kept(module), counter() as counted, torch.set_grad_enabled(kind != "forward"):
+                    out = _tensors(module(*(_first(a) for a in args), **{k: _first(v) for k, v in kwargs.items()}))
+                    if differentiable := [o for o in out if o.requires_grad]:
+                        sum(o.square().mean() for o in differentiable).backward()
+                return counted.get_total_flops()
+            finally:
+                busy = False
+
+        cost = ledger.costs.setdefault(name, Cost())
+        if kind not in cost.known:
+            cost.known[kind] = float(measure(kind))
+        ledger.count(name, max(map(_samples, (*args, *kwargs.values())), default=0), kind)
+
+    module.register_forward_hook(hook, with_kwargs=True)

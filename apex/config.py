@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from apex import methods
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.provenance import digest
@@ -165,6 +166,7 @@ class Config(Strict):
     pipeline: str = Field("apex/pretrained/world", min_length=1, description="the teacher, in diffusers' pipeline layout")
     data: Data = Data()
     prompts: Prompts = Prompts()
+    method_files: Names = Field([], description="methods outside the package: paths of Python files, `my_method.py` is `my-method`")
     methods: Names = Field(["apex", "apex-eq25", "fm"], description="rows to train: methods, or names under `rows`")
     rows: dict[Annotated[str, Field(pattern=NAME)], Row] = Field({}, description="rows with settings of their own")
     seeds: Seeds = Field([0], min_length=1, description="of distillation and of sampling noise")
@@ -185,15 +187,15 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        methods = known_methods()
+        known = self.known_methods()
         for name, row in self.rows.items():
             if name in RESERVED_ROWS:
                 raise ValueError(f"rows.{name}: this name is kept for a reference row; choose another")
-            if row.method not in methods:
-                raise ValueError(f"rows.{name}.method: {unknown('method', row.method, methods)}")
+            if row.method not in known:
+                raise ValueError(f"rows.{name}.method: {unknown('method', row.method, known)}")
         for name in self.methods:
-            if name not in self.rows and name not in methods:
-                raise ValueError(f"methods: {unknown('method', name, [*methods, *self.rows])}")
+            if name not in self.rows and name not in known:
+                raise ValueError(f"methods: {unknown('method', name, [*known, *self.rows])}")
         for nfe in self.nfe:
             if nfe not in self.sampling.sigmas:
                 raise ValueError(f"nfe: found {nfe}, expected one of {sorted(self.sampling.sigmas)}; or give sampling.sigmas a grid for it")
@@ -201,6 +203,17 @@ class Config(Strict):
             _no_repeats(key, getattr(self, key))
         _no_repeats("rows", [*self.methods, *RESERVED_ROWS, *(e.row for e in self.external)])
         return self
+
+    def known_methods(self) -> list[str]:
+        """Names of the methods, by their files; none is imported."""
+        try:
+            return list(methods.available(self.method_paths))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def method_paths(self) -> list[str]:
+        return [str(locate(file)) for file in self.method_files]
 
     @property
     def pipeline_path(self) -> Path:
@@ -213,8 +226,8 @@ class Config(Strict):
         """Settings of a trained row as written; `UserError` where there is no such row or method."""
         if name in self.rows:
             return self.rows[name]
-        if name not in known_methods():
-            raise UserError(f"{self._origin}: {unknown('row', name, [*self.rows, *known_methods()])}")
+        if name not in (known := self.known_methods()):
+            raise UserError(f"{self._origin}: {unknown('row', name, [*self.rows, *known])}")
         return Row(method=name)
 
     def run_config(self, name: str) -> RunConfig:
@@ -224,6 +237,7 @@ class Config(Strict):
         return RunConfig(
             row=name,
             method=row.method,
+            method_files=self.method_paths,
             variant="" if name == row.method else name.removeprefix(f"{row.method}-"),
             tuning=row.tuning,
             lora=row.lora if row.tuning == "lora" else None,
@@ -236,7 +250,10 @@ class Config(Strict):
 
     def run_hash(self, name: str, *, teacher: bool = True) -> str:
         """Identity of a run but for its seed: what its weights depend on. With `teacher`, the teacher's files count too."""
-        run = self.run_config(name).model_dump(mode="json", exclude={"row": True, "variant": True, "train": LOOP_ONLY})
+        run = self.run_config(name).model_dump(
+            mode="json", exclude={"row": True, "variant": True, "method_files": True, "train": LOOP_ONLY}
+        )
+        run["code"] = methods.source_digest(run["method"], self.method_paths)
         return digest(run | ({"teacher": fingerprint(self.pipeline_path)} if teacher else {}))
 
     def as_profile(self) -> dict[str, Any]:
@@ -257,6 +274,7 @@ class RunConfig(Strict):
 
     row: str
     method: str
+    method_files: list[str]
     variant: str
     tuning: Literal["full", "lora"]
     lora: Lora | None
@@ -306,25 +324,34 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
-def check_params(config: Config) -> None:
-    """Checks `params` of every row against its method's own model. Does nothing where torch is not installed."""
+def check_params(config: Config, rows: Iterable[str] | None = None) -> None:
+    """Checks that the method of every row (or of `rows`) can be imported and takes its `params`.
+
+    Does nothing where torch is not installed.
+
+    Raises:
+        UserError: the first fault, in one line that names the file and the key.
+    """
+    for fault in method_faults(config, rows).values():
+        raise UserError(fault)
+
+
+def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str, str]:
+    """Row -> one line on why its method cannot run; empty where all can, and where torch is not installed."""
     if find_spec("torch") is None:
-        return
-    from apex import methods
-
-    for name in dict.fromkeys([*config.methods, *config.rows]):
+        return {}
+    faults: dict[str, str] = {}
+    for name in dict.fromkeys([*config.methods, *config.rows] if rows is None else rows):
         row = config.row(name)
-        model = methods.get(row.method).Params
         try:
-            model.model_validate(row.params)
+            method = methods.get(row.method, config.method_paths)
+            method.Params.model_validate(row.params)
+        except UserError as error:
+            faults[name] = str(error)
         except ValidationError as error:
-            raise UserError(explain(error, model, config._origin, prefix=f"rows.{name}.params.")) from None
-
-
-def known_methods() -> list[str]:
-    """Names of the methods, by the files of apex/methods; nothing is imported."""
-    files = (Path(__file__).parent / "methods").glob("*.py")
-    return sorted(f.stem.replace("_", "-") for f in files if f.stem != "base" and not f.stem.startswith("_"))
+            text = explain(error, method.Params, config._origin, prefix=f"rows.{name}.params.")
+            faults[name] = f"{text} (settings of {methods.where(method)})"
+    return faults
 
 
 def locate(path: str | Path) -> Path:

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from apex import flow, methods
-from apex.budget import Counted, Ledger, measure_cost
+from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, Condition
 from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
-from apex.methods.base import Batch, Networks
+from apex.methods.base import STUDENT, Batch, Networks, PairPlan, Pairs, Setup
+from apex.networks import Averaged, Fixed
 from apex.seeds import derive, torch_generator
 
 RADIUS, SPREAD, MODES = 2.0, 0.15, 4
@@ -117,7 +118,14 @@ class VelocityMLP(nn.Module):
         angles = t[:, None] * self.frequencies
         return torch.cat([t[:, None], angles.sin(), angles.cos()], 1)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor:
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None, blocks: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        """F, (B, 2, 1, 1); with `blocks` what these layers give, (B, 1, width) each."""
         if cond.place == "normed":
             raise ValueError("VelocityMLP has no normalisation in its text path; shift at 'embeds' or 'projected'")
         tokens = cond.embeds if cond.place == "projected" else cond.apply_shift(cond.embeds)
@@ -126,8 +134,12 @@ class VelocityMLP(nn.Module):
         h = self.inlet(x_t.flatten(1)) + self.time(self.features(t)) + tokens[:, 0]
         if r is not None:
             h = h + (t - r)[:, None] * self.target(self.features(r))
+        found = []
         for layer in self.layers:
             h = h + layer(nn.functional.silu(h))
+            found.append(h[:, None])
+        if blocks is not None:
+            return [found[k] for k in blocks]
         return self.outlet(nn.functional.silu(h)).reshape(x_t.shape)
 
     @torch.no_grad()
@@ -171,38 +183,49 @@ def train(
     """
     method = methods.get(name)(dict(params))
     teacher, student = network.eval().requires_grad_(False), copy.deepcopy(network).requires_grad_(True)
-    extra = method.extra_networks()
     ema = Ema(student.parameters(), recipe.ema)
-    ledger = Ledger(dict.fromkeys(("student", "ema", "teacher"), measure_cost(student, (2, 1, 1), condition(torch.tensor([0])))))
-
-    def averaged(x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor:
-        with ema.applied():
-            return student(x_t, t, cond, r)
-
-    nets = Networks(
-        student=Counted(student, "student", ledger),
-        ema=Counted(averaged, "ema", ledger, no_grad=True),
-        teacher=Counted(teacher, "teacher", ledger, no_grad=True),
-        extra=extra,
-    )
-    trained = [*student.parameters(), *(p for m in extra.values() for p in m.parameters() if p.requires_grad)]
-    optimizer = torch.optim.AdamW(trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    cond = condition(torch.tensor([0]))
+    ledger = Ledger({key: measure_cost(student, (2, 1, 1), cond) for key in ("student", "ema", "teacher")})
+    extra = method.extra_networks(make_setup(teacher))
+    nets = make_networks(student, teacher, extra, ledger, ema)
+    roles: dict[str, list[nn.Parameter]] = {STUDENT: list(student.parameters())}
+    for key, module in extra.items():
+        count_calls(module, key, ledger)
+        roles.setdefault(method.roles().get(key, STUDENT), []).extend(p for p in module.parameters() if p.requires_grad)
+    optimizers = {
+        role: torch.optim.AdamW(p, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True) for role, p in roles.items() if p
+    }
+    pairs, plan, moved = None, method.pairs(), True
+    if plan is not None:
+        pairs = mixture_pairs(plan, teacher, recipe, seed)
+        ledger.count("teacher", len(pairs.noise) * plan.passes, "forward")
     generator = torch_generator(seed, "mixture", "train")
     seconds = 0.0
     for step in range(recipe.steps):
         if watch is not None:
             watch(step, student, ema)
         started = time.process_time()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min((step + 1) / 100, 1 - step / recipe.steps)
-        ema.update()
-        loss = method.losses(draw_batch(recipe.batch, generator, step), nets, step).losses["student"]
-        if not torch.isfinite(loss):
-            raise UserError(f"mixture: {name} {dict(params)}: the loss is {float(loss)} at step {step}; lower the learning rate")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
-        optimizer.step()
+        rate = recipe.learning_rate * min((step + 1) / 100, 1 - step / recipe.steps)
+        if moved:
+            ema.update()
+        batch = draw_batch(recipe.batch, generator, step)
+        batch.progress = step / recipe.steps
+        if pairs is not None:
+            chosen = torch.randint(len(pairs.noise), (recipe.batch,), generator=generator)
+            batch.pairs = Pairs(pairs.noise[chosen], pairs.x[chosen], pairs.cond[chosen])
+        losses = method.losses(batch, nets, step).losses
+        for role, loss in losses.items():
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"mixture: {name} {dict(params)}: the loss of {role} is {float(loss)} at step {step}; lower the learning rate"
+                )
+            loss.backward()
+        for role in losses:
+            nn.utils.clip_grad_norm_(roles[role], recipe.max_grad_norm)
+            optimizers[role].param_groups[0]["lr"] = rate * method.rates().get(role, 1.0)
+            optimizers[role].step()
+            optimizers[role].zero_grad()
+        moved = STUDENT in losses
         seconds += time.process_time() - started
     with torch.no_grad(), ema.applied():
         averages = [p.detach().clone() for p in student.parameters()]
@@ -210,6 +233,40 @@ def train(
         p.data = mean
     passes = ledger.flops() / max(ledger.costs["teacher"].forward * recipe.batch * recipe.steps, 1)
     return student.requires_grad_(False), {"passes": passes, "cpu_seconds": seconds}
+
+
+def make_setup(network: VelocityMLP) -> Setup:
+    """What extra networks are built from: the latents are the data, so there is no codec."""
+    return Setup(
+        copy=lambda: copy.deepcopy(network).requires_grad_(True),
+        latent_shape=(2, 1, 1),
+        blocks=len(network.blocks),
+        feature_shapes=lambda blocks: [(1, network.layers[k].out_features) for k in blocks],
+    )
+
+
+def make_networks(
+    student: VelocityMLP, teacher: VelocityMLP, extra: dict[str, nn.Module], ledger: Ledger, ema: Ema | None = None
+) -> Networks:
+    """The contract's networks around a student; without `ema` its running mean is the student itself."""
+    averaged = Averaged(student, Ema([], 0.0) if ema is None else ema)
+    return Networks(
+        student=Counted(student, "student", ledger, fixed=Fixed(student)),
+        ema=Counted(averaged, "ema", ledger, no_grad=True),
+        teacher=Counted(Fixed(teacher), "teacher", ledger, no_grad=True),
+        extra=extra,
+        weights=averaged.weights,
+    )
+
+
+def mixture_pairs(plan: PairPlan, teacher: VelocityMLP, recipe: Recipe, seed: int) -> Pairs:
+    """Noise and where the teacher's ODE takes it; the plan's share counts one forward pass a sample and step as the budget."""
+    count = max(recipe.batch, int(plan.share * recipe.steps * recipe.batch / plan.passes))
+    generator = torch_generator(seed, "mixture", "pairs")
+    cond = condition(torch.randint(len(CENTRES), (count,), generator=generator))
+    noise = torch.randn(count, 2, 1, 1, generator=generator)
+    network = lambda x, t, r: teacher(x, t, cond, t)  # noqa: E731  (no guidance here: the target is the data)
+    return Pairs(noise, flow.sample(network, noise, flow.uniform_sigmas(plan.steps), mode="multi"), cond)
 
 
 def make_teacher(recipe: Recipe, seed: int) -> VelocityMLP:
@@ -311,7 +368,9 @@ def push(network: VelocityMLP, name: str, params: Mapping[str, Any], seed: int, 
     """
     student = copy.deepcopy(network).requires_grad_(True)
     method = methods.get(name)(dict(params))
-    nets = Networks(student, student, student, method.extra_networks())
+    setup = make_setup(network)
+    ledger = Ledger({key: Cost(0.0, 0.0) for key in ("student", "ema", "teacher")})
+    nets = make_networks(student, student, method.extra_networks(setup), ledger)
     batch = draw_batch(count, torch_generator(seed, "mixture", "push"))
     slopes = torch.autograd.grad(method.losses(batch, nets, 0).losses["student"], list(student.parameters()), allow_unused=True)
     noise, data = noises(count, seed, "push"), dataset(count, seed, "push")

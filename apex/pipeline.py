@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, T5EncoderModel
 
 from apex.backbones.base import Backbone
@@ -84,6 +84,39 @@ class Pipeline:
         """Latents (B, C, h, w) to uint8 images (B, H, W, 3)."""
         decoded = self.vae.decode(latents.to(self.vae.dtype) / self.latent_scale + self.latent_shift, return_dict=False)[0]
         return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class Decoder(nn.Module):
+    """The frozen codec's decoder with gradient to its input: latents (B, C, h, w) to pixels (B, 3, H, W), about [-1, 1]."""
+
+    constant = True
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.vae, self.scale, self.shift = pipeline.vae, pipeline.latent_scale, pipeline.latent_shift
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents.to(self.vae.dtype) / self.scale + self.shift, return_dict=False)[0].float()
+
+
+class EncoderFeatures(nn.Module):
+    """Feature maps of the frozen codec's encoder, one per down block: pixels (B, 3, H, W) to [(B, C', h, w), ...]."""
+
+    constant = True
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.encoder, self.dtype = pipeline.vae.encoder, pipeline.vae.dtype
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        handles = [block.register_forward_hook(lambda _m, _i, out: found.append(out)) for block in self.encoder.down_blocks]
+        try:
+            self.encoder(pixels.to(self.dtype))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [f.float() for f in found]
 
 
 class CaptionTable:

@@ -26,8 +26,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from apex import methods, provenance
-from apex.backbones.base import Backbone
-from apex.budget import Counted, Ledger, measure_cost
+from apex.budget import Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, shift_visibility
 from apex.config import Config, RunConfig, check_params, load, locate
 from apex.data.cache import Cache, load_cache
@@ -35,64 +34,25 @@ from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.export import export_run
 from apex.files import atomic_folder, write_atomic
-from apex.methods.base import Batch, Method, Networks
+from apex.memory import PeakMemory, megabytes
+from apex.methods.base import STUDENT, Batch, Method, Networks, Step
+from apex.networks import Averaged, Base, Fixed, build_student, make_setup
+from apex.pairs import PairStore, make_pairs, pair_count
 from apex.pipeline import CaptionTable, Pipeline, load_backbone
 from apex.seeds import derive, torch_generator
 
 PROBE_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class Diverged(UserError):
+    """A loss or a gradient is not finite, or the loss exploded. `short`: what and when, for the tables."""
+
+    def __init__(self, message: str, short: str) -> None:
+        super().__init__(message)
+        self.short = short
+
+
 EXPLODED = 1e3  # times the first hundred steps' mean loss
-
-
-class Frozen(nn.Module):
-    """The teacher of a LoRA run: the student with its adapter switched off, so no second copy is kept."""
-
-    def __init__(self, student: Backbone) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Any, r: Tensor | None = None) -> Tensor:
-        self.student.transformer.disable_adapters()
-        try:
-            return self.student(x_t, t, cond, r)
-        finally:
-            self.student.transformer.enable_adapters()
-
-
-class Averaged(nn.Module):
-    """The student under its running mean."""
-
-    def __init__(self, student: nn.Module, ema: Ema) -> None:
-        super().__init__()
-        self.student, self.ema = student, ema
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Any, r: Tensor | None = None) -> Tensor:
-        with self.ema.applied():
-            return self.student(x_t, t, cond, r)
-
-
-def build_student(run: RunConfig, method: Method, folder: Path, device: torch.device) -> tuple[Backbone, nn.Module | None]:
-    """The network to train, set up for the method and the tuning, and the frozen teacher (None where it is the student)."""
-    student = load_backbone(folder / "transformer")
-    if run.tuning not in method.tunings:
-        raise UserError(
-            f"row {run.row}: method {method.name} does not support tuning {run.tuning!r}; expected one of {', '.join(method.tunings)}"
-        )
-    if run.tuning == "lora":
-        from peft import LoraConfig
-
-        student.requires_grad_(False)
-        lora = LoraConfig(
-            r=run.lora.rank,
-            lora_alpha=run.lora.alpha or run.lora.rank,
-            target_modules=list(student.lora_targets),
-            init_lora_weights="gaussian",
-        )
-        student.transformer.add_adapter(lora)
-        return student.to(device), None
-    teacher = load_backbone(folder / "transformer").eval().requires_grad_(False).to(device) if "teacher" in method.needs else None
-    if method.target_time == "embedding":
-        student = student.with_target_time()
-    return student.to(device), teacher
 
 
 def learning_rate(run: RunConfig, step: int, progress: float) -> float:
@@ -112,45 +72,58 @@ class Loop:
         self.accelerator = Accelerator(mixed_precision="bf16" if train.precision == "bf16" else "no", cpu=not torch.cuda.is_available())
         device = self.accelerator.device
         set_seed(derive(seed, "weights") % 2**32)
-        self.method: Method = methods.get(run.method)(run.params)
+        self.method: Method = methods.get(run.method, run.method_files)(run.params)
         folder = locate(run.pipeline)
         pipeline = Pipeline(folder, str(device))
         self.captions = CaptionTable(pipeline, cache.captions)
         self.latents, self.index = cache.latents, cache.caption_index
+        shape = tuple(cache.latents.shape[1:])
+        longest = self.captions[self.captions.lengths.argmax()[None].cpu()]
 
         student, teacher = build_student(run, self.method, folder, device)
         if train.gradient_checkpointing:
             student.transformer.enable_gradient_checkpointing()
         self.student = student
-        self.extra = {name: module.to(device) for name, module in self.method.extra_networks().items()}
+        setup = make_setup(student, pipeline, folder, device, tuple(cache.latents.shape[1:]), longest)
+        self.extra = {name: module.to(device) for name, module in self.method.extra_networks(setup).items()}
         self.parameters = {
             "student": sum(p.numel() for p in student.parameters()),
             "trainable": sum(p.numel() for m in (student, *self.extra.values()) for p in m.parameters() if p.requires_grad),
         }
         # Decay 1 means the frozen base where a method says so (`teacher`), and the online network elsewhere: no mean is kept.
         self.ema = Ema(student.parameters(), train.ema if train.ema < 1 else 0.0)
-        roles: dict[str, list[nn.Parameter]] = {"student": [p for p in student.parameters() if p.requires_grad]}
-        for name, role in self.method.roles().items():
-            roles.setdefault(role, []).extend(p for p in self.extra[name].parameters() if p.requires_grad)
+        roles: dict[str, list[nn.Parameter]] = {STUDENT: [p for p in student.parameters() if p.requires_grad]}
+        for name, module in self.extra.items():
+            trained = [p for p in module.parameters() if p.requires_grad]
+            if trained:
+                roles.setdefault(self.method.roles().get(name, STUDENT), []).extend(trained)
+        self.rates = {role: self.method.rates().get(role, 1.0) for role in roles}
         self.optimizers = {
             role: torch.optim.AdamW(p, train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, foreach=True)
             for role, p in roles.items()
         }
         wrapped = self.accelerator.prepare(student)
-        shape = tuple(cache.latents.shape[1:])
-        longest = self.captions[self.captions.lengths.argmax()[None].cpu()]
         costs = {"student": measure_cost(student, shape, longest)}
         # The frozen teacher has no gradient: its pass costs what the stock network's forward pass costs.
         costs["teacher"] = measure_cost(load_backbone(folder / "transformer").to(device), shape, longest)
         costs["ema"] = costs["student"]
         self.unit = costs["teacher"].forward
         self.ledger = Ledger(costs)
+        averaged = Averaged(student, self.ema)
         self.nets = Networks(
-            student=Counted(wrapped, "student", self.ledger),
-            ema=Counted(Averaged(wrapped, self.ema), "ema", self.ledger, no_grad=True),
-            teacher=Counted(teacher if teacher is not None else Frozen(student), "teacher", self.ledger, no_grad=True),
+            student=Counted(wrapped, "student", self.ledger, fixed=Fixed(student)),
+            ema=Counted(averaged, "ema", self.ledger, no_grad=True),
+            teacher=Counted(teacher if teacher is not None else Base(student), "teacher", self.ledger, no_grad=True),
             extra=self.extra,
+            weights=averaged.weights,
         )
+        for name, module in self.extra.items():
+            count_calls(module, name, self.ledger)
+        self.teacher = teacher
+        self.pairs: PairStore | None = None
+        self.memory: dict[str, float] = {}
+        self.stopped = ""
+        self.moved = True  # whether the last step changed the student: its running mean follows its updates
         self.step, self.flops, self.seconds, self.rows, self.first_losses = 0, 0.0, 0.0, [], []
         self.visibility: dict[float, float] = {}
 
@@ -167,6 +140,8 @@ class Loop:
             self.captions.null(size).to(device),
             torch_generator(self.seed, "noise", self.step, micro, rank),
             self.step * self.run.train.gradient_accumulation + micro,
+            min(self.spent() / self.run.budget.forward_equivalents, 1.0),
+            self.pairs.draw(size, torch_generator(self.seed, "pairs", self.step, micro, rank)) if self.pairs else None,
         )
 
     def spent(self) -> float:
@@ -183,41 +158,57 @@ class Loop:
         train = self.run.train
         progress = self.spent() / self.run.budget.forward_equivalents
         rate = learning_rate(self.run, self.step, progress)
-        for optimizer in self.optimizers.values():
+        for role, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate
-        self.ema.update()
+                group["lr"] = rate * self.rates[role]
+        if self.moved:
+            self.ema.update()
         counted = self.ledger.flops()
         logged: dict[str, float] = {}
         for micro in range(train.gradient_accumulation):
             with self.accelerator.autocast():
-                out = self.method.losses(self.batch(micro), self.nets, self.step)
+                out = self.checked(self.method.losses(self.batch(micro), self.nets, self.step))
             for role, loss in out.losses.items():
                 value = float(loss.detach())
                 self.check(value, role)
                 self.accelerator.backward(loss / train.gradient_accumulation)
-                logged[f"loss/{role}" if role != "student" else "loss"] = value
+                logged[f"loss/{role}" if role != STUDENT else "loss"] = value
             logged |= {k: float(v) for k, v in out.logs.items()}
         if self.accelerator.num_processes > 1:  # accelerate averages the student's gradients alone
             for module in self.extra.values():
                 for parameter in filter(lambda p: p.grad is not None, module.parameters()):
                     parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        for role, optimizer in self.optimizers.items():
+        for role in out.losses:
+            optimizer = self.optimizers[role]
             params = optimizer.param_groups[0]["params"]
             norm = nn.utils.clip_grad_norm_(params, train.max_grad_norm or math.inf)
             if not torch.isfinite(norm):
                 self.stop(f"the gradient norm of {role} is {float(norm)}")
-            logged["grad_norm" if role == "student" else f"grad_norm/{role}"] = float(norm)
+            logged["grad_norm" if role == STUDENT else f"grad_norm/{role}"] = float(norm)
             optimizer.step()
             optimizer.zero_grad()
+        self.moved = STUDENT in out.losses
         self.step += 1
         self.count(counted)
         return {"learning_rate": rate, **logged}
 
+    def checked(self, out: Any) -> Step:
+        """What `losses` returned, or one line about the method's file."""
+        where, roles = methods.where(self.method), ", ".join(self.optimizers)
+        if not isinstance(out, Step) or not out.losses:
+            raise UserError(f"{where}: losses() returned {type(out).__name__}; expected a Step with a loss for one or more of: {roles}")
+        for role, loss in out.losses.items():
+            if role not in self.optimizers:
+                raise UserError(f"{where}: losses() has the role {role!r}, which trains nothing; expected one or more of: {roles}")
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise UserError(f"{where}: the loss of {role} is {found}; expected a scalar tensor with gradient")
+        return out
+
     def check(self, loss: float, role: str) -> None:
         if not math.isfinite(loss):
             self.stop(f"the loss of {role} is {loss}")
-        if role != "student":
+        if role != STUDENT:
             return
         if len(self.first_losses) < 100:
             self.first_losses.append(abs(loss))
@@ -226,9 +217,10 @@ class Loop:
 
     def stop(self, what: str) -> None:
         kept = f"the last good state is kept in {self.resume}; " if (self.resume / "state.pt").exists() else ""
-        raise UserError(
+        raise Diverged(
             f"row {self.run.row}, seed {self.seed}: {what} at step {self.step}; {kept}"
-            "lower train.learning_rate or train.max_grad_norm for this row and run again"
+            "lower train.learning_rate or train.max_grad_norm for this row and run again",
+            f"{what} at step {self.step}, after {100 * self.spent() / self.run.budget.forward_equivalents:.0f}% of the budget",
         )
 
     def probe(self) -> None:
@@ -257,12 +249,64 @@ class Loop:
         )
         print(f"shift visibility (1 = another caption): {mean:.3f}, {verdict}; by time {self.visibility}", flush=True)
 
+    def make_pairs(self) -> None:
+        """The teacher-made pairs that the method asks for; what they cost is spent before the first step."""
+        plan = self.method.pairs()
+        if plan is None:
+            return
+        budget, device = self.run.budget.forward_equivalents, self.accelerator.device
+        count = pair_count(plan, budget)
+        with self.accelerator.main_process_first():  # the others read what the first one made
+            self.pairs = make_pairs(
+                plan,
+                count,
+                self.nets.teacher.fixed,
+                self.captions.__getitem__,
+                self.captions.null,
+                self.index,
+                tuple(self.latents.shape[1:]),
+                self.resume / "pairs",
+                self.seed,
+                device,
+                lambda line: print(f"{self.run.row} seed {self.seed}: {line}", flush=True),
+            )
+        if self.step == 0:
+            self.ledger.count("teacher", count * plan.passes, "forward")
+            self.flops = self.ledger.flops()
+
+    def measure_memory(self) -> None:
+        """Peak memory of one forward and backward pass and what stands beside it, in MB; leaves no trace in the run."""
+        passes, buffers = self.ledger.state()["passes"], {k: v.clone() for k, v in self.trained().items() if k.split(".")[0] in self.extra}
+        with torch.random.fork_rng(), PeakMemory() as peak, self.accelerator.autocast():
+            out = self.checked(self.method.losses(self.batch(0), self.nets, 0))
+            for loss in out.losses.values():
+                self.accelerator.backward(loss)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        self.ledger.passes = passes
+        for name, value in buffers.items():
+            self.trained()[name].data.copy_(value)
+        del out
+        trained = [p for o in self.optimizers.values() for p in o.param_groups[0]["params"]]
+        parts = {
+            "student": megabytes(self.student.parameters()),
+            "teacher": megabytes(self.teacher.parameters()) if self.teacher is not None else 0.0,
+            "extra": megabytes(p for m in self.extra.values() for p in (*m.parameters(), *m.buffers())),
+            "ema": megabytes(self.ema.shadow),
+            "optimizer": 2 * megabytes(trained),  # AdamW's two moments
+            "step": peak.peak / 2**20,  # activations, gradients, temporaries
+        }
+        self.memory = {k: round(v, 2) for k, v in parts.items()} | {"total": round(sum(parts.values()), 2)}
+
     def fit(self, max_steps: int | None = None) -> bool:
         """Runs until the budget is spent, or `max_steps` more steps; returns whether the budget is spent."""
         main = self.accelerator.is_main_process
         self.restore()
         if self.step == 0 and main:
             self.probe()
+        self.make_pairs()
+        if self.step == 0 and main:
+            self.measure_memory()
         budget = self.run.budget.forward_equivalents
         started = saved = said = time.time()
         first, spent_at_start = self.step, self.spent()
@@ -295,10 +339,11 @@ class Loop:
 
     # ----------------------------------------------------------------------------- saving and resuming
     def trained(self) -> dict[str, Tensor]:
-        """The parameters that training changes, by name."""
+        """All that training changes, by name; of extra networks everything but what is marked `constant` (pretrained and frozen)."""
         named = {f"student.{k}": p for k, p in self.student.named_parameters() if p.requires_grad}
         for name, module in self.extra.items():
-            named |= {f"{name}.{k}": p for k, p in module.named_parameters() if p.requires_grad}
+            if not getattr(module, "constant", False):
+                named |= {f"{name}.{k}": p for k, p in (*module.named_parameters(), *module.named_buffers())}
         return named
 
     def save(self, elapsed: float) -> None:
@@ -313,8 +358,10 @@ class Loop:
             "rows": self.rows,
             "first_losses": self.first_losses,
             "visibility": self.visibility,
+            "memory": self.memory,
             "flops": self.flops,
             "ledger": self.ledger.state(),
+            "moved": self.moved,
             "trained": {k: p.detach() for k, p in self.trained().items()},
             "ema": self.ema.state(),
             "optimizers": {role: o.state_dict() for role, o in self.optimizers.items()},
@@ -341,9 +388,9 @@ class Loop:
             for role, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][role])
             self.ledger.restore(state["ledger"])
-            self.flops = state["flops"]
+            self.flops, self.moved = state["flops"], state["moved"]
             self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
-            self.first_losses, self.visibility = state["first_losses"], state["visibility"]
+            self.first_losses, self.visibility, self.memory = state["first_losses"], state["visibility"], state["memory"]
         except UserError:
             raise
         except Exception as error:  # whatever a damaged file makes torch raise
@@ -385,10 +432,13 @@ class Loop:
             "training": {
                 "flops": self.flops,
                 "forward_equivalents": round(self.spent()),
-                "passes": self.ledger.state(),
+                "passes": self.ledger.passes,
+                "flops_by_network": self.ledger.flops_of(),
+                "memory_mb": self.memory,
                 "wall_seconds": round(self.seconds, 1),
                 "steps": self.step,
                 "peak_memory_mb": peak_memory(device),
+                "stopped": self.stopped,
             },
         }
         if "shift" in self.extra:
@@ -430,15 +480,28 @@ def main() -> None:
     parser.add_argument("--cache", required=True, type=Path, help="latents and captions (apex.data.cache)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--max-steps", type=int, help="stop after so many steps with the state saved; nothing is exported")
+    parser.add_argument(
+        "--keep-diverged", action="store_true", help="export the last good state of a run that diverges; its record says so"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = load(args.config, args.set)
-    check_params(config)
+    check_params(config, [args.row])
     run, run_hash = config.run_config(args.row), config.run_hash(args.row)
     resume = args.out.parent / f".resume-{args.out.name}-{run_hash}"
     loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
-    if loop.fit(args.max_steps) and loop.accelerator.is_main_process:
+    try:
+        done = loop.fit(args.max_steps)
+    except Diverged as error:
+        if not args.keep_diverged:
+            raise
+        # A fresh loop: this one's weights are no longer those of a good state.
+        loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+        loop.restore()
+        loop.stopped, done = error.short, True
+        print(f"warning: {error}\nwarning: the last good state (step {loop.step}) is exported as it is", flush=True)
+    if done and loop.accelerator.is_main_process:
         loop.export(args.out)
         print(
             f"{args.out}: {json.dumps({'steps': loop.step, 'seconds': round(loop.seconds, 1), 'forward_equivalents': round(loop.spent())})}"

@@ -34,7 +34,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         AutoencoderKL(**small, sample_size=RESOLUTION).save_pretrained(folder / "vae")
         text_encoder.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(folder / "text_encoder")
         side = RESOLUTION // 2 ** (levels - 1)
-        teacher.build_transformer(4, side, 16, width=32, layers=2).save_pretrained(folder / "transformer")
+        teacher.build_sana(4, side, 16, width=32, layers=2).transformer.save_pretrained(folder / "transformer")
     tokenizer.save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
     return folder

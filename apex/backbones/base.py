@@ -86,7 +86,11 @@ class Backbone(nn.Module):
         finally:
             self._cond = None
 
-    forward = velocity  # so that DDP and FSDP wrap it
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None, blocks: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        """`velocity`, or with `blocks` their `features`: one entry, so that DDP, FSDP and hooks see every call."""
+        return self.velocity(x_t, t, cond, r) if blocks is None else self._features(x_t, t, cond, r, blocks)
 
     def _shift_hook(self, place: str, output: Tensor) -> Tensor | None:
         cond = self._cond
@@ -100,6 +104,9 @@ class Backbone(nn.Module):
 
     def features(self, x_t: Tensor, t: Tensor, cond: Condition, blocks: Sequence[int], r: Tensor | None = None) -> list[Tensor]:
         """Outputs of the named blocks, each (B, N, D) image tokens, from one forward pass."""
+        return self(x_t, t, cond, r, blocks=blocks)
+
+    def _features(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None, blocks: Sequence[int]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
 
         def keep(index: int):

@@ -1,9 +1,20 @@
-"""The methods, one file each, found by looking: a file that defines METHOD is a method. The contract is in `base.py`."""
+"""The methods, one file each, found by looking. The contract is in `base.py`; how to add one, in `docs/add_a_baseline.md`.
+
+A method is a file that defines METHOD: in this folder (`apex_eq25.py` is `apex-eq25`), at a path that a profile names
+under `method_files`, or in an installed package with an entry point of the group `apex.methods`.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import pkgutil
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apex.errors import UserError
@@ -11,30 +22,124 @@ from apex.errors import UserError
 if TYPE_CHECKING:
     from apex.methods.base import Method
 
+GROUP = "apex.methods"
 _NOT_METHODS = {"base"}
 
 
-def available() -> dict[str, str]:
-    """Method name -> module name, from file names alone: `apex_eq25.py` is `apex-eq25`. Imports nothing."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_METHODS and not m.name.startswith("_"))
-    return {name.replace("_", "-"): f"{__name__}.{name}" for name in names}
+def available(files: Sequence[str | Path] = ()) -> dict[str, str]:
+    """Method name -> where it is: a file, or `package.module` of an entry point. Imports no method.
+
+    Args:
+        files: paths of methods outside the package.
+
+    Raises:
+        UserError: a path that is no Python file, or two methods of one name.
+    """
+    found: dict[str, str] = {}
+
+    def add(name: str, place: str) -> None:
+        if name in found:
+            raise UserError(f"{place}: a second method named {name!r}; the first is {found[name]}; rename one of the two")
+        found[name] = place
+
+    for module in pkgutil.iter_modules(__path__):
+        if module.name not in _NOT_METHODS and not module.name.startswith("_"):
+            add(module.name.replace("_", "-"), str(Path(module.module_finder.path) / f"{module.name}.py"))
+    for entry in metadata.entry_points(group=GROUP):
+        add(entry.name, entry.value)
+    for file in map(Path, files):
+        if file.suffix != ".py" or not file.is_file():
+            raise UserError(f"method_files: found no Python file at {file}; expected the path of a method such as my_method.py")
+        add(file.stem.replace("_", "-"), str(file))
+    return dict(sorted(found.items()))
 
 
-def get(name: str) -> type[Method]:
+def get(name: str, files: Sequence[str | Path] = ()) -> type[Method]:
     """The method's class. Imports torch.
 
     Raises:
-        UserError: unknown name, a file that does not import, or one without METHOD.
+        UserError: unknown name, a file that does not import, or one without METHOD; one line that names the file.
     """
-    known = available()
+    known = available(files)
     if name not in known:
         raise UserError(f"unknown method {name!r}; known: {', '.join(known)}; a method is a file in apex/methods/")
-    path = known[name].replace(".", "/") + ".py"
+    place = known[name]
     try:
-        module = importlib.import_module(known[name])
-    except Exception as error:
-        raise UserError(f"{path}: cannot be imported ({type(error).__name__}: {error}); mend it or remove the method {name!r}") from error
+        module = _load(name, place)
+    except Exception as error:  # whatever the file raises
+        at = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        text = " ".join(str(getattr(error, "msg", error)).split())
+        raise UserError(
+            f"{_shown(place)}: cannot be imported ({type(error).__name__}{at}: {text}); mend it or remove the method {name!r}"
+        ) from error
+    from apex.methods.base import Method
+
     method = getattr(module, "METHOD", None)
-    if method is None or getattr(method, "name", None) != name:
-        raise UserError(f"{path}: expected METHOD, a Method with name = {name!r}; found {method!r}")
+    if not (inspect.isclass(method) and issubclass(method, Method) and getattr(method, "name", None) == name):
+        raise UserError(f"{_shown(place)}: expected METHOD, a subclass of Method with name = {name!r}; found {method!r}")
+    for attribute in ("family", "citation"):
+        if not getattr(method, attribute, ""):
+            raise UserError(f"{_shown(place)}: {method.__name__} has no `{attribute}`, which the tables show; add it")
     return method
+
+
+def where(method: Method | type[Method]) -> str:
+    """The file of a method, for messages."""
+    kind = method if inspect.isclass(method) else type(method)
+    return _shown(inspect.getsourcefile(kind) or kind.__module__)
+
+
+def source_digest(name: str, files: Sequence[str | Path] = ()) -> str:
+    """Identity of a method's code: its file without comments and docstrings. A file that cannot be read counts as itself."""
+    from apex.provenance import digest
+
+    place = available(files).get(name, "")
+    path = Path(place)
+    if not path.is_file():
+        try:
+            spec = util.find_spec(place.partition(":")[0])
+        except (ImportError, ValueError):
+            spec = None
+        path = Path(spec.origin) if spec and spec.origin else path
+    if not path.is_file():
+        return digest(place)
+    text = path.read_text(errors="replace")
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return digest(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0] = ast.Pass()
+    return digest(ast.dump(tree))
+
+
+@cache
+def _load(name: str, place: str):
+    path = Path(place)
+    if path.suffix != ".py":
+        module, _, attribute = place.partition(":")
+        loaded = importlib.import_module(module)
+        return getattr(loaded, attribute) if attribute and attribute != "METHOD" else loaded
+    if path.parent in map(Path, __path__):
+        return importlib.import_module(f"{__name__}.{path.stem}")
+    spec = util.spec_from_file_location(f"apex_method_{path.stem}", path)
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # pydantic looks annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
+def _shown(place: str) -> str:
+    """A path as short as it can be read from here."""
+    path = Path(place)
+    root = Path(__file__).resolve().parent.parent.parent
+    for base in (Path.cwd(), root):
+        if path.is_absolute() and path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return place

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from apex import losses
 from apex.conditioning import PLACES, AffineShift, concatenate
 from apex.flow import endpoint, interpolate
-from apex.methods.base import Batch, Method, Networks, Params, Step
+from apex.methods.base import Batch, Method, Networks, Params, Setup, Step
 
 ONE_STEP, NEAR, ANY, FAKE = range(4)
 
@@ -63,7 +63,7 @@ class Apex(Method):
         # Without the rectification nothing reads the shifted branch, so no sample is spent on it (this is RCGM).
         self.parts = (ONE_STEP, NEAR, ANY, FAKE) if self.params.rectification > 0 else (ONE_STEP, NEAR, ANY)
 
-    def extra_networks(self) -> dict[str, nn.Module]:
+    def extra_networks(self, setup: Setup | None = None) -> dict[str, nn.Module]:
         p = self.params
         return {"shift": AffineShift(p.a, p.b, place=p.shift_place, learned=p.learn_shift)}
 

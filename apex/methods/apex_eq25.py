@@ -11,7 +11,7 @@ from torch import nn
 from apex import losses
 from apex.conditioning import PLACES, AffineShift
 from apex.flow import endpoint, interpolate
-from apex.methods.base import Batch, Method, Networks, Params, Step
+from apex.methods.base import Batch, Method, Networks, Params, Setup, Step
 
 
 class Eq25Params(Params):
@@ -43,7 +43,7 @@ class ApexEq25(Method):
     sample_mode = "few"
     Params = Eq25Params
 
-    def extra_networks(self) -> dict[str, nn.Module]:
+    def extra_networks(self, setup: Setup | None = None) -> dict[str, nn.Module]:
         p = self.params
         return {"shift": AffineShift(p.a, p.b, place=p.shift_place, learned=p.learn_shift)}
 

@@ -7,6 +7,8 @@ checkpoints, precision and the budget; a method owns none of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from apex.conditioning import Condition
 
 Role = str  # "student", "discriminator", "fake_score", ...
+STUDENT: Role = "student"
 
 
 class Params(BaseModel):
@@ -26,11 +29,38 @@ class Params(BaseModel):
 
 
 @dataclass
+class Pairs:
+    """Noise and where the teacher's guided ODE takes it. noise, x: (B, C, H, W); cond: B captions."""
+
+    noise: Tensor
+    x: Tensor
+    cond: Condition
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """Teacher-made pairs that a method asks for. Making them is paid from the run's budget.
+
+    share: of the budget, in (0, 1). steps: Euler steps of the teacher's ODE from 1 to 0. guidance: uncond + w (cond - uncond).
+    """
+
+    share: float
+    steps: int
+    guidance: float
+
+    @property
+    def passes(self) -> int:
+        """Teacher passes of one pair."""
+        return self.steps * (2 if self.guidance != 1.0 else 1)
+
+
+@dataclass
 class Batch:
     """One (micro-)batch of clean latents with their conditions.
 
     x0: (B, C, H, W); cond: B captions; null: B empty captions; generator: the batch's own source of randomness
     on the CPU, derived from seed and step, so a resumed run draws what an uninterrupted one would.
+    progress: share of the budget that is spent, in [0, 1). pairs: B teacher-made pairs where the method asked for them.
     """
 
     x0: Tensor
@@ -38,6 +68,8 @@ class Batch:
     null: Condition
     generator: torch.Generator
     micro_step: int = 0
+    progress: float = 0.0
+    pairs: Pairs | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -45,35 +77,77 @@ class Batch:
     def uniform(self, size: int) -> Tensor:
         return torch.rand(size, generator=self.generator).to(self.x0.device)
 
+    def normal(self, size: int) -> Tensor:
+        """Standard normal numbers, (size,): for log-normal and logit-normal times."""
+        return torch.randn(size, generator=self.generator).to(self.x0.device)
+
     def normal_like(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator).to(x.device, x.dtype)
 
 
 class Network(Protocol):
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor: ...
+    """A velocity network as a method sees it: F(x_t, t, r, c), (B, C, H, W); r = None means r = t."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor:
+        """The student: with gradient where it is enabled. EMA and teacher: never."""
+        ...
+
+    def through(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None) -> Tensor:
+        """The same values, with gradient to x_t and none to the network's parameters."""
+        ...
+
+    def jvp(
+        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None, tangents: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """F and its exact derivative along (dx (B, C, H, W), dt (B,), dr (B,)), both without gradient."""
+        ...
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Condition, blocks: Sequence[int]) -> list[Tensor]:
+        """Outputs of the named blocks, (B, N, D) each, at r = t. Gradient to x_t where it is enabled; to no frozen parameter."""
+        ...
 
 
 @dataclass
 class Networks:
     """What a method may query. Only `student` and `extra` can receive gradient.
 
-    student: the network in training. ema: its running mean, without gradient. teacher: the frozen pretrained
-    network (r = t only), without gradient; with LoRA it is the student with its adapter switched off, not a copy.
+    student: the network in training. ema: its running mean. teacher: the frozen pretrained network (r = t only);
+    with LoRA it is the student with its adapter switched off, not a copy.
     extra: modules that the method asked for (`Method.extra_networks`), by name.
+    weights: the student's weights under its running mean, by name, detached; for methods that train in stages.
     """
 
     student: Network
     ema: Network
     teacher: Network
     extra: dict[str, nn.Module] = field(default_factory=dict)
+    weights: Callable[[], dict[str, Tensor]] | None = None
 
     def named(self, name: Literal["online", "ema", "teacher"]) -> Network:
         return {"online": self.student, "ema": self.ema, "teacher": self.teacher}[name]
 
 
 @dataclass
+class Setup:
+    """What a method may build its extra networks from.
+
+    copy: a new copy of the pretrained network, parameters trainable (a Backbone; counts as a second network in memory).
+    latent_shape: (C, H, W). blocks: number of its blocks. feature_shapes(blocks): shape (N, D) of what `features` gives.
+    decoder: latents (B, C, H, W) to pixels (B, 3, H', W') in [-1, 1], frozen and differentiable; None where there is no codec.
+    encoder: pixels to the codec encoder's feature maps [(B, C', h, w), ...], frozen and differentiable; None without one.
+    """
+
+    copy: Callable[[], nn.Module]
+    latent_shape: tuple[int, ...]
+    blocks: int
+    feature_shapes: Callable[[Sequence[int]], list[tuple[int, int]]]
+    decoder: nn.Module | None = None
+    encoder: nn.Module | None = None
+
+
+@dataclass
 class Step:
-    """Losses to differentiate, by role, and numbers to log (detached scalars)."""
+    """Losses to differentiate, by role, and numbers to log (detached scalars). A role without a loss is not updated in this step."""
 
     losses: dict[Role, Tensor]
     logs: dict[str, Tensor | float] = field(default_factory=dict)
@@ -87,7 +161,8 @@ class Method:
         target_time: whether the student sees r under full tuning ("embedding") or never ("none").
         sample_mode: how its student is sampled ("few", "any", "multi"; see `flow.sample`).
         needs: of "ema", "teacher": the networks that it queries; what is not needed is not kept or run.
-        tunings: which of "full", "lora" it supports.
+        tunings: which of "full", "lora" it supports. no_lora: why not LoRA, for the refusal.
+        one_step: whether one step of its student is meant to follow the data's distribution (False for controls).
     """
 
     name: ClassVar[str]
@@ -97,19 +172,45 @@ class Method:
     sample_mode: ClassVar[Literal["few", "any", "multi"]] = "few"
     needs: ClassVar[frozenset[str]] = frozenset()
     tunings: ClassVar[tuple[str, ...]] = ("full", "lora")
+    no_lora: ClassVar[str] = ""
+    one_step: ClassVar[bool] = True
     Params: ClassVar[type[Params]] = Params
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = self.Params(**(params or {}))
 
-    def extra_networks(self) -> dict[str, nn.Module]:
-        """Modules besides the student, by name; parameters that require grad are trained with role `roles()[name]`."""
+    def extra_networks(self, setup: Setup) -> dict[str, nn.Module]:
+        """Modules besides the student, by name. Parameters that require grad are trained; all of their state is saved."""
         return {}
 
-    def roles(self) -> dict[str, Role]:
-        """Which role's optimiser trains each extra network; by default the student's."""
-        return {name: "student" for name in self.extra_networks()}
+    def roles(self) -> Mapping[str, Role]:
+        """Which role's optimiser trains an extra network; those not named here, the student's."""
+        return {}
+
+    def rates(self) -> Mapping[Role, float]:
+        """Learning rate of a role as a multiple of the run's; those not named here, 1."""
+        return {}
+
+    def pairs(self) -> PairPlan | None:
+        """The teacher-made pairs that `losses` finds in `batch.pairs`."""
+        return None
 
     def losses(self, batch: Batch, nets: Networks, step: int) -> Step:
-        """One batch to one scalar per role. Network calls that need no gradient are made under `torch.no_grad()`."""
+        """One batch to one scalar per role. Network calls that need no gradient are made under `torch.no_grad()`.
+
+        A role's loss sends gradient to that role's parameters alone; see `frozen`.
+        """
         raise NotImplementedError
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Inside, calls of these modules pass gradient to their inputs and none to their parameters."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)

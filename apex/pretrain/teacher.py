@@ -14,13 +14,16 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel, SanaTransformer2DModel
 from torch import nn
 
 from apex import losses, provenance
+from apex.backbones.base import Backbone
+from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.config import fingerprint
@@ -34,32 +37,53 @@ from apex.pretrain import origin
 EMA_RATE = 0.999
 
 
-def build_transformer(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> SanaTransformer2DModel:
+def build_sana(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> SanaBackbone:
     """A Sana transformer of the world's size. Heads are 32 wide, as in SANA 0.6B and 1.6B."""
     heads = width // 32
-    return SanaTransformer2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=heads,
-        attention_head_dim=32,
-        num_layers=layers,
-        num_cross_attention_heads=heads,
-        cross_attention_head_dim=32,
-        cross_attention_dim=width,
-        caption_channels=caption_channels,
-        mlp_ratio=2.5,
-        sample_size=size,
-        patch_size=2,
-        interpolation_scale=1.0,  # without it the model has no image positions
+    return SanaBackbone(
+        SanaTransformer2DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_attention_heads=heads,
+            attention_head_dim=32,
+            num_layers=layers,
+            num_cross_attention_heads=heads,
+            cross_attention_head_dim=32,
+            cross_attention_dim=width,
+            caption_channels=caption_channels,
+            mlp_ratio=2.5,
+            sample_size=size,
+            patch_size=2,
+            interpolation_scale=1.0,  # without it the model has no image positions
+        )
     )
 
 
-def flow_matching(backbone: SanaBackbone, latents: torch.Tensor, cond: Condition, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def build_qwen_image(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> QwenImageBackbone:
+    """A Qwen-Image transformer of the world's size. A head's rotary axes keep Qwen-Image's shares, 16:56:56 of 128."""
+    return QwenImageBackbone(
+        QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4 * channels,
+            out_channels=channels,
+            num_layers=layers,
+            attention_head_dim=32,
+            num_attention_heads=width // 32,
+            joint_attention_dim=caption_channels,
+            axes_dims_rope=(4, 14, 14),
+        )
+    )
+
+
+BUILDERS: dict[str, Callable[..., Backbone]] = {"sana": build_sana, "qwen_image": build_qwen_image}
+
+
+def flow_matching(backbone: Backbone, latents: torch.Tensor, cond: Condition, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Per sample (B,): mean over elements of ||F(x_t, t, c) - (z - x)||^2."""
     return losses.flow_matching(backbone(interpolate(latents, noise, t), t, cond), latents, noise)
 
 
-def export(backbone: SanaBackbone, pipeline: Path, out: Path, made: dict) -> None:
+def export(backbone: Backbone, pipeline: Path, out: Path, made: dict) -> None:
     with atomic_folder(out) as folder:
         for part in ("vae", "tokenizer", "text_encoder"):
             shutil.copytree(pipeline / part, folder / part)
@@ -76,6 +100,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--family", choices=sorted(BUILDERS), default="sana", help="architecture family (default: sana)")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--time-mean", type=float, default=0.6, help="mean of the logit-normal time distribution (deviation 1)")
@@ -94,16 +119,17 @@ def main() -> None:
     latents, index = cache.latents.to(args.device), cache.caption_index.to(args.device)
     held_out = min(2000, len(latents) // 10)
 
-    def build() -> SanaBackbone:
+    def build() -> Backbone:
         channels, size = latents.shape[1:3]
-        transformer = build_transformer(channels, size, captions.embeds.shape[2], width=args.width, layers=args.layers)
-        return SanaBackbone(transformer).to(args.device)
+        return BUILDERS[args.family](channels, size, captions.embeds.shape[2], width=args.width, layers=args.layers).to(args.device)
 
     teacher, ema = build(), build()
     ema.load_state_dict(teacher.state_dict())
     optimizer = torch.optim.AdamW(teacher.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
 
-    settings = {k: str(v) for k, v in vars(args).items() if k in ("steps", "batch", "lr", "width", "layers", "drop", "time_mean", "seed")}
+    settings = {
+        k: str(v) for k, v in vars(args).items() if k in ("family", "steps", "batch", "lr", "width", "layers", "drop", "time_mean", "seed")
+    }
     made_from = [fingerprint(args.pipeline), fingerprint(args.cache)]
     state_file = args.out.parent / f".{args.out.name}-resume-{provenance.digest([settings, made_from])}.pt"
     step, seconds, log = 0, 0.0, []

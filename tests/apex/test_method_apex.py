@@ -115,7 +115,7 @@ def test_every_setting_is_tried():
 def run(make_toy, batch, params: dict, watch=None):
     method = Apex(params)
     nets = {"online": make_toy(seed=1), "ema": make_toy(seed=2), "teacher": make_toy(seed=3)}
-    extra = {name: module.double() for name, module in method.extra_networks().items()}
+    extra = {name: module.double() for name, module in method.extra_networks(None).items()}
     wrapped = {k: watch(v, no_grad=k != "online") for k, v in nets.items()} if watch else nets
     out = method.losses(batch, Networks(wrapped["online"], wrapped["ema"], wrapped["teacher"], extra), 0)
     return method, nets, extra["shift"], wrapped, out
@@ -154,7 +154,7 @@ def test_every_setting_does_something(make_toy, make_batch, name: str):
 
 def test_the_shift_is_fixed_unless_it_is_learned_at_its_place():
     fixed, learned = (
-        Apex({"a": 2.0, "b": 0.5, "learn_shift": v, "shift_place": "embeds"}).extra_networks()["shift"] for v in (False, True)
+        Apex({"a": 2.0, "b": 0.5, "learn_shift": v, "shift_place": "embeds"}).extra_networks(None)["shift"] for v in (False, True)
     )
     assert [p.requires_grad for p in fixed.parameters()] == [False, False]
     assert [p.requires_grad for p in learned.parameters()] == [True, True]
@@ -261,7 +261,7 @@ def backward(make_backbone, make_condition, family: str, params: dict, parts: tu
     generator = torch.Generator().manual_seed(0)
     null = make_condition(8, seed=5)
     batch = Batch(torch.randn(8, 4, 4, 4, generator=generator), make_condition(8), null, generator)
-    extra = method.extra_networks()
+    extra = method.extra_networks(None)
     method.losses(batch, Networks(student, ema, teacher.requires_grad_(False), extra), 0).losses["student"].backward()
     return student, ema, teacher, extra["shift"]
 

@@ -26,7 +26,7 @@ def refuse(*_):
 
 def run(cls, make_toy, batch, params: dict, wrap=lambda network: network):
     method, toy = cls(params), make_toy(seed=1)
-    extra = {k: m.double() for k, m in method.extra_networks().items()}
+    extra = {k: m.double() for k, m in method.extra_networks(None).items()}
     student = wrap(toy)
     out = method.losses(batch, Networks(student, refuse, refuse, extra), 0)
     return toy, student, extra.get("shift"), out
@@ -209,7 +209,7 @@ def method(request: pytest.FixtureRequest) -> Method:
 
 def one_step(method: Method, make_toy, make_batch, watch, seed: int = 0) -> tuple[Step, dict]:
     nets = {k: watch(make_toy(seed=i), no_grad=k != "student") for i, k in enumerate(("student", "ema", "teacher"))}
-    extra = {k: m.double() for k, m in method.extra_networks().items()}
+    extra = {k: m.double() for k, m in method.extra_networks(None).items()}
     return method.losses(make_batch(8, seed=seed), Networks(nets["student"], nets["ema"], nets["teacher"], extra), 0), nets
 
 
@@ -220,7 +220,7 @@ def test_a_method_says_what_it_is(method: Method):
     assert method.target_time in ("none", "embedding")
     assert method.needs <= {"ema", "teacher"}
     assert set(method.tunings) <= {"full", "lora"} and method.tunings
-    assert set(method.roles()) == set(method.extra_networks())
+    assert set(method.roles()) == set(method.extra_networks(None))
     assert all(f.description for f in type(method.params).model_fields.values())
 
 

@@ -289,7 +289,7 @@ def test_a_teacher_state_of_another_cache_is_not_continued(pretrain, tiny_pipeli
 
 def test_the_teachers_loss_is_flow_matching_on_image_positions():
     """Sana has image positions only where interpolation_scale is set."""
-    transformer = teacher.build_transformer(4, 8, 16, width=64, layers=1)
+    transformer = teacher.build_sana(4, 8, 16, width=64, layers=1).transformer
     assert transformer.config.interpolation_scale is not None and transformer.patch_embed.pos_embed is not None
     assert transformer.config.attention_head_dim == transformer.config.cross_attention_head_dim == 32
 

@@ -26,7 +26,8 @@ from apex.data.cache import load_cache
 from apex.errors import UserError, run_command
 from apex.methods.apex import ApexParams
 from apex.methods.base import Networks
-from apex.train import Frozen, learning_rate, log_text
+from apex.networks import Base
+from apex.train import learning_rate, log_text
 
 
 def trained(loop) -> dict[str, Tensor]:
@@ -460,7 +461,7 @@ def test_the_adapter_is_on_again_after_a_failing_teacher(make_loop):
     with torch.no_grad():
         before = loop.student(x, t, cond)
         with pytest.raises(AttributeError):
-            Frozen(loop.student)(x, t, None)
+            Base(loop.student)(x, t, None)
         assert torch.equal(loop.student(x, t, cond), before)
     assert all(p.requires_grad for k, p in loop.student.named_parameters() if "lora_" in k)
 

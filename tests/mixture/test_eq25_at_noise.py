@@ -64,7 +64,7 @@ def gradient(network: nn.Module, name: str, params: dict[str, Any], points: Tens
     x, z, other = all_pairs(points)
     method, cond = methods.get(name)(params), class_condition(len(x))
     batch = AtTime(x, cond, cond, torch.Generator(), time=time, given=[z, other, other.flip(0), z.flip(0)])
-    nets = Networks(network, network, network, {k: m.to(F64) for k, m in method.extra_networks().items()})
+    nets = Networks(network, network, network, {k: m.to(F64) for k, m in method.extra_networks(None).items()})
     loss = method.losses(batch, nets, 0).losses["student"]
     parameters = list(network.parameters())
     slopes = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -1,8 +1,7 @@
-"""Every loss term of `apex`, `apex-eq25` and `fm`, as pure functions: tensors in, tensors out.
+"""Loss terms of `apex`, `apex-eq25`, `twinflow`, `rcgm` and `fm`.
 
-A `network` argument is a callable with its condition bound. Equation numbers are those of arXiv 2604.12322
-(APEX); "public code" is LINs-lab/APEX, whose training objective equals TwinFlow's (arXiv 2512.05150).
-Losses are per sample, shape (B,), a mean over the elements of a sample, unless said otherwise.
+Equation numbers are those of arXiv 2604.12322 (APEX); "public code" is LINs-lab/APEX, whose training objective equals
+TwinFlow's (arXiv 2512.05150).
 """
 
 from __future__ import annotations

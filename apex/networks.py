@@ -1,0 +1,119 @@
+"""The networks of a run around one student: the frozen teacher, the running mean, and what extra networks are built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apex.backbones.base import Backbone
+from apex.conditioning import Condition
+from apex.config import RunConfig
+from apex.ema import Ema
+from apex.errors import UserError
+from apex.methods.base import Method, Setup, frozen
+from apex.pipeline import Decoder, EncoderFeatures, Pipeline, load_backbone
+
+
+class Base(nn.Module):
+    """The teacher of a LoRA run: the student with its adapter switched off, so no second copy is kept."""
+
+    def __init__(self, student: Backbone) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # Recomputed activations would be those of the network with its adapter, which is back on in the backward pass.
+        checkpointing = torch.is_grad_enabled() and getattr(self.student.transformer, "gradient_checkpointing", False)
+        if checkpointing:
+            self.student.transformer.disable_gradient_checkpointing()
+        self.student.transformer.disable_adapters()
+        try:
+            with frozen(self.student):
+                return self.student(*args, **kwargs)
+        finally:
+            self.student.transformer.enable_adapters()
+            if checkpointing:
+                self.student.transformer.enable_gradient_checkpointing()
+
+
+class Averaged(nn.Module):
+    """The student under its running mean. Gradient passes to its inputs, never to a parameter."""
+
+    def __init__(self, student: nn.Module, ema: Ema) -> None:
+        super().__init__()
+        self.student, self.ema = student, ema
+        self.names = [name for name, p in student.named_parameters() if p.requires_grad]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with frozen(self.student):
+            if not self.ema.active:
+                return self.student(*args, **kwargs)
+            mean = dict(zip(self.names, self.ema.shadow, strict=True))
+            return torch.func.functional_call(self.student, mean, args, kwargs)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The student's state with the running mean in its place."""
+        state = {k: v.detach() for k, v in self.student.state_dict().items()}
+        return state | (dict(zip(self.names, self.ema.shadow, strict=True)) if self.ema.active else {})
+
+
+class Fixed(nn.Module):
+    """The student with frozen parameters."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with frozen(self.student):
+            return self.student(*args, **kwargs)
+
+
+def build_student(run: RunConfig, method: Method, folder: Path, device: torch.device) -> tuple[Backbone, nn.Module | None]:
+    """The network to train, set up for the method and the tuning, and the frozen teacher (None where it is the student)."""
+    student = load_backbone(folder / "transformer")
+    if run.tuning not in method.tunings:
+        raise UserError(
+            f"row {run.row}: method {method.name} does not support tuning {run.tuning!r}"
+            + (f": {method.no_lora}" if run.tuning == "lora" and method.no_lora else "")
+            + f"; expected one of {', '.join(method.tunings)}"
+        )
+    if run.tuning == "lora":
+        from peft import LoraConfig
+
+        student.requires_grad_(False)
+        lora = LoraConfig(
+            r=run.lora.rank,
+            lora_alpha=run.lora.alpha or run.lora.rank,
+            target_modules=list(student.lora_targets),
+            init_lora_weights="gaussian",
+        )
+        student.transformer.add_adapter(lora)
+        return student.to(device), None
+    teacher = load_backbone(folder / "transformer").eval().requires_grad_(False).to(device) if "teacher" in method.needs else None
+    if method.target_time == "embedding":
+        student = student.with_target_time()
+    return student.to(device), teacher
+
+
+def make_setup(student: Backbone, pipeline: Pipeline, folder: Path, device: torch.device, shape: tuple[int, ...], cond: Condition) -> Setup:
+    """What the method's extra networks are built from."""
+
+    @torch.no_grad()
+    def feature_shapes(blocks: Sequence[int]) -> list[tuple[int, int]]:
+        t = torch.full((1,), 0.5, device=device)
+        found = student.features(torch.zeros(1, *shape, device=device), t, cond.to(device), blocks)
+        return [tuple(f.shape[1:]) for f in found]
+
+    return Setup(
+        copy=lambda: load_backbone(folder / "transformer").to(device),
+        latent_shape=shape,
+        blocks=len(student.blocks),
+        feature_shapes=feature_shapes,
+        decoder=Decoder(pipeline),
+        encoder=EncoderFeatures(pipeline),
+    )
