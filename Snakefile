@@ -3,6 +3,8 @@
 #     snakemake all                                        the default profile, workflows/config/world.yaml
 #     snakemake all --config methods=apex,fm               some rows of it
 #     snakemake all --configfile workflows/config/smoke.yaml
+#     snakemake full                                       the whole matrix: more rows, seeds and NFEs
+#     snakemake tune                                       every method's candidate settings, on the validation prompts
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake -n                                         what there is to do
 #
@@ -15,6 +17,7 @@ include: "workflows/rules/train.smk"
 include: "workflows/rules/sample.smk"
 include: "workflows/rules/evaluate.smk"
 include: "workflows/rules/tables.smk"
+include: "workflows/rules/tune.smk"
 include: "workflows/rules/pretrained.smk"
 
 
@@ -25,6 +28,7 @@ localrules:
     reference,
     pretrained,
     bundle,
+    adopt_tuning,
 
 
 rule all:

@@ -103,7 +103,7 @@ class Sampling(Strict):
 
     sigmas: dict[int, list[Annotated[float, Field(gt=0, le=1)]]] = Field(
         {1: [1.0], 2: [1.0, 0.6], 4: [1.0, 0.85, 0.6, 0.3]},
-        description="time grid per NFE: noise is 1, falling; the end, 0, is implied",
+        description="time grid per NFE: noise is 1, falling; the end, 0, is implied; an NFE without one has equal steps",
     )
     mode: Literal["few", "any", "multi"] | None = Field(
         None, description="few: fresh noise between steps; any: jump to the next time; multi: Euler; null: the method's own"
@@ -130,8 +130,35 @@ class Row(Strict):
     method: str = Field(description="a file of apex/methods, `apex-eq25` for apex_eq25.py")
     tuning: Literal["full", "lora"] = Field("full", description="which weights are trained")
     lora: Lora = Field(Lora(), description="for tuning `lora`")
+    params: dict[str, Any] = Field({}, description="settings of the method; what is not named is tuned, or has the method's default")
+    train: Train = Field(Train(), description="changes to the profile's `train`: only the keys named here count")
+    tuned: bool = Field(True, description="start from the settings that tuning chose for the method (`tuned`)")
+
+
+class Candidate(Strict):
+    """Settings of a method that `snakemake tune` tries."""
+
     params: dict[str, Any] = Field({}, description="settings of the method; what is not named has the method's default")
     train: Train = Field(Train(), description="changes to the profile's `train`: only the keys named here count")
+
+
+Candidates = Annotated[list[Candidate], Field(min_length=1, max_length=4)]
+
+
+class Tuning(Strict):
+    """`snakemake tune`: the same effort for every method, on the validation prompts."""
+
+    share: float = Field(0.25, gt=0, le=1, description="of the budget, for every candidate")
+    nfe: int = Field(1, ge=1, description="network evaluations at which GenEval chooses")
+    candidates: dict[str, Candidates] = Field({}, description="at most four settings by method; the first are the published ones")
+
+
+class Full(Strict):
+    """What `snakemake full` runs beside `snakemake all`."""
+
+    methods: Names = Field([], description="more rows, with the profile's seeds and NFEs")
+    seeds: dict[str, Seeds] = Field({}, description="more seeds, by row")
+    nfe: dict[str, Counts] = Field({}, description="more NFEs, by row; at the first seed")
 
 
 class External(Strict):
@@ -153,6 +180,8 @@ class Pretraining(Strict):
     teacher_steps: int = Field(16_000, ge=1, description="optimiser steps of the teacher")
     evaluator_steps: int | None = Field(None, ge=1, description="optimiser steps of each evaluator's network; null: its own default")
     batch_size: int = Field(64, ge=1, description="samples per step of the teacher")
+    parts: str = Field("", description="a pipeline whose codec and text encoder are taken as they are; empty: both are made")
+    family: Literal["sana", "qwen_image"] = Field("sana", description="architecture family of the teacher's transformer")
     width: int = Field(128, ge=32, multiple_of=32, description="channels of the teacher's transformer")
     layers: int = Field(4, ge=1, description="blocks of the teacher's transformer")
     seed: int = Field(0, ge=0, description="seed of scenes, weights and batches")
@@ -182,6 +211,9 @@ class Config(Strict):
     train: Train = Train()
     sampling: Sampling = Sampling()
     pretraining: Pretraining = Pretraining()
+    tuned: str = Field("", description="file of settings by method that `snakemake tune` chose; empty: the methods' defaults")
+    tuning: Tuning = Tuning()
+    full: Full = Full()
     external: list[External] = Field([], description="folders of images to score beside the rows")
     _origin: str = PrivateAttr("configuration")
 
@@ -196,9 +228,17 @@ class Config(Strict):
         for name in self.methods:
             if name not in self.rows and name not in known:
                 raise ValueError(f"methods: {unknown('method', name, [*known, *self.rows])}")
-        for nfe in self.nfe:
-            if nfe not in self.sampling.sigmas:
-                raise ValueError(f"nfe: found {nfe}, expected one of {sorted(self.sampling.sigmas)}; or give sampling.sigmas a grid for it")
+        for name in self.full.methods:
+            if name not in self.rows and name not in known:
+                raise ValueError(f"full.methods: {unknown('method', name, [*known, *self.rows])}")
+        for key in ("seeds", "nfe"):
+            for name in getattr(self.full, key):
+                if name not in self.all_methods:
+                    raise ValueError(f"full.{key}: {unknown('row', name, self.all_methods)}")
+        for name in self.tuning.candidates:
+            if name not in known:
+                raise ValueError(f"tuning.candidates: {unknown('method', name, known)}")
+        _no_repeats("full.methods", [*self.methods, *self.full.methods])
         for key in ("methods", "seeds", "nfe", "teacher_nfe", "references", "evaluators"):
             _no_repeats(key, getattr(self, key))
         _no_repeats("rows", [*self.methods, *RESERVED_ROWS, *(e.row for e in self.external)])
@@ -222,6 +262,28 @@ class Config(Strict):
     def prompts_path(self, split: str) -> Path:
         return locate(getattr(self.prompts, split))
 
+    @property
+    def all_methods(self) -> list[str]:
+        """The rows of `methods` and those that `snakemake full` adds."""
+        return list(dict.fromkeys([*self.methods, *self.full.methods]))
+
+    def tuned_settings(self) -> dict[str, Candidate]:
+        """What the file `tuned` says, by method.
+
+        Raises:
+            UserError: the file is missing or is not as `snakemake tune` writes it.
+        """
+        if not self.tuned:
+            return {}
+        path = locate(self.tuned)
+        try:
+            values = parse_yaml(path.read_text(), str(path)) or {}
+            return Tuned.model_validate({"methods": values}).methods
+        except OSError:
+            raise UserError(f"{self._origin}: tuned: found no file {path}; `snakemake tune` makes it, or leave `tuned` empty") from None
+        except ValidationError as error:
+            raise UserError(explain(error, Tuned, str(path))) from None
+
     def row(self, name: str) -> Row:
         """Settings of a trained row as written; `UserError` where there is no such row or method."""
         if name in self.rows:
@@ -233,7 +295,8 @@ class Config(Strict):
     def run_config(self, name: str) -> RunConfig:
         """Everything that one training run depends on, the profile's settings and the row's own merged."""
         row = self.row(name)
-        changes = {key: getattr(row.train, key) for key in row.train.model_fields_set}
+        tuned = self.tuned_settings().get(row.method, Candidate()) if row.tuned else Candidate()
+        changes = {key: getattr(train, key) for train in (tuned.train, row.train) for key in train.model_fields_set}
         return RunConfig(
             row=name,
             method=row.method,
@@ -241,7 +304,7 @@ class Config(Strict):
             variant="" if name == row.method else name.removeprefix(f"{row.method}-"),
             tuning=row.tuning,
             lora=row.lora if row.tuning == "lora" else None,
-            params=row.params,
+            params=tuned.params | row.params,
             train=self.train.model_copy(update=changes),
             budget=self.budget,
             data=self.data,
@@ -261,12 +324,23 @@ class Config(Strict):
         values = self.model_dump()  # JSON would make text of the keys of `sampling.sigmas`
         for name, row in self.rows.items():
             values["rows"][name]["train"] = row.train.model_dump(exclude_unset=True)  # the rest is the profile's
+        for name, candidates in self.tuning.candidates.items():
+            for k, candidate in enumerate(candidates):
+                values["tuning"]["candidates"][name][k]["train"] = candidate.train.model_dump(exclude_unset=True)
         return values
 
     def hash(self) -> str:
         """Identity of the settings that change numbers; not of the lists that choose which numbers are made."""
         keep = {"pipeline", "data", "prompts", "rows", "guidance", "budget", "train", "sampling"}
-        return digest(self.model_dump(mode="json", include=keep, exclude={"train": LOOP_ONLY, "rows": {"__all__": {"train": LOOP_ONLY}}}))
+        values = self.model_dump(mode="json", include=keep, exclude={"train": LOOP_ONLY, "rows": {"__all__": {"train": LOOP_ONLY}}})
+        tuned = {name: one.model_dump(mode="json", exclude_unset=True) for name, one in self.tuned_settings().items()}
+        return digest(values | {"tuned": tuned})
+
+
+class Tuned(Strict):
+    """The file `tuned`."""
+
+    methods: dict[str, Candidate]
 
 
 class RunConfig(Strict):
@@ -341,11 +415,11 @@ def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str
     if find_spec("torch") is None:
         return {}
     faults: dict[str, str] = {}
-    for name in dict.fromkeys([*config.methods, *config.rows] if rows is None else rows):
+    for name in dict.fromkeys([*config.all_methods, *config.rows] if rows is None else rows):
         row = config.row(name)
         try:
             method = methods.get(row.method, config.method_paths)
-            method.Params.model_validate(row.params)
+            method.Params.model_validate(config.run_config(name).params)
         except UserError as error:
             faults[name] = str(error)
         except ValidationError as error:

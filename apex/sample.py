@@ -66,7 +66,7 @@ class Generator:
         """Opens an exported run, or a pipeline folder as the teacher (Euler on a uniform grid).
 
         Raises:
-            UserError: a folder that is neither; an NFE that the run has no time grid for.
+            UserError: a folder that is neither.
         """
         run = locate(run)
         recipe_file = run / "sampling.json"
@@ -77,11 +77,7 @@ class Generator:
                 pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={"trainable_parameters": 0}
             )
         recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
-        if str(nfe) not in recipe["sigmas"]:
-            raise UserError(
-                f"{recipe_file}: has no time grid for NFE {nfe}; expected one of {', '.join(recipe['sigmas'])}; "
-                "add it under sampling.sigmas and train again"
-            )
+        sigmas = recipe["sigmas"].get(str(nfe)) or flow.uniform_sigmas(nfe)
         base = locate(recipe["base"])
         pipeline = Pipeline(base, device)
         if recipe["tuning"] == "lora":
@@ -91,7 +87,7 @@ class Generator:
                 backbone.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
         else:
             backbone = load_backbone(run / "transformer").load_extra(run).to(device)
-        return cls(pipeline, backbone, mode=recipe["mode"], sigmas=recipe["sigmas"][str(nfe)], guidance=guidance, made=made)
+        return cls(pipeline, backbone, mode=recipe["mode"], sigmas=sigmas, guidance=guidance, made=made)
 
     def encode(self, prompts: list[str]) -> Condition:
         return self.pipeline.encode(prompts)

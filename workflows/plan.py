@@ -36,6 +36,7 @@ class Plan:
         self.run = f"{self.root}/runs/{{row}}/seed{{seed}}"
         self.images = f"{self.root}/images/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}"
         self.record = f"{self.root}/records/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}/{{evaluator}}.json"
+        self.candidate = f"{self.root}/tune/{{method}}/{{k}}"
         self.metrics = f"{self.root}/metrics.csv"
         self.tables = f"{self.root}/tables"
         self.audit = f"{self.root}/audit"
@@ -48,12 +49,17 @@ class Plan:
     def externals(self) -> dict[str, External]:
         return {external.row: external for external in self.config.external}
 
-    def points(self) -> list[Point]:
-        """Every point that has images: reference rows, the teacher, trained rows, external folders."""
+    def points(self, full: bool = False) -> list[Point]:
+        """Every point that has images: reference rows, the teacher, trained rows, external folders; `full`: with the profile's `full`."""
         config, first = self.config, self.config.seeds[0]
         points = [Point(row, 0, first) for row in config.references]
         points += [Point("teacher", nfe, seed) for nfe in config.teacher_nfe for seed in config.seeds]
         points += [Point(row, nfe, seed) for row in config.methods for nfe in config.nfe for seed in config.seeds]
+        if full:
+            points += [Point(row, nfe, seed) for row in config.full.methods for nfe in config.nfe for seed in config.seeds]
+            points += [Point(row, nfe, seed) for row, seeds in config.full.seeds.items() for nfe in config.nfe for seed in seeds]
+            points += [Point(row, nfe, first) for row, nfes in config.full.nfe.items() for nfe in nfes]
+            points = list(dict.fromkeys(points))
         return points + [Point(external.row, external.nfe, first) for external in config.external]
 
     def scored(self) -> dict[str, list[str]]:
@@ -62,15 +68,17 @@ class Plan:
         chosen = {split: [e for e in names if e in config.evaluators and e != SPEED] for split, names in config.splits.items()}
         return {split: names for split, names in chosen.items() if names}
 
-    def records(self) -> list[str]:
+    def records(self, full: bool = False) -> list[str]:
         """Every result record of the profile."""
         found = []
         for split, evaluators in self.scored().items():
-            points = [p for p in self.points() if split == "test" or p.row not in self.externals]  # external folders hold the test prompts
+            points = [
+                p for p in self.points(full) if split == "test" or p.row not in self.externals
+            ]  # external folders hold the test prompts
             found += [self.record.format(**p._asdict(), split=split, evaluator=e) for p in points for e in evaluators]
         if SPEED in self.config.evaluators:
             timed = [split for split, names in self.config.splits.items() if SPEED in names]
-            found += [self.record.format(**p._asdict(), split=split, evaluator=SPEED) for split in timed for p in self.timed()]
+            found += [self.record.format(**p._asdict(), split=split, evaluator=SPEED) for split in timed for p in self.timed(full)]
         return found
 
     def calibrated(self) -> list[str]:
@@ -79,10 +87,23 @@ class Plan:
         wanted = config.data.source == "world" and "real" in config.references and "geneval" in self.scored().get("test", [])
         return [self.calibration] if wanted else []
 
-    def timed(self) -> list[Point]:
+    def timed(self, full: bool = False) -> list[Point]:
         """The points whose network is timed: the teacher and trained rows, at the first seed."""
-        rows = {"teacher", *self.config.methods}
-        return [p for p in self.points() if p.row in rows and p.seed == self.config.seeds[0]]
+        rows = {"teacher", *self.config.all_methods}
+        return [p for p in self.points(full) if p.row in rows and p.seed == self.config.seeds[0]]
+
+    def candidates(self) -> list[tuple[str, int]]:
+        """What `snakemake tune` tries: (method, number), for the methods of the profile's rows."""
+        wanted = {self.config.row(name).method for name in self.config.all_methods}
+        return [(name, k) for name, found in self.config.tuning.candidates.items() if name in wanted for k in range(len(found))]
+
+    def candidate_settings(self, method: str, k: int) -> list[str]:
+        """`key=value` strings that make the candidate a row of its own, named `candidate`, at the budget of tuning."""
+        tuning = self.config.tuning
+        settings = tuning.candidates[method][k].model_dump(mode="json", exclude_unset=True)
+        row = {"method": method, "tuned": False, **settings}
+        budget = tuning.share * self.config.budget.forward_equivalents
+        return [f"budget.forward_equivalents={budget!r}", f"rows.candidate={json.dumps(row)}"]
 
     def missing(self) -> str | None:
         """One line about the first file that the profile names and that is not there."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from apex.config import check_params, fingerprint, load
+from apex.config import check_params, fingerprint, load, locate
 from apex.errors import UserError
 from workflows.lock import hold
 from workflows.plan import Plan, arguments, overrides, profile_file
@@ -51,6 +51,16 @@ def config_arguments(wildcards, output):
 
 def run_identity(wildcards):
     return CONFIG.run_hash(wildcards.row, teacher=not MADE_HERE)
+
+
+def candidate_arguments(wildcards, output):
+    settings = PLAN.candidate_settings(wildcards.method, int(wildcards.k))
+    return arguments(_file, [*overrides(_settings), *settings])
+
+
+def candidate_identity(wildcards):
+    settings = PLAN.candidate_settings(wildcards.method, int(wildcards.k))
+    return load(_file, [*overrides(_settings), *settings]).run_hash("candidate", teacher=not MADE_HERE)
 
 
 def teacher_input(wildcards):

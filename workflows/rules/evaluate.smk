@@ -12,7 +12,7 @@ rule evaluate:
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
-        row=one_of(["teacher", *CONFIG.references, *CONFIG.methods]),
+        row=one_of(["teacher", *CONFIG.references, *CONFIG.all_methods]),
         nfe=r"\d+",
         seed=r"\d+",
     conda:
@@ -74,7 +74,7 @@ rule speed:
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-speed.log",
     wildcard_constraints:
-        row=one_of(["teacher", *CONFIG.methods]),
+        row=one_of(["teacher", *CONFIG.all_methods]),
         nfe=r"\d+",
         seed=r"\d+",
         split=one_of(CONFIG.splits),

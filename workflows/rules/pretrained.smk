@@ -2,8 +2,14 @@
 # The bundled copies in the packages are never an output; `snakemake bundle` replaces them on purpose.
 
 P = PLAN.pretrained
-PRETRAINED = [f"{P}/pipeline", *(f"{P}/evaluators/{name}" for name in ("detector", "fid", "clip"))]
 SETTINGS = CONFIG.pretraining
+PARTS = (
+    str(locate(SETTINGS.parts)) if SETTINGS.parts else f"{P}/parts"
+)  # with given parts the evaluators' networks are given too
+GIVEN = ancient if SETTINGS.parts else str
+PRETRAINED = [f"{P}/pipeline"]
+if not SETTINGS.parts:
+    PRETRAINED += [f"{P}/evaluators/{name}" for name in ("detector", "fid", "clip")]
 
 
 rule pretrain_shards:
@@ -59,7 +65,7 @@ rule pretrain_text_encoder:
 rule pretrain_cache:
     input:
         data=f"{P}/data/shards",
-        codec=f"{P}/parts/vae",
+        codec=GIVEN(f"{PARTS}/vae"),
     output:
         directory(f"{P}/data/cache"),
     log:
@@ -74,9 +80,7 @@ rule pretrain_cache:
 
 rule pretrain_teacher:
     input:
-        f"{P}/parts/vae",
-        f"{P}/parts/text_encoder",
-        f"{P}/parts/tokenizer",
+        [GIVEN(f"{PARTS}/{part}") for part in ("vae", "text_encoder", "tokenizer")],
         cache=f"{P}/data/cache",
     output:
         directory(f"{P}/pipeline"),
@@ -89,12 +93,13 @@ rule pretrain_teacher:
         parts=lambda wildcards, input: os.path.dirname(input[0]),
         steps=SETTINGS.teacher_steps,
         batch=SETTINGS.batch_size,
+        family=SETTINGS.family,
         width=SETTINGS.width,
         layers=SETTINGS.layers,
         seed=SETTINGS.seed,
     shell:
         "python -m apex.pretrain.teacher --pipeline {params.parts} --cache {input.cache} --out {output}"
-        " --steps {params.steps} --batch {params.batch} --width {params.width} --layers {params.layers}"
+        " --steps {params.steps} --batch {params.batch} --family {params.family} --width {params.width} --layers {params.layers}"
         " --seed {params.seed} 2>&1 | tee {log}"
 
 
@@ -128,4 +133,4 @@ rule bundle:
     shell:
         "(mkdir -p {params.pipeline} {params.evaluators}"
         " && cp -rT {input.pipeline} {params.pipeline}"
-        " && cp -r {input.evaluators} {params.evaluators}/) 2>&1 | tee {log}"
+        " && for network in {input.evaluators}; do cp -r $network {params.evaluators}/; done) 2>&1 | tee {log}"

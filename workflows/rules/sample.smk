@@ -12,7 +12,7 @@ rule sample:
     log:
         f"{PLAN.root}/logs/sample/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
-        row=one_of(CONFIG.methods),
+        row=one_of(CONFIG.all_methods),
         nfe=r"\d+",
         seed=r"\d+",
     conda:

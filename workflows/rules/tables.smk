@@ -112,6 +112,28 @@ rule figures:
         "python -m paper_tables.figures --results {params.recorded} --out {params.figures} 2>&1 | tee {log}"
 
 
+# The whole matrix: more rows, seeds and NFEs (the profile's `full`), in the same folder of results, then tables and figures of all.
+rule full:
+    input:
+        PLAN.records(full=True),
+        PLAN.calibrated(),
+    log:
+        f"{PLAN.root}/logs/full.log",
+    conda:
+        ENVIRONMENT
+    params:
+        root=PLAN.root,
+        metrics=PLAN.metrics,
+        tables=PLAN.tables,
+        audit=PLAN.audit,
+        figures=PLAN.figures,
+    shell:
+        "(python -m paper_tables.collect --results {params.root} --out {params.metrics}"
+        " && python -m paper_tables.build --results {params.root} --out {params.tables}"
+        " && python -m paper_tables.audit --out {params.audit}"
+        " && python -m paper_tables.figures --results {params.root} --out {params.figures}) 2>&1 | tee {log}"
+
+
 # On purpose only: the small files of this profile's results become the committed reference.
 rule reference:
     input:

@@ -13,7 +13,7 @@ rule train:
     benchmark:
         f"{PLAN.root}/benchmarks/train/{{row}}-seed{{seed}}.tsv"
     wildcard_constraints:
-        row=one_of(CONFIG.methods),
+        row=one_of(CONFIG.all_methods),
         seed=r"\d+",
     priority: 10  # the longest jobs first
     conda:
@@ -24,4 +24,4 @@ rule train:
         sampling=CONFIG.sampling.model_dump_json(),
     shell:
         "python -m apex.train {params.config} --row {wildcards.row} --seed {wildcards.seed}"
-        " --cache {input.cache} --out {output} 2>&1 | tee {log}"
+        " --keep-diverged --cache {input.cache} --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,93 @@
+# `snakemake tune`: the same tuning effort for every method. At most four declared settings each, at a share of the budget, one seed,
+# judged by GenEval on the validation prompts; the test prompts are not looked at. `snakemake adopt_tuning` makes its choice the profile's.
+
+TUNING = CONFIG.tuning
+CANDIDATES = PLAN.candidates()
+TUNE_IMAGES = f"{PLAN.candidate}/images"
+TUNE_RECORDS = [f"{PLAN.candidate}/records/{name}.json" for name in ("geneval", "coverage")]
+
+
+rule tune_train:
+    input:
+        cache=PLAN.cache,
+        teacher=teacher_input,
+    output:
+        directory(f"{PLAN.candidate}/run"),
+    log:
+        f"{PLAN.root}/logs/tune/{{method}}-{{k}}.log",
+    wildcard_constraints:
+        method=one_of(TUNING.candidates),
+        k=r"\d+",
+    priority: 10
+    conda:
+        ENVIRONMENT
+    params:
+        config=candidate_arguments,
+        identity=candidate_identity,
+        seed=CONFIG.seeds[0],
+    shell:
+        "python -m apex.train {params.config} --row candidate --seed {params.seed} --keep-diverged"
+        " --cache {input.cache} --out {output} 2>&1 | tee {log}"
+
+
+rule tune_score:
+    input:
+        f"{PLAN.candidate}/run",
+    output:
+        records=TUNE_RECORDS,
+        images=temp(directory(TUNE_IMAGES)),
+    log:
+        f"{PLAN.root}/logs/tune/{{method}}-{{k}}-score.log",
+    wildcard_constraints:
+        method=one_of(TUNING.candidates),
+        k=r"\d+",
+    conda:
+        ENVIRONMENT
+    params:
+        config=candidate_arguments,
+        networks=EVALUATOR_NETWORKS,
+        prompts=fingerprint(CONFIG.prompts_path("val")),
+        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        nfe=TUNING.nfe,
+        seed=CONFIG.seeds[0],
+        records=lambda wildcards: f"{PLAN.candidate}/records/{{evaluator}}.json".format(
+            **wildcards, evaluator="{evaluator}"
+        ),
+    shell:
+        "(python -m apex.sample {params.config} --row candidate --run {input} --nfe {params.nfe}"
+        " --seed {params.seed} --split val --out {output.images}"
+        " && python -m evaluators --images {output.images} --out '{params.records}' --score val=geneval,coverage) > {log} 2>&1"
+
+
+rule tune:
+    input:
+        [path.format(method=method, k=k) for method, k in CANDIDATES for path in TUNE_RECORDS],
+    output:
+        f"{PLAN.root}/tune/tuning.json",
+        f"{PLAN.root}/tune/tuned.yaml",
+    log:
+        f"{PLAN.root}/logs/tune.log",
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        results=f"{PLAN.root}/tune",
+    shell:
+        "(python -m workflows.tune {params.config} --results {params.results}"
+        " && python -m paper_tables.tuning --results {params.results} --out {params.results}) 2>&1 | tee {log}"
+
+
+# On purpose only: the choice becomes the profile's settings, its records the committed reference.
+rule adopt_tuning:
+    input:
+        f"{PLAN.root}/tune/tuning.json",
+    log:
+        f"{PLAN.root}/logs/adopt_tuning.log",
+    conda:
+        ENVIRONMENT
+    params:
+        results=f"{PLAN.root}/tune",
+        tuned=CONFIG.tuned or f"workflows/config/{CONFIG.profile}.tuned.yaml",
+        reference=f"{PLAN.reference}/tune",
+    shell:
+        "python -m workflows.tune --adopt --results {params.results} --tuned {params.tuned} --reference {params.reference} 2>&1 | tee {log}"
