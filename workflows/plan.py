@@ -107,6 +107,7 @@ class Plan:
 
     def missing(self) -> str | None:
         """One line about the first file that the profile names and that is not there."""
+        self.config.tuned_settings()  # raises it
         for split in self.config.splits:
             if not self.config.prompts_path(split).is_file():
                 return f"prompts.{split}: found no file {getattr(self.config.prompts, split)}; give a JSON-lines file in GenEval's format"

@@ -1,7 +1,7 @@
 """From the candidates' records to the choice: tuning.json (every candidate with its scores) and tuned.yaml (the best of each method).
 
     python -m workflows.tune --config workflows/config/world.yaml --results results/world/tune
-    python -m workflows.tune --adopt --results results/world/tune --tuned workflows/config/world.tuned.yaml \\
+    python -m workflows.tune --adopt --results results/world/tune --tuned workflows/config/tuned/world.yaml \\
         --reference results/reference/world/tune
 
 The best is the highest GenEval on the validation prompts; of equals the first. A candidate that diverged counts with what

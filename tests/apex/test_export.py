@@ -176,13 +176,17 @@ def test_an_export_replaces_an_earlier_one_whole(exported, tmp_path):
     assert sorted(p.name for p in run.iterdir()) == ["log.csv", "made.json", "sampling.json", "transformer"]
 
 
+def test_an_nfe_without_a_time_grid_has_equal_steps(exported):
+    _, run = exported("fm", "sana")
+    assert Generator.load(run, nfe=5).sigmas == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert Generator.load(run, nfe=2).sigmas == [1.0, 0.6]
+
+
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
 def test_a_run_is_refused_in_one_clear_line(exported, tmp_path):
     _, run = exported("fm", "sana")
-    with pytest.raises(UserError, match="has no time grid for NFE 3; expected one of 1, 2, 4"):
-        Generator.load(run, nfe=3)
     (run / "made.json").rename(run / "kept")
     with pytest.raises(UserError, match=r"made\.json: not found"):
         Generator.load(run, nfe=1)

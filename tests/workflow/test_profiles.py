@@ -215,7 +215,6 @@ def test_a_path_is_looked_for_here_and_then_beside_the_package(tmp_path, monkeyp
         ("profile: mine\nrows: {a: {method: nope}}\n", ["rows.a.method", "unknown method 'nope'", "known: apex"]),
         ("profile: mine\nrows: {teacher: {method: fm}}\n", ["rows.teacher", "another"]),
         ("profile: mine\nrows: {a: {method: fm, tuning: half}}\n", ["rows.a.tuning", "'half'", "'full' or 'lora'"]),
-        ("profile: mine\nnfe: [3]\n", ["nfe", "found 3", "sampling.sigmas"]),
         ("profile: mine\nseeds: [0, 0]\n", ["seeds", "found 0 twice"]),
         ("profile: mine\nseeds: []\n", ["seeds", "at least 1"]),
         ("profile: mine\nsampling: {sigmas: {2: [0.5, 1.0]}}\n", ["sampling: sigmas of NFE 2", "falling"]),

@@ -87,7 +87,7 @@ rule adopt_tuning:
         ENVIRONMENT
     params:
         results=f"{PLAN.root}/tune",
-        tuned=CONFIG.tuned or f"workflows/config/{CONFIG.profile}.tuned.yaml",
+        tuned=CONFIG.tuned or f"workflows/config/tuned/{CONFIG.profile}.yaml",
         reference=f"{PLAN.reference}/tune",
     shell:
         "python -m workflows.tune --adopt --results {params.results} --tuned {params.tuned} --reference {params.reference} 2>&1 | tee {log}"
