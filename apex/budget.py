@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from apex.conditioning import Condition
+from apex.methods.base import frozen
 
 aten = torch.ops.aten
 
@@ -101,14 +102,17 @@ def measure_cost(network: nn.Module, latent_shape: tuple[int, ...], cond: Condit
         first = next(network.parameters())
         x = torch.zeros(1, *latent_shape, device=first.device, dtype=first.dtype, requires_grad=kind == "through")
         t = torch.full((1,), 0.5, device=first.device)
+        # `frozen`: the counter's module hooks fail on parameters that could have a gradient and get none.
         with _gradients_kept(network), counter() as counted:
             if kind == "forward":
                 with torch.no_grad():
                     network(x, t, cond[:1], t)
             elif kind == "jvp":
-                directional_derivative(network, x, t, cond[:1], t, (torch.ones_like(x), torch.ones_like(t), torch.zeros_like(t)))
+                with frozen(network):
+                    directional_derivative(network, x, t, cond[:1], t, (torch.ones_like(x), torch.ones_like(t), torch.zeros_like(t)))
             elif kind == "through":
-                torch.autograd.grad(network(x, t, cond[:1], t).square().mean(), x)
+                with frozen(network):
+                    network(x, t, cond[:1], t).square().mean().backward()
             else:
                 network(x, t, cond[:1], t).square().mean().backward()
         return counted.get_total_flops()

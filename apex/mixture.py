@@ -123,9 +123,9 @@ class VelocityMLP(nn.Module):
         return self.layers
 
     def forward(
-        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None, blocks: Sequence[int] | None = None
-    ) -> Tensor | list[Tensor]:
-        """F, (B, 2, 1, 1); with `blocks` what these layers give, (B, 1, width) each."""
+        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None, blocks: Sequence[int] | None = None, both: bool = False
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """F, (B, 2, 1, 1); with `blocks` what these layers give, (B, 1, width) each; with `both` the two from one pass."""
         if cond.place == "normed":
             raise ValueError("VelocityMLP has no normalisation in its text path; shift at 'embeds' or 'projected'")
         tokens = cond.embeds if cond.place == "projected" else cond.apply_shift(cond.embeds)
@@ -138,9 +138,11 @@ class VelocityMLP(nn.Module):
         for layer in self.layers:
             h = h + layer(nn.functional.silu(h))
             found.append(h[:, None])
-        if blocks is not None:
-            return [found[k] for k in blocks]
-        return self.outlet(nn.functional.silu(h)).reshape(x_t.shape)
+        features = [found[k] for k in blocks or ()]
+        if blocks is not None and not both:
+            return features
+        velocity = self.outlet(nn.functional.silu(h)).reshape(x_t.shape)
+        return (velocity, features) if both else velocity
 
     @torch.no_grad()
     def without_target_time(self) -> VelocityMLP:
@@ -242,6 +244,7 @@ def make_setup(network: VelocityMLP) -> Setup:
         latent_shape=(2, 1, 1),
         blocks=len(network.blocks),
         feature_shapes=lambda blocks: [(1, network.layers[k].out_features) for k in blocks],
+        caption_width=EMBEDDINGS.shape[1],
     )
 
 
@@ -372,7 +375,8 @@ def push(network: VelocityMLP, name: str, params: Mapping[str, Any], seed: int, 
     ledger = Ledger({key: Cost(0.0, 0.0) for key in ("student", "ema", "teacher")})
     nets = make_networks(student, student, method.extra_networks(setup), ledger)
     batch = draw_batch(count, torch_generator(seed, "mixture", "push"))
-    slopes = torch.autograd.grad(method.losses(batch, nets, 0).losses["student"], list(student.parameters()), allow_unused=True)
+    loss = method.losses(batch, nets, method.cycle() - 1).losses["student"]
+    slopes = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
     noise, data = noises(count, seed, "push"), dataset(count, seed, "push")
     before = [generate(student, z, label) for label, z in enumerate(noise)]
     norm = math.sqrt(sum(float(g.square().sum()) for g in slopes if g is not None))

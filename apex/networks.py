@@ -116,4 +116,5 @@ def make_setup(student: Backbone, pipeline: Pipeline, folder: Path, device: torc
         feature_shapes=feature_shapes,
         decoder=Decoder(pipeline),
         encoder=EncoderFeatures(pipeline),
+        caption_width=cond.embeds.shape[-1],
     )

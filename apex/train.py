@@ -278,7 +278,7 @@ class Loop:
         """Peak memory of one forward and backward pass and what stands beside it, in MB; leaves no trace in the run."""
         passes, buffers = self.ledger.state()["passes"], {k: v.clone() for k, v in self.trained().items() if k.split(".")[0] in self.extra}
         with torch.random.fork_rng(), PeakMemory() as peak, self.accelerator.autocast():
-            out = self.checked(self.method.losses(self.batch(0), self.nets, 0))
+            out = self.checked(self.method.losses(self.batch(0), self.nets, self.method.cycle() - 1))
             for loss in out.losses.values():
                 self.accelerator.backward(loss)
         for optimizer in self.optimizers.values():
@@ -324,7 +324,7 @@ class Loop:
                 pace = (now - started) / (self.step - first)
                 print(
                     f"{self.run.row} seed {self.seed}: step {self.step}, {100 * spent / budget:.1f}% of the budget, "
-                    f"loss {logged['loss']:.4f}, {pace:.3f} s a step ({spent / self.step / self.run.train.batch_size:.2f} "
+                    f"loss {logged.get('loss', math.nan):.4f}, {pace:.3f} s a step ({spent / self.step / self.run.train.batch_size:.2f} "
                     f"forward-equivalents a sample), {(budget - spent) / share / 60:.1f} min left",
                     flush=True,
                 )

@@ -87,10 +87,13 @@ class Backbone(nn.Module):
             self._cond = None
 
     def forward(
-        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None, blocks: Sequence[int] | None = None
-    ) -> Tensor | list[Tensor]:
-        """`velocity`, or with `blocks` their `features`: one entry, so that DDP, FSDP and hooks see every call."""
-        return self.velocity(x_t, t, cond, r) if blocks is None else self._features(x_t, t, cond, r, blocks)
+        self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None = None, blocks: Sequence[int] | None = None, both: bool = False
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """`velocity`, or with `blocks` their `features`, or `both` from one pass: one entry, so that DDP, FSDP and hooks see every call."""
+        if blocks is None:
+            return self.velocity(x_t, t, cond, r)
+        velocity, features = self._features(x_t, t, cond, r, blocks)
+        return (velocity, features) if both else features
 
     def _shift_hook(self, place: str, output: Tensor) -> Tensor | None:
         cond = self._cond
@@ -106,7 +109,7 @@ class Backbone(nn.Module):
         """Outputs of the named blocks, each (B, N, D) image tokens, from one forward pass."""
         return self(x_t, t, cond, r, blocks=blocks)
 
-    def _features(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None, blocks: Sequence[int]) -> list[Tensor]:
+    def _features(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         found: dict[int, Tensor] = {}
 
         def keep(index: int):
@@ -118,11 +121,11 @@ class Backbone(nn.Module):
 
         handles = [self.blocks[i].register_forward_hook(keep(i)) for i in blocks]
         try:
-            self.velocity(x_t, t, cond, r)
+            velocity = self.velocity(x_t, t, cond, r)
         finally:
             for handle in handles:
                 handle.remove()
-        return [found[i] for i in blocks]
+        return velocity, [found[i] for i in blocks]
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.transformer.parameters())

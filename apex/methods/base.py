@@ -135,6 +135,7 @@ class Setup:
     latent_shape: (C, H, W). blocks: number of its blocks. feature_shapes(blocks): shape (N, D) of what `features` gives.
     decoder: latents (B, C, H, W) to pixels (B, 3, H', W') in [-1, 1], frozen and differentiable; None where there is no codec.
     encoder: pixels to the codec encoder's feature maps [(B, C', h, w), ...], frozen and differentiable; None without one.
+    caption_width: D of a condition's embeds (B, L, D); 0 where it is not known.
     """
 
     copy: Callable[[], nn.Module]
@@ -143,6 +144,7 @@ class Setup:
     feature_shapes: Callable[[Sequence[int]], list[tuple[int, int]]]
     decoder: nn.Module | None = None
     encoder: nn.Module | None = None
+    caption_width: int = 0
 
 
 @dataclass
@@ -194,6 +196,10 @@ class Method:
     def pairs(self) -> PairPlan | None:
         """The teacher-made pairs that `losses` finds in `batch.pairs`."""
         return None
+
+    def cycle(self) -> int:
+        """Steps until every role has been updated; the last of them updates all (`step % cycle == cycle - 1`)."""
+        return 1
 
     def losses(self, batch: Batch, nets: Networks, step: int) -> Step:
         """One batch to one scalar per role. Network calls that need no gradient are made under `torch.no_grad()`.
