@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apex.errors import UserError
+from apex.provenance import digest
 
 if TYPE_CHECKING:
     from apex.methods.base import Method
@@ -90,29 +91,49 @@ def where(method: Method | type[Method]) -> str:
 
 
 def source_digest(name: str, files: Sequence[str | Path] = ()) -> str:
-    """Identity of a method's code: its file without comments and docstrings. A file that cannot be read counts as itself."""
-    from apex.provenance import digest
+    """Identity of a method's code: its file and those it shares with other methods, without comments and docstrings.
 
+    Losses, networks and the loop do not count: they are everybody's. A file that cannot be read counts as itself.
+    """
     place = available(files).get(name, "")
     path = Path(place)
+    return digest(_code(path if path.is_file() else _module_file(place.partition(":")[0]) or path, set()))
+
+
+def _code(path: Path, seen: set[Path]) -> list[str]:
+    """A file's syntax tree as text, and those of the methods and shared files that it imports, each once."""
+    if path in seen:
+        return []
+    seen.add(path)
     if not path.is_file():
-        try:
-            spec = util.find_spec(place.partition(":")[0])
-        except (ImportError, ValueError):
-            spec = None
-        path = Path(spec.origin) if spec and spec.origin else path
-    if not path.is_file():
-        return digest(place)
+        return [str(path)]
     text = path.read_text(errors="replace")
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
-        return digest(text)
+        return [text]
+    shared = []
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             body[0] = ast.Pass()
-    return digest(ast.dump(tree))
+        module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
+        if module and (module.startswith("apex.methods.") or module == "apex.discriminators") and module != "apex.methods.base":
+            shared.append(module)
+    found = [ast.dump(tree)]
+    for module in sorted(set(shared)):
+        if file := _module_file(module):
+            found += _code(file, seen)
+    return found
+
+
+def _module_file(module: str) -> Path | None:
+    """Where a module's code is, without importing it (but its parents)."""
+    try:
+        spec = util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
 
 
 @cache
