@@ -2,9 +2,10 @@
 
     python -m paper_tables.build --results results/world --out results/world/tables
 
-Writes relative (each row beside the guided 25-step teacher), world (all measurements), table1 and table2 (the paper's shape, published and
-measured side by side), each as .md, .tex, .csv and .html, and all.tex, which inputs the four. Records are enough: no images,
-no weights, no torch.
+Writes comparison (all methods by family and NFE), paired (each against apex, prompt by prompt), cost (budget, memory and time of
+training), relative (each row beside the guided 25-step teacher), world (all measurements), table1 and table2 (the paper's shape,
+published and measured side by side), each as .md, .tex, .csv and .html, and all.tex, which inputs them. Records are enough: no images,
+no weights, no torch. With `--config FILE`, rows that the profile names and that were not run stand there as "not run".
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from pathlib import Path
 
 from apex.errors import run_command
 from apex.files import write_atomic
-from paper_tables import published
+from paper_tables import expected, published
 from paper_tables.render import Table, all_formats, latex_document
+from paper_tables.tables_cost import cost
+from paper_tables.tables_methods import comparison, paired
 from paper_tables.tables_paper import table1, table2
 from paper_tables.tables_world import relative, world
 from paper_tables.view import View
 
 
 def tables(view: View, data: published.Published) -> list[Table]:
-    return [relative(view), world(view), table1(view, data), table2(view, data)]
+    return [comparison(view), paired(view), cost(view), relative(view), world(view), table1(view, data), table2(view, data)]
 
 
 def main() -> None:
@@ -31,8 +34,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder that holds records/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--published", type=Path, default=published.PUBLISHED, help="folder of the published tables")
+    expected.add_arguments(parser)
     args = parser.parse_args()
-    made = tables(View.load(args.results), published.load(args.published))
+    made = tables(View.load(args.results, expected.from_arguments(args)), published.load(args.published))
     for table in made:
         for name, content in all_formats(table).items():
             write_atomic(args.out / name, content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from paper_tables.render import Cell, Column
 from paper_tables.stats import Summary
 from paper_tables.view import REFERENCE_NAMES, Key, View
@@ -59,6 +61,8 @@ def why_missing(view: View, key: Key, evaluator: str) -> str:
     """Why the records have no such number for this row, and what would give it."""
     if key[0] in REFERENCE_NAMES and evaluator == "speed":
         return NO_MODEL
+    if not view.evaluators(key) and view.expected and (declared := view.expected.rows.get(key[0])) and key[1] in declared.seeds:
+        return f"Not run yet; the profile names it, and {declared.command} makes it."
     if not view.evaluators(key):
         return "No record of this row at this NFE; naming it in the profile's methods, nfe, teacher_nfe or references makes it."
     if evaluator in view.evaluators(key):
@@ -110,6 +114,28 @@ def common_cells(view: View, key: Key, prefix: str = "", interval: bool = True) 
     cells["n"] = Cell(str(found.n), Summary(found.n)) if found else missing(why_missing(view, key, "geneval"))
     cells["seeds"] = Cell(str(found.seeds), Summary(found.seeds)) if found else missing(why_missing(view, key, "geneval"))
     return {f"{prefix}{name}": cell for name, cell in cells.items()}
+
+
+def seeds_cell(view: View, key: Key) -> Cell:
+    """The number of seeds, and of how many where the profile wants more: "1 of 3"."""
+    cell = common_cells(view, key)["seeds"]
+    wanted = view.expected.seeds(*key) if view.expected else None
+    if cell.summary and wanted and cell.summary.value < wanted:
+        return Cell(f"{cell.text} of {wanted}", cell.summary)
+    return cell
+
+
+def stopped_cell(view: View, row: str) -> Cell:
+    """When training diverged, in words for a narrow column; the whole story is the footnote."""
+    stopped = view.stopped(row)
+    if not stopped:
+        return Cell("")
+    shares = [match[0] for text in stopped.values() if (match := re.search(r"\d+%", text))]
+    seeds = {one.record.seed for one in view.found if one.record.row == row} | set(stopped)
+    count = f" ({len(stopped)} of {len(seeds)} seeds)" if len(seeds) > 1 else ""
+    words = "; ".join(f"seed {seed}: {text}" for seed, text in stopped.items())
+    where = f" at {'–'.join(dict.fromkeys(sorted(shares, key=lambda text: int(text[:-1]))))} of the budget" if shares else ""
+    return Cell(f"diverged{where}{count}", None, f"{row} diverged; its last good state is what is scored. {words}.")
 
 
 def hardware_cell(view: View, key: Key, evaluator: str = "speed") -> Cell:

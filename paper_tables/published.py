@@ -5,11 +5,14 @@ published/sana_sprint.csv Sana-Sprint's own comparison, the rows that Table 1 sh
 published/other.csv       single numbers from other papers, with what they compare to
 published/networks.yaml   public parameter counts, the LoRA targets, the machine of Table 1
 text_claims.yaml          what the paper's text says about its tables
+
+A results folder may have a published.json of its own (`beside`): numbers that other texts state, for the table of methods.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,3 +113,40 @@ def load(folder: Path = PUBLISHED, claims: Path | None = None) -> Published:
         tables[name] = rows
     networks = yaml.safe_load((folder / "networks.yaml").read_text(encoding="utf-8"))
     return Published(tables, networks, yaml.safe_load((claims or HERE / "text_claims.yaml").read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One number that a text states of a method; `metric` is named as in the records."""
+
+    row: str
+    nfe: int
+    metric: str
+    value: float
+    source: str
+
+
+# Short names of metrics that published.json may use.
+SHORT = {
+    "geneval": "geneval/overall",
+    "clip": "clip_score",
+    "latency_s": "speed/latency_b1_s",
+    "throughput_sps": "speed/throughput_b10_sps",
+}
+
+
+def beside(results: Path) -> list[Beside]:
+    """The numbers of results/published.json, a list of {row, nfe, metric, value, source}; none where there is no such file."""
+    path = results / "published.json"
+    if not path.is_file():
+        return []
+    try:
+        found = [
+            Beside(str(one["row"]), int(one["nfe"]), SHORT.get(one["metric"], one["metric"]), float(one["value"]), str(one["source"]))
+            for one in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected a list of objects with row, nfe, metric, value and source ({type(error).__name__}: {error})"
+        ) from None
+    return found

@@ -8,9 +8,12 @@ agree with what the file says. A record that does not fit is one `UserError` nam
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from apex.errors import UserError
 from evaluators.result import Record, read_record
@@ -69,3 +72,27 @@ def load(results: Path) -> list[Found]:
                 )
             seen[key] = one.path
     return found
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content, or a `UserError` naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); make it again") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or a `UserError` naming the file."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found {type(found).__name__}, expected a JSON object; make it again")
+    return found
+
+
+def runs(results: Path, file: str) -> Iterator[tuple[str, int, Path]]:
+    """(row, seed, path) of every runs/<row>/seed<S>/`file`; folders that begin with a dot are half-finished."""
+    for path in sorted((results / "runs").glob(f"*/seed*/{file}")):
+        match = re.fullmatch(r"seed(\d+)", path.parent.name)
+        if match and not path.parent.parent.name.startswith("."):
+            yield path.parent.parent.name, int(match[1]), path

@@ -11,19 +11,21 @@ import html
 import io
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from paper_tables.stats import Summary
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` is what a reader sees; `summary` the number behind it (CSV); `note` becomes a footnote; `merge` joins equal neighbours."""
+    """`text` is what a reader sees; `summary` the number behind it (CSV); `note` becomes a footnote; `merge` joins equal neighbours;
+    `strong` is bold (not in CSV)."""
 
     text: str
     summary: Summary | None = None
     note: str = ""
     merge: bool = False
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def to_markdown(table: Table) -> str:
                 out.append("| **" + _md(line.section) + "** |" + " |" * (len(columns) - 1))
             cells = []
             for cell, _, width in _runs(table, line, columns):  # merged neighbours have one mark
-                text = _md(cell.text)
+                text = f"**{_md(cell.text)}**" if cell.strong else _md(cell.text)
                 cells += [text + (f" <sup>{notes[cell.note]}</sup>" if cell.note else ""), *[text] * (width - 1)]
             out.append("| " + " | ".join(cells) + " |")
         out.append("")
@@ -134,7 +136,20 @@ def tex_escape(text: str) -> str:
     return "".join(_TEX.get(char, char if ord(char) < 0x250 and char.isprintable() else "?") for char in text)
 
 
-def _tex_panel(table: Table, columns: list[Column], notes: dict[str, str]) -> list[str]:
+PAGE_LINES = 46  # of a LaTeX page
+
+
+def _pages(lines: list[Line]) -> list[list[Line]]:
+    """The lines in pieces that fit a page, parted where a section begins if one does in the second half of the page."""
+    pages, rest = [], lines
+    while len(rest) > PAGE_LINES:
+        at = next((index for index in range(PAGE_LINES, PAGE_LINES // 2, -1) if rest[index].section), PAGE_LINES)
+        pages.append(rest[:at])
+        rest = rest[at:]
+    return [*pages, rest]
+
+
+def _tex_panel(table: Table, columns: list[Column], notes: dict[str, str], lines: list[Line]) -> list[str]:
     """One tabular, scaled down where it is wider than the page."""
     out = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
     out += [r"\begin{tabular}{" + "".join("r" if column.numeric else "l" for column in columns) + "}", r"\toprule"]
@@ -147,35 +162,38 @@ def _tex_panel(table: Table, columns: list[Column], notes: dict[str, str]) -> li
     if rules:
         out += [" & ".join(heads) + r" \\", " ".join(rules)]
     out += [" & ".join(tex_escape(column.head) for column in columns) + r" \\", r"\midrule"]
-    for index, line in enumerate(table.lines):
+    for index, line in enumerate(lines):
         if line.section:
             out += [r"\addlinespace"] * (index > 0)
             out.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{tex_escape(line.section)}}}}} \\")
         cells = []
         for cell, _, width in _runs(table, line, columns):
-            text = tex_escape(cell.text) + (rf"\textsuperscript{{{notes[cell.note]}}}" if cell.note else "")
+            text = rf"\textbf{{{tex_escape(cell.text)}}}" if cell.strong else tex_escape(cell.text)
+            text += rf"\textsuperscript{{{notes[cell.note]}}}" if cell.note else ""
             cells.append(rf"\multicolumn{{{width}}}{{c}}{{{text}}}" if width > 1 else text)
         out.append(" & ".join(cells) + r" \\")
     return [*out, r"\bottomrule", r"\end{tabular}}"]
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment for each panel (packages booktabs and graphicx); the first has the whole caption."""
+    """A `table` environment for each panel and page (packages booktabs and graphicx); the first has the whole caption."""
     out = [f"% {tex_escape(table.title)}. Needs \\usepackage{{booktabs,graphicx}}."]
     for index, (title, columns) in enumerate(table.views()):
-        notes = table.notes(columns)
-        words = tex_escape(" ".join(part for part in (f"{title}." if title else "", table.words if index == 0 else "") if part))
-        out += [
-            r"\begin{table}[p]",
-            r"\centering\scriptsize\setlength{\tabcolsep}{3.5pt}",
-            rf"\caption{{\textbf{{{tex_escape(table.title)}.}} {words}}}",
-        ]
-        out += [rf"\label{{tab:{table.name}}}"] * (index == 0)
-        out += _tex_panel(table, columns, notes)
-        if notes:
-            words = r"\quad ".join(rf"\textsuperscript{{{mark}}}{tex_escape(text)}" for text, mark in notes.items())
-            out.append(r"\par\smallskip\raggedright " + words)
-        out.append(r"\end{table}")
+        for number, lines in enumerate(_pages(table.lines)):
+            notes = replace(table, lines=lines).notes(columns)
+            parts = [f"{title}." if title else "", "Continued." if number else "", table.words if index == number == 0 else ""]
+            words = tex_escape(" ".join(filter(None, parts)))
+            out += [
+                r"\begin{table}[p]",
+                r"\centering\scriptsize\setlength{\tabcolsep}{3.5pt}",
+                rf"\caption{{\textbf{{{tex_escape(table.title)}.}} {words}}}",
+            ]
+            out += [rf"\label{{tab:{table.name}}}"] * (index == number == 0)
+            out += _tex_panel(table, columns, notes, lines)
+            if notes:
+                words = r"\quad ".join(rf"\textsuperscript{{{mark}}}{tex_escape(text)}" for text, mark in notes.items())
+                out.append(r"\par\smallskip\raggedright " + words)
+            out.append(r"\end{table}")
     return "\n".join([*out, ""])
 
 
@@ -279,9 +297,9 @@ def html_fragment(table: Table, heading: str = "h2", remark: bool = True) -> str
                     if len(cell.text) > 40
                     else ""
                 )
-                cells.append(
-                    f'<td class="{kind}"{f" colspan={chr(34)}{width}{chr(34)}" if width > 1 else ""}>{html.escape(cell.text)}{mark}</td>'
-                )
+                text = f"<b>{html.escape(cell.text)}</b>" if cell.strong else html.escape(cell.text)
+                span = f' colspan="{width}"' if width > 1 else ""
+                cells.append(f'<td class="{kind}"{span}>{text}{mark}</td>')
             out.append(f"<tr>{''.join(cells)}</tr>")
         out.append("</tbody></table></div>")
     if notes:

@@ -1,4 +1,4 @@
-"""Intervals: of one record, over seeds, of a ratio of two rows.
+"""Intervals: of one record, over seeds, of a ratio or a difference of two rows.
 
 With several seeds a number is the mean over them, and its interval has two parts, joined as the root of the sum of squares:
 
@@ -25,6 +25,7 @@ from evaluators.statistics import bootstrap_weights, interval, mean_of_tasks
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
               2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
 SEEDS_AND_PROMPTS, SEEDS, PAIRED, DELTA = "seeds and prompts 95%", "seeds 95%", "paired bootstrap 95%", "delta method 95%"
+INDEPENDENT = "independent 95%"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class PerPrompt:
     texts: tuple[str, ...]
     correct: np.ndarray
     images: np.ndarray
+
+    def only(self, task: str) -> PerPrompt | None:
+        """The prompts of one task; None where there are none."""
+        mine = [index for index, name in enumerate(self.tasks) if name == task]
+        chosen = (tuple(found[index] for index in mine) for found in (self.tasks, self.texts))
+        return PerPrompt(*chosen, self.correct[:, mine], self.images[:, mine]) if mine else None
 
     def by_seed(self) -> list[float]:
         return [float(mean_of_tasks(right, of, self.tasks)) for right, of in zip(self.correct, self.images, strict=True)]
@@ -98,7 +105,23 @@ def ratio(top: Summary, bottom: Summary) -> Summary | None:
     return Summary(value, value - half, value + half, top.n, top.seeds, DELTA)
 
 
-@lru_cache(maxsize=4)
+def difference(first: Summary, second: Summary) -> Summary:
+    """first - second; its interval takes the two as independent, which is too wide where they share prompts."""
+    value, seeds = first.value - second.value, min(first.seeds, second.seeds)
+    if first.half is None or second.half is None:
+        return Summary(value, None, None, first.n, seeds)
+    half = math.hypot(first.half, second.half)
+    return Summary(value, value - half, value + half, first.n, seeds, INDEPENDENT)
+
+
+def verdict(found: Summary) -> str:
+    """Of a difference by its interval: "win" above zero, "loss" below, "tie" where it holds zero, "" without an interval."""
+    if found.low is None or found.high is None:
+        return ""
+    return "win" if found.low > 0 else "loss" if found.high < 0 else "tie"
+
+
+@lru_cache(maxsize=16)
 def _weights(tasks: tuple[str, ...]) -> np.ndarray:
     """The bootstrap's draws, which are the same for every pair of rows on one prompt set."""
     return bootstrap_weights(tasks)
@@ -122,3 +145,17 @@ def paired_ratio(top: PerPrompt, bottom: PerPrompt) -> Summary | None:
     seeds = math.hypot(t_half(top.by_seed()) / below_value, value * t_half(bottom.by_seed()) / below_value)
     n = int(min(top.images.sum(1).min(), bottom.images.sum(1).min()))
     return Summary(value, value - math.hypot(seeds, value - low), value + math.hypot(seeds, high - value), n, len(top.correct), PAIRED)
+
+
+def paired_difference(first: PerPrompt, second: PerPrompt) -> Summary | None:
+    """first - second in GenEval (the mean over tasks); prompts and seeds as in `paired_ratio`. None where the prompts differ."""
+    if first.texts != second.texts or first.tasks != second.tasks:
+        return None
+    weights = _weights(first.tasks)
+    pooled = [(row.correct.sum(0), row.images.sum(0)) for row in (first, second)]
+    value = float(np.subtract(*(mean_of_tasks(*sums, first.tasks) for sums in pooled)))
+    low, high = interval(np.subtract(*(mean_of_tasks(*sums, first.tasks, weights) for sums in pooled)))
+    seeds = math.hypot(t_half(first.by_seed()), t_half(second.by_seed()))
+    n = int(min(first.images.sum(1).min(), second.images.sum(1).min()))
+    low, high = value - math.hypot(seeds, value - low), value + math.hypot(seeds, high - value)
+    return Summary(value, low, high, n, min(len(first.correct), len(second.correct)), PAIRED)

@@ -1,9 +1,10 @@
-"""Result records as tables and figures ask for them: by row, NFE and metric, seeds summed up."""
+"""Result records as tables and figures ask for them: by row, NFE and metric, seeds summed up; rows in families."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,39 @@ import numpy as np
 
 from evaluators.result import Metric
 from paper_tables import records, stats
+from paper_tables.expected import Expected, described
+from paper_tables.published import Beside, beside
 from paper_tables.stats import PerPrompt, Summary, over_seeds
 
 # Lines that every table shows, measured or not: what is possible (real), what is trivial (noise, the prompt's mean image), what
-# ignores the prompt (shuffled), the teacher with its full and its cut number of steps, and the suite's three rows.
+# ignores the prompt (shuffled), the teacher with its full and its cut number of steps.
 Key = tuple[str, int]
 REFERENCES: tuple[Key, ...] = (("real", 0), ("mean", 0), ("shuffled", 0), ("noise", 0))
 TEACHERS: tuple[Key, ...] = (("teacher", 50), ("teacher", 25), ("teacher", 1))
 TEACHER: Key = ("teacher", 25)
-METHODS: tuple[Key, ...] = tuple((row, nfe) for row in ("apex", "apex-eq25", "fm") for nfe in (1, 2, 4))
 REFERENCE_NAMES = frozenset(row for row, _ in REFERENCES)
 TASK_NAMES = {
     "single_object": "single object", "two_object": "two objects", "counting": "counting",
     "colors": "colours", "position": "position", "color_attr": "attribute binding",
 }  # fmt: skip
 TASKS = tuple(TASK_NAMES)
+# Groups of the tables, in their order; a family of another name stands before the control.
+FAMILIES = ("consistency", "adversarial", "self-adversarial", "regression")
+CONTROL, EXTERNAL = "control", "external"
+
+
+def family_name(text: str) -> str:
+    """One of the groups for what a record says: of "adversarial + consistency" the first; "reference" is the control.
+
+    A row without a family is a folder of images made elsewhere.
+    """
+    first = text.partition("+")[0].partition(",")[0].strip()
+    return {"": EXTERNAL, "reference": CONTROL}.get(first, first)
+
+
+def family_rank(family: str) -> tuple[int, str]:
+    order = (*FAMILIES, "", CONTROL, EXTERNAL)
+    return (order.index(family) if family in order else len(FAMILIES), family)
 
 
 class View:
@@ -33,13 +52,22 @@ class View:
 
     Attributes:
         split: the prompt set that tables speak of: test, or the first there is.
-        keys: every (row, NFE) of the tables, with or without a record: references, teacher, methods by name and NFE.
-        methods: those of `keys` that are neither reference nor teacher.
+        keys: every (row, NFE) of the tables, with or without a record: references, teacher, methods.
+        methods: those of `keys` that are neither reference nor teacher, by family, name and NFE: the recorded and the expected ones.
+        rows: their names, in that order.
         unseen_tasks: the tasks that the unseen prompts have; `seen` is a mean over the same.
+        made: the records of making (made.json) of every trained row that has one.
+        published: numbers that other texts state of rows like these.
     """
 
-    def __init__(self, found: list[records.Found]) -> None:
-        self.found = found
+    def __init__(
+        self,
+        found: list[records.Found],
+        expected: Expected | None = None,
+        made: dict[str, list[dict[str, Any]]] | None = None,
+        published: Sequence[Beside] = (),
+    ) -> None:
+        self.found, self.expected, self.made, self.published = found, expected, made or {}, published
         splits = {one.split for one in found}
         self.split = next(name for name in (*records.SPLITS, "") if name in splits)
         self._metrics: dict[tuple[str, int, str, str], list[Metric]] = defaultdict(list)
@@ -48,15 +76,67 @@ class View:
             self._by_key[one.key].append(one)
             for metric in one.record.metrics:
                 self._metrics[*one.key, one.split, metric.metric].append(metric)
+        wanted = {(row.row, nfe) for row in expected.rows.values() for nfe in row.seeds} if expected else set()
         teachers = {*TEACHERS, *(key for key in self._by_key if key[0] == "teacher")}
-        self.methods: list[Key] = sorted({*METHODS, *self._by_key} - teachers - {*REFERENCES})
+        teachers |= {("teacher", nfe) for nfe in expected.teacher_nfe} if expected else set()
+        self._by_row: dict[str, list[records.Found]] = defaultdict(list)
+        for one in found:
+            self._by_row[one.record.row].append(one)
+        keys = {*wanted, *self._by_key} - teachers - {*REFERENCES}
+        self.families = {row: self._family(row) for row in {row for row, _ in keys}}
+        self.methods: list[Key] = sorted(keys, key=lambda key: (family_rank(self.families[key[0]]), key))
+        self.rows = list(dict.fromkeys(row for row, _ in self.methods))
         self.keys: list[Key] = [*REFERENCES, *sorted(teachers, key=lambda key: -key[1]), *self.methods]
         unseen = {name for _, _, split, name in self._metrics if split == "unseen"}
         self.unseen_tasks = tuple(task for task in TASKS if f"geneval/{task}" in unseen)
 
     @classmethod
-    def load(cls, results: Path) -> View:
-        return cls(records.load(results))
+    def load(cls, results: Path, expected: Expected | None = None) -> View:
+        """Reads records/, and where there are any runs/*/seed*/made.json and published.json."""
+        made: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row, _, path in records.runs(results, "made.json"):
+            made[row].append(records.read_object(path))
+        return cls(records.load(results), expected, dict(made), beside(results))
+
+    # ------------------------------------------------------------------------------------------- what a row is
+    def about(self, row: str, name: str) -> str:
+        """`method`, `family`, `citation` or `tuning` of a row: of its records, else of the profile and the method's file; '' if unknown."""
+        sources = [one.record.model_dump(include={name}) for one in self._by_row.get(row, [])]
+        sources += [*self.made.get(row, []), *((one.record.details.get("made") or {}) for one in self._by_row.get(row, []))]
+        told = next((str(value) for source in sources if (value := source.get(name))), "")
+        declared = self.expected.rows.get(row) if self.expected else None
+        if not told and declared:
+            told = {"method": declared.method, "tuning": declared.tuning}.get(name, "")
+        if not told and name in ("family", "citation"):
+            told = described(self.about(row, "method"), self.expected.files if self.expected else ()).get(name, "")
+        return told
+
+    def _family(self, row: str) -> str:
+        return family_name(self.about(row, "family"))
+
+    def grouped(self, nfe: int) -> list[tuple[str, list[Key]]]:
+        """(family, its rows at that NFE), in the tables' order."""
+        groups: dict[str, list[Key]] = {}
+        for key in self.methods:
+            if key[1] == nfe:
+                groups.setdefault(self.families[key[0]], []).append(key)
+        return list(groups.items())
+
+    @property
+    def compared(self) -> list[int]:
+        """The NFEs at which rows are compared: the profile's, or those that half of the rows have."""
+        if self.expected:
+            return list(self.expected.nfe)
+        nfes = [nfe for _, nfe in self.methods]
+        return sorted({nfe for nfe in nfes if nfe and 2 * nfes.count(nfe) >= len(self.rows)})
+
+    def stopped(self, row: str) -> dict[int, str]:
+        """Seed -> why and when its training diverged; empty where none did."""
+        found = {one.record.seed: (one.record.training or {}).get("stopped") for one in self._by_row.get(row, [])}
+        found |= {made.get("seed"): (made.get("training") or {}).get("stopped") for made in self.made.get(row, [])}
+        return {seed: str(text) for seed, text in sorted(found.items(), key=lambda item: str(item[0])) if text}
+
+    # ------------------------------------------------------------------------------------------- its numbers
 
     def get(self, key: Key, metric: str, split: str | None = None) -> Summary | None:
         """Seeds summed up, or None where no record has the number. Speed has no prompt set, so any split will do."""
@@ -87,6 +167,20 @@ class View:
                 return found
         return stats.ratio(ours, theirs)
 
+    def difference(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
+        """`key` minus `other`. GenEval, overall or of a task, is compared prompt by prompt where the records allow; the rest not."""
+        ours, theirs = self.get(key, metric, split), self.get(other, metric, split)
+        if ours is None or theirs is None:
+            return None
+        if metric.startswith("geneval/"):
+            rows = [self._per_prompt(k, split or self.split) for k in (key, other)]
+            task = metric.removeprefix("geneval/")
+            if task != "overall":
+                rows = [row and row.only(task) for row in rows]
+            if all(rows) and (found := stats.paired_difference(*rows)):
+                return found
+        return stats.difference(ours, theirs)
+
     def _per_prompt(self, key: Key, split: str) -> PerPrompt | None:
         """GenEval by prompt over the row's seeds, where its records hold it for the same prompts."""
         chosen = [one.record for one in self._by_key.get(key, []) if one.record.evaluator == "geneval" and one.split == split]
@@ -107,15 +201,43 @@ class View:
         found = sorted(self._by_key.get(key, []), key=lambda one: one.record.evaluator != evaluator)
         return next((value for one in found if (value := getattr(one.record, name)) not in (None, "")), None)
 
-    def training(self, key: Key, name: str) -> float | None:
-        """A training cost of the row, averaged over seeds; None for rows that no training made."""
-        by_seed = {one.record.seed: one.record.training.get(name) for one in self._by_key.get(key, []) if one.record.training}
-        values = [float(value) for value in by_seed.values() if value is not None]
-        return sum(values) / len(values) if values else None
+    def training(self, key: Key, *names: str) -> float | None:
+        """A training cost of the row, averaged over seeds; None for rows that no training made. `names` lead into nested records."""
+        found = [one.record for one in self._by_key.get(key, []) if one.record.training]
+        return _mean({record.seed: record.training for record in found}, names)
+
+    def cost(self, row: str, *names: str) -> float | None:
+        """As `training`, over all NFEs of the row, and its records of making where the result records have no such number."""
+        by_seed = {one.record.seed: one.record.training for one in self._by_row.get(row, []) if one.record.training}
+        value = _mean(by_seed, names)
+        return (
+            value if value is not None else _mean({made.get("seed"): made.get("training") or {} for made in self.made.get(row, [])}, names)
+        )
+
+    def networks(self, row: str) -> dict[str, float]:
+        """Training FLOPs by network, averaged over seeds; empty where the records do not say."""
+        names: dict[str, None] = {}
+        for training in [one.record.training for one in self._by_row.get(row, [])] + [
+            made.get("training") for made in self.made.get(row, [])
+        ]:
+            names |= dict.fromkeys((training or {}).get("flops_by_network") or {})
+        return {name: found for name in names if (found := self.cost(row, "flops_by_network", name)) is not None}
 
     def all_values(self, name: str) -> list[Any]:
         """Every distinct value of a record's field, in order of appearance."""
         return list(dict.fromkeys(value for one in self.found if (value := getattr(one.record, name)) not in (None, "")))
+
+
+def _mean(by_seed: dict[Any, dict[str, Any]], names: Sequence[str]) -> float | None:
+    """The mean over seeds of the number that `names` lead to."""
+    values = []
+    for found in by_seed.values():
+        value: Any = found
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, int | float):
+            values.append(float(value))
+    return sum(values) / len(values) if values else None
 
 
 def _mean_of(metrics: tuple[Metric, ...]) -> Metric:

@@ -26,6 +26,14 @@ ROWS = {
     ("apex", 1): 0.72, ("apex", 2): 0.78, ("apex", 4): 0.81, ("apex-eq25", 1): 0.10, ("apex-eq25", 2): 0.12, ("apex-eq25", 4): 0.2,
     ("fm", 1): 0.11, ("fm", 2): 0.2, ("fm", 4): 0.45,
 }  # fmt: skip
+FAMILIES = {"apex": "self-adversarial", "apex-eq25": "self-adversarial", "fm": "control"}  # of others: test
+# A profile that names the rows above; the methods are the suite's own.
+PROFILE = """
+profile: synthetic
+methods: [apex, apex-eq25]
+nfe: [1, 2, 4]
+full: {methods: [fm], nfe: {fm: [8]}, seeds: {apex: [0, 1, 2]}}
+"""
 PROMPTS = {task: [f"{task.replace('_', ' ')} prompt number {index}" for index in range(4)] for task in TASKS}
 
 
@@ -86,7 +94,7 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
         for prompt in PROMPTS[task]
     ]
     return {
-        "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row, "method": row.removesuffix("-lora"), "family": "test",
+        "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row, "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, "test"),
         "variant": "", "tuning": "full" if trained else "none", "backbone": "renderer" if reference else "sana", "profile": "synthetic",
         "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0,
         "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
@@ -172,6 +180,14 @@ def build(
 def make_results(tmp_path: Path) -> Callable[..., Path]:
     """make_results(name="results", **as for `build`) writes a results folder of this test and returns it."""
     return lambda name="results", **options: build(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="session")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `PROFILE`."""
+    path = tmp_path_factory.mktemp("profile") / "synthetic.yaml"
+    path.write_text(PROFILE)
+    return path
 
 
 @pytest.fixture(scope="session")

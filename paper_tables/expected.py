@@ -1,0 +1,115 @@
+"""Which rows a profile expects, so that a cell that was not run says so instead of being absent. No torch.
+
+Names, NFEs and seeds come from the profile (`apex.config`); a method's family and citation are read from its file's text, because
+importing it would import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from apex import methods
+from apex.config import Config, load
+
+ATTRIBUTES = ("family", "citation")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A row that the profile names: what it trains, and at which NFE with how many seeds. `command`: the target that runs it."""
+
+    row: str
+    method: str
+    tuning: str
+    seeds: dict[int, int]  # NFE -> number of seeds
+    command: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Everything that `snakemake all` and `snakemake full` of one profile would measure.
+
+    Attributes:
+        nfe: those that every row has.
+        budget: forward-equivalents of a run.
+    """
+
+    rows: dict[str, Declared]
+    nfe: tuple[int, ...]
+    teacher_nfe: tuple[int, ...]
+    budget: float
+    files: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Config) -> Expected:
+        rows = {}
+        for name in config.all_methods:
+            first = "all" if name in config.methods else "full"
+            count = len({*config.seeds, *config.full.seeds.get(name, [])})
+            seeds = dict.fromkeys(config.full.nfe.get(name, []), 1) | dict.fromkeys(config.nfe, count)
+            row = config.row(name)
+            rows[name] = Declared(name, row.method, row.tuning, seeds, f"snakemake {first}")
+        return cls(rows, tuple(config.nfe), tuple(config.teacher_nfe), config.budget.forward_equivalents, tuple(config.method_paths))
+
+    def seeds(self, row: str, nfe: int) -> int | None:
+        """How many seeds the profile wants of this cell; None where it does not name it."""
+        return self.rows[row].seeds.get(nfe) if row in self.rows else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="the profile: rows that it names and that were not run are shown as such")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
+
+
+def from_arguments(args: argparse.Namespace) -> Expected | None:
+    return Expected.of(load(args.config, args.set)) if args.config else None
+
+
+# ------------------------------------------------------------------------------ what a method's file says
+
+
+def described(name: str, files: Sequence[str] = ()) -> dict[str, str]:
+    """A method's `family` and `citation` as its file states them; only those that it does. Nothing is imported."""
+    place = methods.available(files).get(name, "")
+    return dict(_read(Path(place), "")) if place.endswith(".py") else {}
+
+
+@cache
+def _read(path: Path, name: str) -> tuple[tuple[str, str], ...]:
+    """The attributes of class `name`, or of the file's METHOD; what a class does not state its bases may."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return ()
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    modules = {
+        alias.asname or alias.name: (node.module or "").rpartition(".")[2]
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    if not name:
+        stated = [n.value.id for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Name) and _target(n) == "METHOD"]
+        if not stated:
+            return ()
+        name = stated[0]
+    if name not in classes:
+        sibling = path.parent / f"{modules.get(name, '')}.py"
+        return _read(sibling, name) if sibling != path and sibling.is_file() else ()
+    found: dict[str, str] = {}
+    for base in reversed(classes[name].bases):
+        if isinstance(base, ast.Name) and base.id != name:
+            found |= dict(_read(path, base.id))
+    for node in classes[name].body:
+        if isinstance(node, ast.Assign) and _target(node) in ATTRIBUTES and isinstance(node.value, ast.Constant):
+            found[_target(node)] = str(node.value.value)
+    return tuple(found.items())
+
+
+def _target(node: ast.Assign) -> str:
+    return node.targets[0].id if len(node.targets) == 1 and isinstance(node.targets[0], ast.Name) else ""

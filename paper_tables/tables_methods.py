@@ -1,0 +1,175 @@
+"""The methods side by side at each NFE: everything in the shape of the paper's Tables 1 and 2, and each against `apex` prompt by prompt."""
+
+from __future__ import annotations
+
+from paper_tables import cells, stats
+from paper_tables.cells import COVERAGE, measured, missing, number, why_missing
+from paper_tables.render import Cell, Column, Line, Table
+from paper_tables.tables_paper import remark
+from paper_tables.view import REFERENCE_NAMES, TASK_NAMES, TASKS, TEACHER, Key, View
+
+BASELINE = "apex"  # what every other method is compared with
+# key, head, group, metric, decimals (None: three significant digits), better: 1 high, -1 low, 0 not judged
+SCORES = (
+    ("throughput", "images/s ↑", "speed", "speed/throughput_b10_sps", None, 0),
+    ("latency", "latency, s ↓", "speed", "speed/latency_b1_s", None, 0),
+    ("fid", "FID ↓", "", "fid", 2, -1),
+    ("clip_score", "CLIP ↑", "", "clip_score", 2, 1),
+    ("overall", "overall ↑", "GenEval", "geneval/overall", 2, 1),
+    *((task, TASK_NAMES[task], "GenEval", f"geneval/{task}", 2, 1) for task in TASKS),
+    *((name, f"{name} ↑", "coverage", f"coverage/{name}", 2, 1) for name in COVERAGE),
+)
+BEHIND = [*COVERAGE, "n", "seeds", "note"]
+PANELS = [
+    (
+        "(a) Speed, size and quality",
+        ["row", "nfe", "citation", "tuning", "throughput", "latency", "parameters", "trainable", "fid", "clip_score", "overall", *BEHIND],
+    ),
+    ("(b) GenEval by task", ["row", "nfe", *TASKS, "overall", *BEHIND]),
+]
+
+
+def _line(view: View, key: Key) -> dict[str, Cell]:
+    line = cells.name_cells(view, key)
+    for name, _, _, metric, decimals, _ in SCORES:
+        line[name] = measured(view, key, metric, decimals, interval=not metric.startswith("speed/"))
+    behind = cells.common_cells(view, key)
+    line |= cells.size_cells(view, key) | {"n": behind["n"], "seeds": cells.seeds_cell(view, key)}
+    if key in view.methods:
+        line |= {name: Cell(view.about(key[0], name)) for name in ("citation", "tuning")} | {"note": cells.stopped_cell(view, key[0])}
+    return line
+
+
+def best_of(view: View, keys: list[Key], metric: str, better: int) -> tuple[Key | None, str]:
+    """(the best of `keys`, what to say of it): it is named only where the interval of its difference from the second leaves out zero."""
+    known = sorted((key for key in keys if view.get(key, metric)), key=lambda key: -better * view.get(key, metric).value)
+    if len(known) < 2:
+        return None, ""
+    found = view.difference(known[0], known[1], metric)
+    judged = stats.verdict(found) if found else ""
+    if not judged:
+        return None, "no interval"
+    return (known[0], known[0][0]) if judged == ("win" if better > 0 else "loss") else (None, "not separated")
+
+
+def _block(view: View, nfe: int) -> list[Line]:
+    """Every method at one NFE by family, the teacher at that NFE, and a last line that names the best of each column."""
+    lines: list[Line] = []
+    for family, keys in view.grouped(nfe):
+        lines += [Line(_line(view, key), f"NFE {nfe}: {family}" if index == 0 else "") for index, key in enumerate(keys)]
+    methods = [key for _, keys in view.grouped(nfe) for key in keys]
+    by_key = dict(zip(methods, lines, strict=True))
+    last: dict[str, Cell] = {"row": Cell(f"best at NFE {nfe}"), "nfe": Cell(str(nfe))}
+    for name, _, _, metric, _, better in SCORES:
+        key, words = best_of(view, methods, metric, better) if better else (None, "")
+        last[name] = Cell(words)
+        if key:
+            cell = by_key[key].cells[name]
+            by_key[key].cells[name] = Cell(cell.text, cell.summary, cell.note, strong=True)
+    if ("teacher", nfe) in view.keys and view.evaluators(("teacher", nfe)):
+        lines.append(Line(_line(view, ("teacher", nfe)), f"NFE {nfe}: the undistilled teacher"))
+    if any(cell.text for name, cell in last.items() if name not in ("row", "nfe")):
+        lines.append(Line(last, f"NFE {nfe}: the best, where the interval parts it from the second"))
+    return lines
+
+
+def _published(view: View) -> list[Line]:
+    """Rows of which only numbers that other texts state are known."""
+    by_key: dict[tuple[int, str], dict[str, Cell]] = {}
+    for one in view.published:
+        known = next((score for score in SCORES if score[3] == one.metric), None)
+        blank = {score[0]: Cell(cells.NOT_APPLICABLE) for score in SCORES}
+        line = by_key.setdefault((one.nfe, one.row), {"row": Cell(f"{one.row} (published)"), "nfe": Cell(str(one.nfe)), **blank})
+        line["citation"] = Cell(one.source)
+        if known:
+            line[known[0]] = Cell(f"{one.value:g}", stats.Summary(one.value), f"Stated by {one.source}; not measured here.")
+    return [
+        Line(line, "Published numbers: other weights, data and networks that judge; not comparable with the lines above" * (index == 0))
+        for index, (_, line) in enumerate(sorted(by_key.items()))
+    ]
+
+
+def comparison(view: View) -> Table:
+    """Every method by family, at each NFE."""
+    columns = [Column("row", "row", numeric=False), Column("nfe", "NFE")]
+    columns += [Column("citation", "from", numeric=False), Column("tuning", "tuning", numeric=False)]
+    columns += [Column(name, head, group) for name, head, group, *_ in SCORES[:2]]
+    columns += [Column("parameters", "parameters", "network"), Column("trainable", "trainable", "network")]
+    columns += [Column(name, head, group) for name, head, group, *_ in SCORES[2:]]
+    columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
+    budget = f" ({view.expected.budget:,.0f} forward passes of the teacher)" if view.expected else ""
+    caption = (
+        f"Every method from the same teacher at one training budget{budget}, prompts of the {view.split} set, by family and NFE. Bold: the "
+        "best of its column and NFE, only where the 95% interval of its difference from the second leaves out zero (GenEval prompt by "
+        "prompt; FID, CLIP and coverage take the two as independent); no correction for the number of rows. Latency at batch 1, "
+        "throughput at batch 10. n: images per seed."
+    )
+    table = Table("comparison", "All methods", caption, columns, remark=remark(view), panels=PANELS)
+    levels = [key for key in view.keys if key[0] in REFERENCE_NAMES or (key[0] == "teacher" and key[1] >= TEACHER[1])]
+    for index, key in enumerate(levels):
+        table.lines.append(Line(_line(view, key), "Levels: the ceiling, the floors, the teacher" if index == 0 else ""))
+    for nfe in view.compared:
+        table.lines += _block(view, nfe)
+    table.lines += _published(view)
+    return table
+
+
+PAIRS = (("", "geneval/overall", None), ("unseen_", "geneval/overall", "unseen"))
+
+
+def _against(view: View, key: Key, other: Key) -> dict[str, Cell]:
+    line = cells.name_cells(view, key)
+    for prefix, metric, split in PAIRS:
+        line[f"{prefix}value"] = _plain(view, key, metric, split)
+        line[f"{prefix}baseline"] = _plain(view, other, metric, split)
+        found = view.difference(key, other, metric, split)
+        if found is None:
+            absent = key if view.get(key, metric, split) is None else other
+            line[f"{prefix}difference"] = missing(why_missing(view, absent, "geneval"))
+            line[f"{prefix}verdict"] = Cell("")
+            continue
+        cell = number(found, 3)
+        note = "" if found.interval == stats.PAIRED else "Not compared prompt by prompt: the records lack the same prompts."
+        line[f"{prefix}difference"] = Cell(cell.text, cell.summary, note)
+        line[f"{prefix}verdict"] = Cell(stats.verdict(found))
+    behind = view.difference(key, other, "geneval/overall")
+    line["n"] = Cell(str(behind.n), stats.Summary(behind.n)) if behind and behind.n else missing(why_missing(view, key, "geneval"))
+    line["seeds"] = Cell(str(behind.seeds), stats.Summary(behind.seeds)) if behind else missing(why_missing(view, key, "geneval"))
+    return line | {"note": cells.stopped_cell(view, key[0])}
+
+
+def _plain(view: View, key: Key, metric: str, split: str | None) -> Cell:
+    found = view.get(key, metric, split)
+    return number(found, 2, interval=False) if found else missing(why_missing(view, key, "geneval"))
+
+
+def paired(view: View) -> Table:
+    """Every method against `apex` at the same NFE."""
+    columns = [Column("row", "row", numeric=False), Column("nfe", "NFE")]
+    for prefix, group in (("", "GenEval"), ("unseen_", "GenEval, unseen combinations")):
+        columns += [Column(f"{prefix}value", "row", group), Column(f"{prefix}baseline", BASELINE, group)]
+        columns += [Column(f"{prefix}difference", f"row − {BASELINE}", group), Column(f"{prefix}verdict", "verdict", group, numeric=False)]
+    columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
+    caption = (
+        f"Each method against {BASELINE} at the same NFE: the difference of GenEval over the same prompts ({view.split} set), with the 95% "
+        "interval of a paired bootstrap over prompts within task, joined with Student's interval over seeds. win: the row is above "
+        f"{BASELINE}; loss: below; tie: the interval holds zero. With one seed the interval does not hold training noise, so a win or a "
+        "loss may be the seed's. n: images per seed; seeds: the fewer of the two."
+    )
+    table = Table("paired", f"Every method against {BASELINE}", caption, columns, remark=remark(view))
+    for nfe in sorted({*view.compared, *(nfe for row, nfe in view.methods if row == BASELINE)}):
+        if (BASELINE, nfe) not in view.methods:
+            continue
+        lines, counts = [], {"win": 0, "tie": 0, "loss": 0}
+        for family, keys in view.grouped(nfe):
+            others = [key for key in keys if key[0] != BASELINE]
+            for index, key in enumerate(others):
+                line = _against(view, key, (BASELINE, nfe))
+                lines.append(Line(line, f"NFE {nfe}: {family}" if index == 0 else ""))
+                if (text := line["verdict"].text) in counts:
+                    counts[text] += 1
+        words = ", ".join(f"{count} {name}" for name, count in counts.items())
+        if lines and any(counts.values()):
+            lines.append(Line({"row": Cell(f"all rows: {words}"), "nfe": Cell(str(nfe))}, f"NFE {nfe}: together"))
+        table.lines += lines
+    return table
