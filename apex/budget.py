@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -65,12 +66,13 @@ def directional_derivative(
 ) -> tuple[Tensor, Tensor]:
     """F and dF along (dx, dt, dr) by forward-mode differentiation, without gradient."""
     dx, dt, dr = tangents
-    # Fused attention has no forward-mode derivative.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        if r is None:
-            # r = t: the two times move together, so their tangents must agree.
-            return torch.func.jvp(lambda x, s: network(x, s, cond, s), (x_t, t), (dx.to(x_t), dt.to(t)))
-        return torch.func.jvp(lambda x, s, e: network(x, s, cond, e), (x_t, t, r), (dx.to(x_t), dt.to(t), dr.to(r)))
+    # Dual numbers rather than torch.func.jvp: inside the latter `frozen` may not be entered. Fused attention has no such derivative.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        x, now = forward_ad.make_dual(x_t, dx.to(x_t)), forward_ad.make_dual(t, dt.to(t))
+        # r = None is r = t: the two times move together, so their tangents must agree.
+        until = now if r is None else forward_ad.make_dual(r, dr.to(r))
+        value, slope = forward_ad.unpack_dual(network(x, now, cond, until))
+        return value, torch.zeros_like(value) if slope is None else slope
 
 
 class Cost:
