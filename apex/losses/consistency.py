@@ -22,6 +22,16 @@ def jump(velocity: Tensor, x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
     return x_t - expand(t - r, x_t) * velocity
 
 
+def renoised(x_s: Tensor, noise: Tensor, s: Tensor, until: Tensor) -> Tensor:
+    """A point at time s with noise added up to a later time, (B, C, H, W): distributed as the path there. s < 1.
+
+    a x_s + b z with a = (1 - s') / (1 - s) and b^2 = s'^2 - a^2 s^2. From s = 0 it is the path's own interpolation.
+    """
+    a = (1 - until) / (1 - s)
+    b = (until.square() - (a * s).square()).clamp_min(0).sqrt()
+    return expand(a, x_s) * x_s + expand(b, x_s) * noise
+
+
 def logit_normal(normal: Tensor, mean: float, std: float) -> Tensor:
     """Times in (0, 1) from standard normal numbers. TrigFlow's log-normal(m, s) of tan is the same as (m + log 2, s) here
     where its data have standard deviation 1/2, and as (m, s) where they have 1: tan = t / (1 - t) times it."""
