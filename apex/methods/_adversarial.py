@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from apex.discriminators import spaced
 from apex.errors import UserError
 from apex.flow import endpoint, interpolate, time_grid
 from apex.methods.base import Batch, Networks, Params
@@ -41,10 +42,10 @@ def generate(p: StudentTimes, batch: Batch, nets: Networks) -> Tensor:
     return endpoint(nets.student(x_t, t, batch.cond), x_t, t)
 
 
-def check_blocks(chosen: list[int] | None, count: int, spaced: list[int]) -> list[int]:
-    """The blocks to judge, or one line on what is wrong with them."""
+def check_blocks(chosen: list[int] | None, count: int) -> list[int]:
+    """The blocks to judge, four evenly spaced where none are chosen, or one line on what is wrong with them."""
     if chosen is None:
-        return spaced
+        return spaced(count)
     if not chosen or any(not 0 <= k < count for k in chosen) or len(set(chosen)) != len(chosen):
         raise UserError(f"params.blocks: found {chosen}, expected different numbers from 0 to {count - 1}, the network's blocks")
     return chosen

@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from apex import losses
-from apex.conditioning import concatenate
 from apex.config import locate
 from apex.discriminators import DinoFeatures, Heads, pooled, tokens
-from apex.flow import endpoint, guide, interpolate
+from apex.flow import endpoint, interpolate
 from apex.methods._adversarial import StudentTimes, generate
+from apex.methods._consistency import teacher_velocity
 from apex.methods.base import Batch, Method, Networks, Setup, Step, frozen
 
 
@@ -99,11 +99,7 @@ class Add(Method):
     def estimate(self, sample: Tensor, s: Tensor, batch: Batch, nets: Networks) -> Tensor:
         """The guided teacher's clean estimate of the sample, re-noised to s."""
         x_s = interpolate(sample, batch.normal_like(sample), s)
-        if self.params.guidance == 1:
-            return endpoint(nets.teacher(x_s, s, batch.cond), x_s, s)
-        pair = concatenate([batch.cond, batch.null])
-        with_c, without_c = nets.teacher(torch.cat([x_s, x_s]), torch.cat([s, s]), pair).chunk(2)
-        return endpoint(guide(with_c, without_c, self.params.guidance), x_s, s)
+        return endpoint(teacher_velocity(nets, x_s, s, batch, self.params.guidance), x_s, s)
 
 
 METHOD = Add

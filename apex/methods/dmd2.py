@@ -19,9 +19,10 @@ from torch import nn
 
 from apex import losses
 from apex.conditioning import concatenate
-from apex.discriminators import Heads, spaced
-from apex.flow import endpoint, guide, interpolate
+from apex.discriminators import Heads
+from apex.flow import endpoint, interpolate
 from apex.methods._adversarial import StudentTimes, check_blocks, generate
+from apex.methods._consistency import teacher_velocity
 from apex.methods.base import Batch, Method, Networks, Setup, Step, frozen
 
 
@@ -53,7 +54,7 @@ class Dmd2(Method):
     Params = Dmd2Params
 
     def extra_networks(self, setup: Setup) -> dict[str, nn.Module]:
-        self.blocks = check_blocks(self.params.blocks, setup.blocks, spaced(setup.blocks))
+        self.blocks = check_blocks(self.params.blocks, setup.blocks)
         fake = {"fake_score": setup.copy()}
         if not self.contested:
             return fake
@@ -122,13 +123,8 @@ class Dmd2(Method):
             x_s = x_s.detach()
             if not self.contested:
                 velocity = fake(x_s, s, batch.cond)
-            if p.guidance != 1:
-                pair = concatenate([batch.cond, batch.null])
-                with_c, without_c = nets.teacher(torch.cat([x_s, x_s]), torch.cat([s, s]), pair).chunk(2)
-                real = guide(with_c, without_c, p.guidance)
-            else:
-                real = nets.teacher(x_s, s, batch.cond)
-            f_fake, f_real = endpoint(velocity.detach(), x_s, s), endpoint(real, x_s, s)
+            f_fake = endpoint(velocity.detach(), x_s, s)
+            f_real = endpoint(teacher_velocity(nets, x_s, s, batch, p.guidance), x_s, s)
         matched, force = losses.distribution_matching(sample, f_fake, f_real)
         logs = {"matching": matched.detach().mean(), "force": force.square().mean().sqrt()}
         if not self.contested:

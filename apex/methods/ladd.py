@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import nn
 
 from apex import losses
-from apex.discriminators import Heads, spaced
+from apex.discriminators import Heads
 from apex.flow import interpolate
 from apex.methods._adversarial import StudentTimes, check_blocks, generate
-from apex.methods.base import Batch, Method, Networks, Setup, Step, frozen
+from apex.methods.base import Batch, Method, Networks, Params, Setup, Step, frozen
 
 
-class LaddParams(StudentTimes):
+class ContestParams(Params):
     noise_mean: float = Field(0.09, description="s is logit-normal: its mean; Sana-Sprint's log-normal(-0.6, 1) of TrigFlow is 0.09 here")
     noise_std: float = Field(1.0, gt=0, description="and standard deviation; Sana-Sprint: 1")
     contest: losses.Contest = Field("hinge", description="hinge (Sana-Sprint) or softplus, which is cross-entropy (FastGen, AMD)")
@@ -34,6 +34,10 @@ class LaddParams(StudentTimes):
     discriminator_rate: float = Field(1.0, gt=0, description="learning rate of the heads over the student's; Sana-Sprint: 1")
 
 
+class LaddParams(StudentTimes, ContestParams):
+    pass
+
+
 class Ladd(Method):
     name = "ladd"
     family = "adversarial"
@@ -42,10 +46,8 @@ class Ladd(Method):
     Params = LaddParams
 
     def extra_networks(self, setup: Setup) -> dict[str, nn.Module]:
-        p = self.params
-        self.blocks = check_blocks(p.blocks, setup.blocks, spaced(setup.blocks))
-        widths = [shape[-1] for shape in setup.feature_shapes(self.blocks)]
-        return {"heads": Heads(widths, p.head_width, spectral=p.spectral)}
+        self.blocks = check_blocks(self.params.blocks, setup.blocks)
+        return {"heads": make_heads(self.params, self.blocks, setup)}
 
     def roles(self) -> dict[str, str]:
         return {"heads": "discriminator"}
@@ -58,10 +60,14 @@ class Ladd(Method):
         return Step({"student": student, "discriminator": discriminator}, logs)
 
 
-def latent_contest(p: LaddParams, blocks: list[int], sample: torch.Tensor, batch: Batch, nets: Networks):
+def make_heads(p: ContestParams, blocks: list[int], setup: Setup) -> Heads:
+    return Heads([shape[-1] for shape in setup.feature_shapes(blocks)], p.head_width, spectral=p.spectral)
+
+
+def latent_contest(p: ContestParams, blocks: list[int], sample: torch.Tensor, batch: Batch, nets: Networks):
     """The student's loss, the heads' loss and what to log, for student samples (B, C, H, W) and the batch's data."""
     heads, teacher = nets.extra["heads"], nets.teacher
-    s = torch.sigmoid(batch.normal(len(batch)) * p.noise_std + p.noise_mean)
+    s = losses.logit_normal(batch.normal(len(batch)), p.noise_mean, p.noise_std)
     fake = teacher.features(interpolate(sample, batch.normal_like(sample), s), s, batch.cond, blocks)
     with torch.no_grad():
         x_s = interpolate(batch.x0, batch.normal_like(batch.x0), s)
