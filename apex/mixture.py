@@ -33,7 +33,7 @@ from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.methods.base import STUDENT, Batch, Networks, PairPlan, Pairs, Setup
-from apex.networks import Averaged, Fixed
+from apex.networks import Averaged, Fixed, last_matrix
 from apex.seeds import derive, torch_generator
 
 RADIUS, SPREAD, MODES = 2.0, 0.15, 4
@@ -259,6 +259,7 @@ def make_networks(
         teacher=Counted(Fixed(teacher), "teacher", ledger, no_grad=True),
         extra=extra,
         weights=averaged.weights,
+        last_parameter=lambda: last_matrix(student),
     )
 
 

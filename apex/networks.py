@@ -73,6 +73,12 @@ class Fixed(nn.Module):
             return self.student(*args, **kwargs)
 
 
+def last_matrix(network: nn.Module) -> nn.Parameter:
+    """The trained matrix nearest to a velocity network's output (modules stand in the order of their use)."""
+    stock = getattr(network, "transformer", network)  # not what a backbone adds around it
+    return [p for p in stock.parameters() if p.requires_grad and p.ndim > 1][-1]
+
+
 def build_student(run: RunConfig, method: Method, folder: Path, device: torch.device) -> tuple[Backbone, nn.Module | None]:
     """The network to train, set up for the method and the tuning, and the frozen teacher (None where it is the student)."""
     student = load_backbone(folder / "transformer")

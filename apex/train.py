@@ -36,7 +36,7 @@ from apex.export import export_run
 from apex.files import atomic_folder, write_atomic
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
-from apex.networks import Averaged, Base, Fixed, build_student, make_setup
+from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup
 from apex.pairs import PairStore, make_pairs, pair_count
 from apex.pipeline import CaptionTable, Pipeline, load_backbone
 from apex.seeds import derive, torch_generator
@@ -116,6 +116,7 @@ class Loop:
             teacher=Counted(teacher if teacher is not None else Base(student), "teacher", self.ledger, no_grad=True),
             extra=self.extra,
             weights=averaged.weights,
+            last_parameter=lambda: last_matrix(student),
         )
         for name, module in self.extra.items():
             count_calls(module, name, self.ledger)

@@ -115,6 +115,7 @@ class Networks:
     with LoRA it is the student with its adapter switched off, not a copy.
     extra: modules that the method asked for (`Method.extra_networks`), by name.
     weights: the student's weights under its running mean, by name, detached; for methods that train in stages.
+    last_parameter: the student's last trained matrix; for methods that weigh terms by their gradients there.
     """
 
     student: Network
@@ -122,6 +123,7 @@ class Networks:
     teacher: Network
     extra: dict[str, nn.Module] = field(default_factory=dict)
     weights: Callable[[], dict[str, Tensor]] | None = None
+    last_parameter: Callable[[], Tensor] | None = None
 
     def named(self, name: Literal["online", "ema", "teacher"]) -> Network:
         return {"online": self.student, "ema": self.ema, "teacher": self.teacher}[name]
