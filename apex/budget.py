@@ -99,14 +99,17 @@ class Cost:
 
 
 @contextmanager
-def _gradients_kept(module: nn.Module):
-    """What is measured inside leaves no gradient behind."""
-    kept = {p: p.grad for p in module.parameters()}
+def _untouched(module: nn.Module):
+    """What is measured inside leaves no gradient behind, and buffers (of a spectral norm) as they were."""
+    kept, buffers = {p: p.grad for p in module.parameters()}, [(b, b.clone()) for b in module.buffers()]
     try:
         yield
     finally:
         for p, grad in kept.items():
             p.grad = grad
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.data.copy_(before)  # not a change that autograd should see
 
 
 def measure_cost(network: nn.Module, latent_shape: tuple[int, ...], cond: Condition) -> Cost:
@@ -116,7 +119,7 @@ def measure_cost(network: nn.Module, latent_shape: tuple[int, ...], cond: Condit
         first = next(network.parameters())
         x = torch.zeros(1, *latent_shape, device=first.device, dtype=first.dtype, requires_grad=kind == "through")
         t = torch.full((1,), 0.5, device=first.device)
-        with _gradients_kept(network), counter() as counted:
+        with _untouched(network), counter() as counted:
             if kind == "forward":
                 with torch.no_grad():
                     network(x, t, cond[:1], t)
@@ -204,14 +207,14 @@ class Counted:
         return self.fixed(x_t, t, cond, None, blocks=blocks)
 
 
-def _first(value: Any) -> Any:
-    """One sample of a call's argument."""
+def _first(value: Any, longest: Condition | None = None) -> Any:
+    """One sample of a call's argument; a condition's is `longest`."""
     if isinstance(value, Tensor):
         return value[:1].detach().clone().requires_grad_(value.requires_grad) if value.ndim else value
     if isinstance(value, Condition):
-        return value[:1]
+        return value[:1] if longest is None else longest[:1].to(value.embeds.device)
     if isinstance(value, list | tuple):
-        return type(value)(_first(item) for item in value)
+        return type(value)(_first(item, longest) for item in value)
     return value
 
 
@@ -229,10 +232,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
 
 
-def count_calls(module: nn.Module, name: str, ledger: Ledger) -> None:
+def count_calls(module: nn.Module, name: str, ledger: Ledger, longest: Condition | None = None) -> None:
     """Enters every call of an extra network in the ledger; its cost per sample is measured at its first call of each kind.
 
-    The first argument that is a tensor (or a list of them, or a Condition) tells the number of samples.
+    The largest batch among the arguments (tensors, Conditions, lists of them) tells the number of samples. Where a condition
+    is an argument, the cost is that of the `longest` caption, as for velocity networks.
     """
     busy = False
 
@@ -248,8 +252,8 @@ def count_calls(module: nn.Module, name: str, ledger: Ledger) -> None:
             nonlocal busy
             busy = True
             try:
-                with _gradients_kept(module), counter() as counted, torch.set_grad_enabled(kind != "forward"):
-                    out = _tensors(module(*(_first(a) for a in args), **{k: _first(v) for k, v in kwargs.items()}))
+                with _untouched(module), counter() as counted, torch.set_grad_enabled(kind != "forward"):
+                    out = _tensors(module(*(_first(a, longest) for a in args), **{k: _first(v, longest) for k, v in kwargs.items()}))
                     if differentiable := [o for o in out if o.requires_grad]:
                         sum(o.square().mean() for o in differentiable).backward()
                 return counted.get_total_flops()

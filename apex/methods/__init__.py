@@ -75,7 +75,7 @@ def get(name: str, files: Sequence[str | Path] = ()) -> type[Method]:
         ) from error
     from apex.methods.base import Method
 
-    method = getattr(module, "METHOD", None)
+    method = module if inspect.isclass(module) else getattr(module, "METHOD", None)  # an entry point may name the class
     if not (inspect.isclass(method) and issubclass(method, Method) and getattr(method, "name", None) == name):
         raise UserError(f"{_shown(place)}: expected METHOD, a subclass of Method with name = {name!r}; found {method!r}")
     for attribute in ("family", "citation"):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from apex.conditioning import Condition
-from apex.methods.apex import ANY, FAKE, NEAR, ONE_STEP, Apex, ApexParams
+from apex.methods._recursive import ANY, FAKE, NEAR, ONE_STEP
+from apex.methods.apex import Apex, ApexParams
 from apex.methods.base import Batch, Networks
 
 F64 = torch.float64

@@ -199,10 +199,10 @@ def test_fm_times_are_logit_normal(make_toy, make_batch, watch):
     assert set(FMParams.model_fields) == {"time_mean", "time_std"}
 
 
-# --------------------------------------------------------------------------------------------------- every method
+# ---------------------------------------------------------- what needs no more than a velocity network; all: apex.conformance
 
 
-@pytest.fixture(params=sorted(methods.available()))
+@pytest.fixture(params=["apex", "apex-eq25", "fm", "rcgm", "twinflow"])
 def method(request: pytest.FixtureRequest) -> Method:
     return methods.get(request.param)()
 
@@ -220,7 +220,7 @@ def test_a_method_says_what_it_is(method: Method):
     assert method.target_time in ("none", "embedding")
     assert method.needs <= {"ema", "teacher"}
     assert set(method.tunings) <= {"full", "lora"} and method.tunings
-    assert set(method.roles()) == set(method.extra_networks(None))
+    assert set(method.roles()) <= set(method.extra_networks(None))
     assert all(f.description for f in type(method.params).model_fields.values())
 
 
@@ -308,7 +308,7 @@ def test_an_unknown_method_names_those_there_are():
     [
         ("import no_such_module_anywhere\n", "cannot be imported"),
         ("x = 1\n", "expected METHOD"),
-        ("from apex.methods.fm import METHOD\n", "expected METHOD, a Method with name = 'mine'"),
+        ("from apex.methods.fm import METHOD\n", "expected METHOD, a subclass of Method with name = 'mine'"),
     ],
 )
 def test_a_broken_method_file_is_named(tmp_path, monkeypatch, text: str, said: str):
@@ -318,7 +318,7 @@ def test_a_broken_method_file_is_named(tmp_path, monkeypatch, text: str, said: s
     assert "mine" in methods.available()
     with pytest.raises(UserError, match=said) as error:
         methods.get("mine")
-    assert "apex/methods/mine.py" in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'mine.py'}: ")
     __import__("sys").modules.pop("apex.methods.mine", None)
 
 
