@@ -37,6 +37,7 @@ Split = Literal["test", "val", "unseen"]
 RESERVED_ROWS = ("teacher", *get_args(Reference))
 LOOP_ONLY = {"checkpoint_every", "log_every"}  # keys of `train` that change no weight
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
+METRIC = r"^[a-z][a-z0-9_]*(/[a-z0-9_]+)*$"
 
 
 Names = Annotated[list[str], BeforeValidator(as_list)]
@@ -170,6 +171,22 @@ class External(Strict):
     source: str = Field("", description="where the images come from, for the reader")
 
 
+class Published(Strict):
+    """A number that a text states of a method. It stands in the tables as published, with its source, apart from what was measured."""
+
+    row: str = Field(min_length=1, max_length=60, description="name in the tables; not that of a row that is measured")
+    nfe: int = Field(ge=0, description="network evaluations per image; 0 where it has no meaning")
+    metric: str = Field(
+        pattern=METRIC,
+        description="as in metrics.csv: geneval/overall, fid, clip_score, speed/latency_b1_s, ...; or another benchmark's name",
+    )
+    value: float = Field(description="as printed, in the unit of the metric")
+    source: str = Field(min_length=3, description="where it is printed: text, table, row")
+    setting: str = Field(
+        "", description="what it was measured on: network, data, resolution, machine; what makes it another number than ours"
+    )
+
+
 class Pretraining(Strict):
     """How `snakemake pretrained` makes the teacher and the evaluators' networks from nothing (source `world`)."""
 
@@ -215,6 +232,7 @@ class Config(Strict):
     tuning: Tuning = Tuning()
     full: Full = Full()
     external: list[External] = Field([], description="folders of images to score beside the rows")
+    published: list[Published] = Field([], description="numbers that texts state of methods, shown apart from what was measured")
     _origin: str = PrivateAttr("configuration")
 
     @model_validator(mode="after")
@@ -242,6 +260,13 @@ class Config(Strict):
         for key in ("methods", "seeds", "nfe", "teacher_nfe", "references", "evaluators"):
             _no_repeats(key, getattr(self, key))
         _no_repeats("rows", [*self.methods, *RESERVED_ROWS, *(e.row for e in self.external)])
+        measured = {*self.all_methods, *self.rows, *RESERVED_ROWS, *(e.row for e in self.external)}
+        for number in self.published:
+            if number.row in measured:
+                raise ValueError(
+                    f"published: {number.row!r} is a row that is measured; name it apart, such as {number.row + ' (published)'!r}"
+                )
+        _no_repeats("published", [f"{one.metric} of {one.row} at NFE {one.nfe}" for one in self.published])
         return self
 
     def known_methods(self) -> list[str]:
@@ -425,6 +450,8 @@ def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str
         except ValidationError as error:
             text = explain(error, method.Params, config._origin, prefix=f"rows.{name}.params.")
             faults[name] = f"{text} (settings of {methods.where(method)})"
+        except Exception as error:  # whatever the method's own checks raise
+            faults[name] = f"{methods.where(method)}: {type(error).__name__}: {' '.join(str(error).split())}"
     return faults
 
 
@@ -467,7 +494,7 @@ def defaults() -> str:
         "# Every key of a profile, its default and what it means. Written by `python -m apex.config --defaults`; a test fails on drift.\n"
     )
     text += "".join(f"{line}\n" for line in document(Config))
-    for title, model in (("An entry under `rows`", Row), ("An entry of `external`", External)):
+    for title, model in (("An entry under `rows`", Row), ("An entry of `external`", External), ("An entry of `published`", Published)):
         text += f"\n# {title}:\n" + "".join(f"#   {line}\n" for line in document(model))
     return text
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from apex.methods.base import Method, Setup, frozen
 from apex.pipeline import Decoder, EncoderFeatures, Pipeline, load_backbone
 
 
+@contextmanager
+def kept_activations(student: nn.Module) -> Iterator[None]:
+    """Without gradient checkpointing: the backward pass would recompute activations with weights that are no longer in place."""
+    transformer = getattr(student, "transformer", None)
+    checkpointing = torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False)
+    if checkpointing:
+        transformer.disable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if checkpointing:
+            transformer.enable_gradient_checkpointing()
+
+
 class Base(nn.Module):
     """The teacher of a LoRA run: the student with its adapter switched off, so no second copy is kept."""
 
@@ -26,18 +41,12 @@ class Base(nn.Module):
         self.student = student
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # Recomputed activations would be those of the network with its adapter, which is back on in the backward pass.
-        checkpointing = torch.is_grad_enabled() and getattr(self.student.transformer, "gradient_checkpointing", False)
-        if checkpointing:
-            self.student.transformer.disable_gradient_checkpointing()
         self.student.transformer.disable_adapters()
         try:
-            with frozen(self.student):
+            with frozen(self.student), kept_activations(self.student):
                 return self.student(*args, **kwargs)
         finally:
             self.student.transformer.enable_adapters()
-            if checkpointing:
-                self.student.transformer.enable_gradient_checkpointing()
 
 
 class Averaged(nn.Module):
@@ -49,7 +58,7 @@ class Averaged(nn.Module):
         self.names = [name for name, p in student.named_parameters() if p.requires_grad]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with frozen(self.student):
+        with frozen(self.student), kept_activations(self.student):
             if not self.ema.active:
                 return self.student(*args, **kwargs)
             mean = dict(zip(self.names, self.ema.shadow, strict=True))
@@ -69,7 +78,7 @@ class Fixed(nn.Module):
         self.student = student
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with frozen(self.student):
+        with frozen(self.student), kept_activations(self.student):
             return self.student(*args, **kwargs)
 
 

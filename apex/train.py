@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from apex import methods, provenance
-from apex.budget import Counted, Ledger, count_calls, measure_cost
+from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, shift_visibility
 from apex.config import Config, RunConfig, check_params, load, locate
 from apex.data.cache import Cache, load_cache
@@ -103,9 +103,12 @@ class Loop:
             for role, p in roles.items()
         }
         wrapped = self.accelerator.prepare(student)
+        base = teacher if teacher is not None else Base(student) if run.tuning == "lora" else None
         costs = {"student": measure_cost(student, shape, longest)}
-        # The frozen teacher has no gradient: its pass costs what the stock network's forward pass costs.
-        costs["teacher"] = measure_cost(load_backbone(folder / "transformer").to(device), shape, longest)
+        # A method without a teacher is measured by the stock network, which is not kept.
+        stock = load_backbone(folder / "transformer").to(device) if base is None else base
+        costs["teacher"] = measure_cost(stock, shape, longest) if base is not None else Cost(measure_cost(stock, shape, longest).forward)
+        del stock
         costs["ema"] = costs["student"]
         self.unit = costs["teacher"].forward
         self.ledger = Ledger(costs)
@@ -113,13 +116,13 @@ class Loop:
         self.nets = Networks(
             student=Counted(wrapped, "student", self.ledger, fixed=Fixed(student)),
             ema=Counted(averaged, "ema", self.ledger, no_grad=True),
-            teacher=Counted(teacher if teacher is not None else Base(student), "teacher", self.ledger, no_grad=True),
+            teacher=Counted(base if base is not None else self.no_teacher, "teacher", self.ledger, no_grad=True),
             extra=self.extra,
             weights=averaged.weights,
             last_parameter=lambda: last_matrix(student),
         )
         for name, module in self.extra.items():
-            count_calls(module, name, self.ledger)
+            count_calls(module, name, self.ledger, longest)
         self.teacher = teacher
         self.pairs: PairStore | None = None
         self.memory: dict[str, float] = {}
@@ -127,6 +130,9 @@ class Loop:
         self.moved = True  # whether the last step changed the student: its running mean follows its updates
         self.step, self.flops, self.seconds, self.rows, self.first_losses = 0, 0.0, 0.0, [], []
         self.visibility: dict[float, float] = {}
+
+    def no_teacher(self, *_: Any, **__: Any) -> Tensor:
+        raise UserError(f"{methods.where(self.method)}: losses() queries the teacher; name it in `needs`")
 
     # ------------------------------------------------------------------------------------- the loop
     def batch(self, micro: int) -> Batch:
@@ -257,6 +263,11 @@ class Loop:
             return
         budget, device = self.run.budget.forward_equivalents, self.accelerator.device
         count = pair_count(plan, budget)
+        if count * plan.passes >= budget:
+            raise UserError(
+                f"row {self.run.row}: {count} teacher-made pairs of {plan.passes} passes each leave nothing of the budget of {budget:g} "
+                "forward-equivalents; raise the budget or lower the method's steps or share of pairs"
+            )
         with self.accelerator.main_process_first():  # the others read what the first one made
             self.pairs = make_pairs(
                 plan,
@@ -285,8 +296,9 @@ class Loop:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         self.ledger.passes = passes
+        now = self.trained()
         for name, value in buffers.items():
-            self.trained()[name].data.copy_(value)
+            now[name].data.copy_(value)
         del out
         trained = [p for o in self.optimizers.values() for p in o.param_groups[0]["params"]]
         parts = {
@@ -305,8 +317,10 @@ class Loop:
         self.restore()
         if self.step == 0 and main:
             self.probe()
+        started = time.time()
         self.make_pairs()
-        if self.step == 0 and main:
+        if self.step == 0:
+            self.seconds += time.time() - started
             self.measure_memory()
         budget = self.run.budget.forward_equivalents
         started = saved = said = time.time()

@@ -41,6 +41,7 @@ class ApexEq25(Method):
     citation = "arXiv 2604.12322, Eq. 25"
     target_time = "none"
     sample_mode = "few"
+    one_step = False  # its minimiser at t = 1 is the mean
     Params = Eq25Params
 
     def extra_networks(self, setup: Setup | None = None) -> dict[str, nn.Module]:

@@ -20,6 +20,7 @@ class FlowMatching(Method):
     family = "control"
     citation = "Lipman et al. 2023, arXiv 2210.02747"
     sample_mode = "multi"
+    one_step = False
     Params = FMParams
 
     def losses(self, batch: Batch, nets: Networks, step: int) -> Step:

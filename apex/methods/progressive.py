@@ -23,9 +23,7 @@ from apex.methods.base import Batch, Method, Networks, Params, Setup, Step
 
 class ProgressiveParams(Params):
     guidance: float = Field(2.5, ge=0, description="guidance of the first stage's teacher; 1 is none")
-    start_steps: int = Field(
-        16, ge=1, le=1024, description="N of the first stage, whose teacher makes twice as many; published: hundreds"
-    )
+    start_steps: int = Field(16, ge=1, le=1024, description="N of the first stage, whose teacher makes twice as many; published: hundreds")
     final_steps: int = Field(1, ge=1, description="N of the last stage")
     late_share: float = Field(2.0, gt=0, description="budget of each stage with N <= 2 relative to an earlier one's; published: 2")
 
