@@ -53,11 +53,12 @@ class Row:
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-APEX, EQ25 = {"rho": 0.0}, {"lam": 0.5}  # no guidance; the paper gives no lam
+NO_RHO, UNGUIDED = {"rho": 0.0}, {"guidance": 1.0}
+APEX, EQ25 = NO_RHO, {"lam": 0.5}  # the paper gives no lam
 EQ25_PARTS = {"L_sup": {"fake_weight": 0.0, "lam": 0.0}, "L_cons": {"fake_weight": 0.0, "lam": 1.0}, "L_fake": {"mix_weight": 0.0}}
 ROWS: dict[str, Row] = {
     "fm": Row("fm"),
-    "rcgm": Row("apex", APEX | {"rectification": 0.0}),
+    "rcgm": Row("rcgm", NO_RHO),
     "apex": Row("apex", APEX, parts={"base": {"rectification": 0.0}, "rectification": {"base_weight": 0.0}}),
     "apex no shift": Row("apex", APEX | {"a": 1.0, "b": 0.0}),
     "eq25": Row("apex-eq25", EQ25, parts=EQ25_PARTS),
@@ -68,6 +69,20 @@ ROWS: dict[str, Row] = {
     "eq25 stopped": Row("apex-eq25", EQ25 | {"x_fake_gradient": False}),
     "eq25 fresh": Row("apex-eq25", EQ25 | {"fresh_noise": True}),
     "eq25 from apex": Row("apex-eq25", EQ25, start="apex", parts=EQ25_PARTS),
+    "twinflow": Row("twinflow", NO_RHO),
+    "lcm": Row("lcm", UNGUIDED),
+    "pcm": Row("pcm", UNGUIDED),
+    "ctm": Row("ctm", UNGUIDED),
+    "scm": Row("scm", UNGUIDED),
+    "scm, difference": Row("scm", UNGUIDED | {"derivative": "finite_difference"}),
+    "meanflow": Row("meanflow", UNGUIDED),
+    "meanflow, difference": Row("meanflow", UNGUIDED | {"derivative": "finite_difference"}),
+    "sana-sprint": Row("sana-sprint", UNGUIDED),
+    "ladd": Row("ladd"),
+    "dmd2": Row("dmd2", UNGUIDED),
+    "regression": Row("regression", UNGUIDED),
+    "progressive": Row("progressive", UNGUIDED),
+    "reflow": Row("reflow", UNGUIDED),
 }
 
 
