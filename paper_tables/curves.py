@@ -1,114 +1,31 @@
-"""Curves: what training logged, what the shift-visibility probe found, how a metric moves with NFE, and GenEval's calibration.
+"""Curves: how a metric moves with NFE, what the shift-visibility probe found, GenEval's calibration.
 
-Reads runs/<row>/seed<S>/log.csv and made.json (`apex.train`), calibration/calibration.json (`evaluators.geneval.calibrate`).
+Reads runs/<row>/seed<S>/made.json (`apex.train`) and calibration/calibration.json (`evaluators.geneval.calibrate`); what training
+logged is drawn by `paper_tables.dynamics`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from apex.errors import UserError
-from paper_tables.plotting import colors, legend, panels, plain_ticks
+from paper_tables.plotting import FAINT, TEACHER_COLOR, Label, label_column, legend, looks, panels, plain_ticks, row_looks
+from paper_tables.records import read_object, runs
 from paper_tables.stats import Summary
 from paper_tables.view import TASK_NAMES, TEACHER, View
 
-NOT_DRAWN = ("step", "wall_seconds", "forward_equivalents", "learning_rate")
-MOST_PANELS = 16
 WEAK, STRONG = 0.1, 3.0  # of the probe, as `apex.train` judges it
-Log = dict[str, np.ndarray]
 
 
-def read_log(path: Path) -> Log:
-    """Column name -> float64 array, NaN where a cell is empty. A missing `step` or a cell that is no number is a `UserError`."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    if not rows or "step" not in rows[0]:
-        raise UserError(f"{path}: column 'step' is missing; expected step, wall_seconds and one column per loss; train the row again")
-    columns: dict[str, list[float]] = {name: [] for name in rows[0]}
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(rows[0]):
-            raise UserError(f"{path}: line {number} has {len(row)} cells, expected {len(rows[0])}; train the row again")
-        for name, cell in zip(rows[0], row, strict=True):
-            try:
-                columns[name].append(float(cell) if cell else np.nan)
-            except ValueError:
-                raise UserError(f"{path}: line {number}, column {name!r}: found {cell!r}, expected a number or nothing") from None
-    return {name: np.array(values) for name, values in columns.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or a `UserError` naming the file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); make it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found {type(found).__name__}, expected a JSON object; make it again")
-    return found
-
-
-def runs(results: Path, file: str) -> Iterator[tuple[str, int, Path]]:
-    """(row, seed, path) of every runs/<row>/seed<S>/`file`; folders that begin with a dot are half-finished."""
-    for path in sorted((results / "runs").glob(f"*/seed*/{file}")):
-        match = re.fullmatch(r"seed(\d+)", path.parent.name)
-        if match and not path.parent.parent.name.startswith("."):
-            yield path.parent.parent.name, int(match[1]), path
-
-
-def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Running mean over `window` neighbours, NaN left out; shorter at the ends, so that the curve starts where the data does."""
-    known = np.isfinite(values)
-    total = np.convolve(np.where(known, values, 0.0), np.ones(window), mode="same")
-    count = np.convolve(known.astype(float), np.ones(window), mode="same")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > 0, total / count, np.nan)
-
-
-def training(results: Path) -> Figure | None:
-    """Every logged column, a colour per row and a line per seed, against what was spent; columns that rows share come first."""
-    logs: dict[str, list[Log]] = {}
-    for row, _, path in runs(results, "log.csv"):
-        log = read_log(path)
-        if len(log["step"]) > 1:
-            logs.setdefault(row, []).append(log)
-    owners: dict[str, set[str]] = {}
-    for row, seeds in logs.items():
-        for log in seeds:
-            for name in log:
-                if name not in NOT_DRAWN and np.isfinite(log[name]).any():
-                    owners.setdefault(name, set()).add(row)
-    names = sorted(owners, key=lambda name: (name != "loss", -len(owners[name])))[:MOST_PANELS]
-    if not names:
-        return None
-    axis = "forward_equivalents" if all("forward_equivalents" in log for seeds in logs.values() for log in seeds) else "step"
-    label = "teacher forward-equivalents" if axis == "forward_equivalents" else axis
-    figure, found = panels(names, 4, f"Training: running means of what was logged, a line per seed, against {label}")
-    tint = colors(list(logs))
-    for axes, name in zip(found, names, strict=True):
-        drawn = [(row, log) for row, seeds in logs.items() for log in seeds if name in log and np.isfinite(log[name]).any()]
-        for row, log in drawn:
-            axes.plot(log[axis], smooth(log[name], max(3, len(log[name]) // 25)), color=tint[row], linewidth=1.1, alpha=0.85)
-        values = np.concatenate([log[name][np.isfinite(log[name])] for _, log in drawn])
-        if values.min() > 0 and values.max() / values.min() > 30:
-            axes.set_yscale("log")
-        axes.ticklabel_format(axis="x", scilimits=(-3, 4))
-    legend(figure, {row: {"color": tint[row]} for row in logs})
-    return figure
-
-
-def shift_visibility(results: Path) -> Figure | None:
+def shift_visibility(results: Path, view: View) -> Figure | None:
     """The probe before training: how much the shift changes the network's output, over t; one line per row and seed."""
     found: dict[str, list[dict[float, float]]] = {}
     for row, _, path in runs(results, "made.json"):
-        probe = read_json(path).get("shift_visibility")
+        probe = read_object(path).get("shift_visibility")
         try:
             values = {float(time): float(value) for time, value in (probe or {}).items()}
         except (AttributeError, TypeError, ValueError):
@@ -121,7 +38,7 @@ def shift_visibility(results: Path) -> Figure | None:
         return None
     figure = Figure(figsize=(7.0, 4.0))
     axes = figure.add_axes((0.1, 0.21, 0.86, 0.66))
-    tint = colors(list(found))
+    tint = {row: look.color for row, look in looks(view.families | {row: view.families.get(row, "") for row in found}).items()}
     for row, seeds in found.items():
         for values in seeds:
             axes.plot(*zip(*sorted(values.items()), strict=True), color=tint[row], marker="o", markersize=4, linewidth=1.4, alpha=0.85)
@@ -142,7 +59,7 @@ def shift_visibility(results: Path) -> Figure | None:
 # metric, title, split ('' for the main one)
 AGAINST_NFE = (
     ("geneval/overall", "GenEval ↑", ""),
-    ("geneval/overall", "GenEval, unseen combinations ↑", "unseen"),
+    ("geneval/overall", "GenEval, unseen ↑", "unseen"),
     ("clip_score", "CLIP score ↑", ""),
     ("coverage/spread", "spread ↑", ""),
     ("coverage/recall", "recall ↑", ""),
@@ -150,45 +67,117 @@ AGAINST_NFE = (
 )
 
 
+Points = list[tuple[int, Summary]]
+
+
+def _points(view: View, row: str, metric: str, split: str) -> Points:
+    """A row's numbers by NFE."""
+    keys = [key for key in view.keys if key[0] == row and key[1]]
+    return sorted((nfe, found) for key in keys for nfe in [key[1]] if (found := view.get(key, metric, split or None)))
+
+
+def _draw_line(axes: Axes, points: Points, color: str, marker: str, shift: float = 1.0) -> None:
+    """One row over NFE with its intervals; `shift` moves it aside, so that rows stand beside each other."""
+    places = np.array([nfe for nfe, _ in points]) * shift
+    axes.plot(places, [one.value for _, one in points], color=color, marker=marker, markersize=4.5, linewidth=1.3, zorder=3)
+    for place, (_, one) in zip(places, points, strict=True):
+        if one.low is not None:
+            axes.plot([place, place], [one.low, one.high], color=color, linewidth=1.0, alpha=0.5, zorder=2)
+
+
+def _nfe_axis(axes: Axes, ticks: list[int], room: float = 1.25) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(nfe) for nfe in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(ticks[0] / 1.25, ticks[-1] * room)
+
+
+LEVELS = {"teacher, 25 steps": (TEACHER, TEACHER_COLOR, (0, (5, 3))), "real renders": (("real", 0), "#8a9199", (0, (1, 2)))}
+
+
 def against_nfe(view: View) -> Figure | None:
-    """Metrics of the distilled rows over NFE, with intervals; the guided 25-step teacher and the real renders as levels."""
+    """Metrics of the distilled rows over the compared NFEs: a column per family, the other families' lines pale behind it.
 
-    def points(row: str, metric: str, split: str) -> list[tuple[int, Summary]]:
-        return [(nfe, found) for name, nfe in view.methods if name == row and (found := view.get((name, nfe), metric, split or None))]
-
-    rows = list(dict.fromkeys(row for row, _ in view.methods))
-    chosen = [one for one in AGAINST_NFE if any(points(row, one[0], one[2]) for row in rows)]
-    if not chosen:
+    The guided 25-step teacher and the real renders are levels.
+    """
+    lines = {
+        (row, metric, split): [point for point in _points(view, row, metric, split) if point[0] in view.compared]
+        for row in view.rows
+        for metric, _, split in AGAINST_NFE
+    }
+    chosen = [one for one in AGAINST_NFE if any(lines[row, one[0], one[2]] for row in view.rows)]
+    drawn = {row for (row, *_), found in lines.items() if found}
+    families = list(dict.fromkeys(view.families[row] for row in view.rows if row in drawn))
+    if not chosen or not families:
         return None
-    figure, found = panels(
-        [title for _, title, _ in chosen], 3, f"Metrics against NFE (number of steps), {view.split} set, 95% intervals", 3.5, 2.4
-    )
-    tint, ticks = colors(rows), sorted({nfe for _, nfe in view.methods if nfe})
-    levels = {"teacher, 25 steps": (TEACHER, "#1b1f24", (0, (5, 3))), "real renders": (("real", 0), "#8a9199", (0, (1, 2)))}
-    shown: dict[str, dict[str, Any]] = {}
-    for axes, (metric, _, split) in zip(found, chosen, strict=True):
-        for name, (key, shade, dash) in levels.items():
-            level = view.get(key, metric, split or None)
-            if level:
+    names = [f"{family}: {title}" for _, title, _ in chosen for family in families]
+    title = f"Metrics against NFE (number of steps), {view.split} set, 95% intervals; pale: the other families"
+    figure, found = panels(names, len(families), title, max(2.75, 7.0 / len(families)), 2.1, len(drawn) + len(LEVELS))
+    look, shown = row_looks(view), {}
+    for index, axes in enumerate(found):
+        (metric, _, split), family = chosen[index // len(families)], families[index % len(families)]
+        for name, (key, shade, dash) in LEVELS.items():
+            if level := view.get(key, metric, split or None):
                 shown[name] = {"color": shade, "linestyle": dash}
-                axes.axhline(level.value, linewidth=1.2, **shown[name])
-        for index, row in enumerate(rows):
-            line = points(row, metric, split)
-            if line:
-                places = np.array([nfe for nfe, _ in line]) * 1.03 ** (index - (len(rows) - 1) / 2)  # beside each other, not on top
-                axes.plot(places, [one.value for _, one in line], color=tint[row], marker="o", markersize=4, linewidth=1.4)
-                for place, (_, one) in zip(places, line, strict=True):
-                    if one.low is not None:
-                        axes.plot([place, place], [one.low, one.high], color=tint[row], linewidth=1.1, alpha=0.6)
-                shown.setdefault(row, {"color": tint[row], "marker": "o", "markersize": 4})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [str(nfe) for nfe in ticks])
-        axes.minorticks_off()
-        axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+                axes.axhline(level.value, linewidth=1.1, zorder=1, **shown[name])
+        rows = [row for row in view.rows if lines[row, metric, split]]
+        mine = [row for row in rows if view.families[row] == family]
+        for row in rows:
+            points = lines[row, metric, split]
+            if row in mine:
+                _draw_line(axes, points, look[row].color, look[row].marker, 1.03 ** (mine.index(row) - (len(mine) - 1) / 2))
+                shown.setdefault(row, {"color": look[row].color, "marker": look[row].marker, "markersize": 4.5})
+            else:
+                axes.plot(*zip(*((nfe, one.value) for nfe, one in points), strict=True), color=FAINT, linewidth=0.8, zorder=0)
+        _nfe_axis(axes, view.compared)
         if metric.startswith(("geneval/", "coverage/")):
             axes.set_ylim(-0.03, 1.05)
-    legend(figure, shown)
+        elif metric == "fid":
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis, *axes.get_ylim())
+    legend(figure, {row: shown[row] for row in (*view.rows, *LEVELS) if row in shown})
     return figure
+
+
+SWEPT = (("geneval/overall", "GenEval ↑"), ("fid", "FID ↓"))
+MANY = 5  # NFEs that make a sweep
+
+
+def nfe_sweep(view: View) -> Figure | None:
+    """GenEval and FID of the rows that were sampled at many NFEs, from one step to their largest; the guided teacher's own curve."""
+    rows = [row for row in view.rows if any(len(_points(view, row, metric, "")) >= MANY for metric, _ in SWEPT)]
+    if not rows:
+        return None
+    title = f"From one step to many, {view.split} set, 95% intervals; a guided step of the teacher runs the network twice"
+    figure, found = panels([name for _, name in SWEPT], 2, title, 6.2, 4.6)
+    look = row_looks(view)
+    for axes, (metric, _) in zip(found, SWEPT, strict=True):
+        labels, ticks = [], set()
+        for row in [*rows, "teacher"]:
+            points = _points(view, row, metric, "")
+            if not points:
+                continue
+            _draw_line(axes, points, look[row].color, look[row].marker)
+            ticks |= {nfe for nfe, _ in points}
+            labels.append(Label(points[-1][0], points[-1][1].value, row, look[row].color))
+        _nfe_axis(axes, _thinned(sorted(ticks)), 2.1)
+        axes.set_xlabel("NFE (number of steps), log scale")
+        if metric == "fid":
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis, *axes.get_ylim())
+        else:
+            axes.set_ylim(-0.03, 1.05)
+        label_column(axes, labels, 1.2 * max(ticks))
+    return figure
+
+
+def _thinned(nfes: list[int]) -> list[int]:
+    """Those with room for a tick on a logarithmic axis; the first and the last among them."""
+    kept = [nfes[0]]
+    for nfe in nfes[1:-1]:
+        if nfe >= 1.2 * kept[-1] and nfes[-1] >= 1.2 * nfe:
+            kept.append(nfe)
+    return [*kept, *nfes[-1:]] if len(nfes) > 1 else kept
 
 
 def calibration(results: Path) -> Figure | None:
@@ -196,7 +185,7 @@ def calibration(results: Path) -> Figure | None:
     path = results / "calibration" / "calibration.json"
     if not path.is_file():
         return None
-    record = read_json(path)
+    record = read_object(path)
     try:
         units = record["units"]
         found = {

@@ -67,10 +67,10 @@ def cost(view: View) -> Table:
     columns += [Column("per_thousand", "s per 1,000 forward-equivalents", "run"), Column("seeds", "seeds")]
     columns += [Column("hardware", "hardware", numeric=False), Column("note", "note", numeric=False)]
     caption = (
-        "What a run costs, means over seeds. Share of the budget: training FLOPs by network; extra: networks that the method adds, such as a "
-        "discriminator or a fake-score network (footnotes name them). Memory: parameters of the student, of the frozen teacher where it is "
-        "a network of its own, of extra networks, of the running mean; optimizer: AdamW's moments; step: the peak of activations, "
-        "gradients and temporaries in one step of training. Seconds are wall time on a machine that may have done other work."
+        "What a run costs, means over seeds. Share of the budget: training FLOPs by network; extra: networks that the method adds, "
+        "such as a discriminator or a fake-score network (footnotes name them). Memory: parameters of the student, of the frozen "
+        "teacher where it is a network of its own, of extra networks, of the running mean; optimizer: AdamW's moments; step: the peak of "
+        "activations, gradients and temporaries in one step of training. Seconds are wall time on a machine that may have done other work."
     )
     panels = [
         ("(a) Budget and time", ["row", "tuning", *(f"share_{name}" for name in (*OWN, "extra")),

@@ -206,21 +206,20 @@ class View:
         found = [one.record for one in self._by_key.get(key, []) if one.record.training]
         return _mean({record.seed: record.training for record in found}, names)
 
+    def _trainings(self, row: str) -> list[dict[Any, dict[str, Any]]]:
+        """What the row's result records say of its training, by seed, and what its records of making say."""
+        recorded = {one.record.seed: one.record.training for one in self._by_row.get(row, []) if one.record.training}
+        return [recorded, {made.get("seed"): made.get("training") or {} for made in self.made.get(row, [])}]
+
     def cost(self, row: str, *names: str) -> float | None:
         """As `training`, over all NFEs of the row, and its records of making where the result records have no such number."""
-        by_seed = {one.record.seed: one.record.training for one in self._by_row.get(row, []) if one.record.training}
-        value = _mean(by_seed, names)
-        return (
-            value if value is not None else _mean({made.get("seed"): made.get("training") or {} for made in self.made.get(row, [])}, names)
-        )
+        means = [_mean(found, names) for found in self._trainings(row)]
+        return next((value for value in means if value is not None), None)
 
     def networks(self, row: str) -> dict[str, float]:
         """Training FLOPs by network, averaged over seeds; empty where the records do not say."""
-        names: dict[str, None] = {}
-        for training in [one.record.training for one in self._by_row.get(row, [])] + [
-            made.get("training") for made in self.made.get(row, [])
-        ]:
-            names |= dict.fromkeys((training or {}).get("flops_by_network") or {})
+        books = [one.get("flops_by_network") or {} for found in self._trainings(row) for one in found.values()]
+        names = dict.fromkeys(name for book in books for name in book)
         return {name: found for name in names if (found := self.cost(row, "flops_by_network", name)) is not None}
 
     def all_values(self, name: str) -> list[Any]:

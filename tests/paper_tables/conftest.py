@@ -27,6 +27,7 @@ ROWS = {
     ("fm", 1): 0.11, ("fm", 2): 0.2, ("fm", 4): 0.45,
 }  # fmt: skip
 FAMILIES = {"apex": "self-adversarial", "apex-eq25": "self-adversarial", "fm": "control"}  # of others: test
+EXTRA_MB = {"apex-eq25": 20.0}  # as if it had a discriminator
 # A profile that names the rows above; the methods are the suite's own.
 PROFILE = """
 profile: synthetic
@@ -87,6 +88,13 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
     """A whole record; `changes` replaces keys."""
     reference, trained = row in REFERENCES, row not in (*REFERENCES, "teacher")
     training = {"flops": 2.5e15, "forward_equivalents": 120000, "wall_seconds": 1180.5, "steps": 4000, "peak_memory_mb": 900.0}
+    memory = {"student": 5.0, "teacher": 0.0, "extra": EXTRA_MB.get(row, 0.0), "ema": 5.0, "optimizer": 10.0, "step": 80.0}
+    shares = {"student": 1.5e15, "teacher": 0.5e15, "ema": 0.25e15, "heads": 0.25e15 if row in EXTRA_MB else 0.0}
+    training |= {
+        "memory_mb": memory | {"total": sum(memory.values())},
+        "flops_by_network": {k: v for k, v in shares.items() if v},
+        "stopped": "",
+    }
     tasks = TASKS if split == "test" else UNSEEN
     right = [
         {"tag": task, "prompt": prompt, "correct": round(100 * (quality + 0.01 * seed)), "images": 100}
@@ -94,7 +102,8 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
         for prompt in PROMPTS[task]
     ]
     return {
-        "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row, "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, "test"),
+        "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row,
+        "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, "test"),
         "variant": "", "tuning": "full" if trained else "none", "backbone": "renderer" if reference else "sana", "profile": "synthetic",
         "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0,
         "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
@@ -113,7 +122,8 @@ def write(path: Path, content: Any) -> None:
 
 def write_logs(folder: Path, row: str, seed: int, lines: int = 60) -> None:
     """A training log in `apex.train`'s columns and the run's record with the shift-visibility probe."""
-    own = {"apex": ["base", "residual/one_step", "rectification"], "apex-eq25": ["fake", "mix"]}.get(row, [])
+    adversary = ["loss/discriminator", "grad_norm/discriminator", "d_real", "d_fake"]
+    own = {"apex": ["base", "residual/one_step", "rectification"], "apex-eq25": adversary}.get(row, [])
     head = ["step", "wall_seconds", "forward_equivalents", "learning_rate", "loss", "grad_norm", *own]
     rng = np.random.default_rng(seed)
     rows = [",".join(head)]
@@ -140,6 +150,18 @@ def write_images(folder: Path, row: str, nfe: int, samples: int = 4, side: int =
             Image.fromarray(image).save(place / "samples" / f"{sample:04d}.png", compress_level=1)
 
 
+def write_tuning(folder: Path) -> None:
+    """tuning.json as `snakemake tune` leaves it: three candidates of apex, one of fm."""
+    found = {"spread": 0.5, "recall": 0.6, "wall_seconds": 300.0, "forward_equivalents": 30000, "stopped": ""}
+    values = [0.4, 0.55, 0.41]
+    apex = [found | {"geneval": v, "geneval_low": v - 0.03, "geneval_high": v + 0.03, "params": {"order": k} if k else {}, "train": {}}
+            for k, v in enumerate(values)]  # fmt: skip
+    apex[2] |= {"train": {"learning_rate": 3e-4}, "stopped": "the loss of student is nan at step 90, after 40% of the budget"}
+    fm = found | {"geneval": 0.05, "geneval_low": 0.03, "geneval_high": 0.07, "params": {}, "train": {}}
+    methods = {"fm": {"declared": 1, "candidates": [fm], "chosen": 0}, "apex": {"declared": 3, "candidates": apex, "chosen": 1}}
+    write(folder / "tuning.json", {"split": "val", "nfe": 1, "share": 0.25, "budget": 30000.0, "methods": methods})
+
+
 def build(
     folder: Path,
     rows: dict[tuple[str, int], float] | None = None,
@@ -148,6 +170,7 @@ def build(
     runs: bool = False,
     images: bool = False,
     calibration: bool = False,
+    tuning: bool = False,
 ) -> Path:
     """Writes a results folder and returns it; `skip` holds (row, evaluator) pairs without a record."""
     for (row, nfe), quality in (ROWS if rows is None else rows).items():
@@ -163,6 +186,8 @@ def build(
         if images:
             write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "test", row, nfe)
             write_images(folder / "images" / row / f"nfe{nfe}" / "seed0" / "unseen", row, nfe, 1, chosen=UNSEEN)
+    if tuning:
+        write_tuning(folder / "tune")
     if calibration:
         levels = {"blur": (0.0, 1.0, 4.0), "noise": (0.0, 0.2, 0.5), "fade": (0.0, 0.5, 1.0), "lost objects": (0.0, 0.5, 1.0)}
         found = {}
@@ -193,7 +218,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def full_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seeds, logs, images and calibration; made once, not to be changed."""
-    return build(tmp_path_factory.mktemp("full") / "results", seeds=(0, 1, 2), runs=True, images=True, calibration=True)
+    return build(tmp_path_factory.mktemp("full") / "results", seeds=(0, 1, 2), runs=True, images=True, calibration=True, tuning=True)
 
 
 def call(main: Callable[[], None], *arguments: object) -> int:

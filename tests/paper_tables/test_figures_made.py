@@ -10,15 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from paper_tables import curves, figures, grids, page
-from paper_tables.plotting import FIXED, Label, colors, place_labels
-from paper_tables.view import View
+from paper_tables import curves, dynamics, figures, grids, plotting, scatter
+from paper_tables.plotting import Label, label_column, looks, place_labels
+from paper_tables.view import TASKS, View
 
-PLOTS = ("quality_latency", "coverage_quality", "nfe", "training", "shift_visibility", "calibration")
+PLOTS = (
+    *("quality_latency", "quality_memory", "quality_budget", "coverage_quality", "nfe", "training", "tuning"),
+    *("shift_visibility", "calibration"),
+)
+GRIDS = ("grid", "grid_nfe2", "grid_nfe4", "grid_unseen", "grid_samples", "sweep_apex", "sweep_apex-eq25", "sweep_fm", "sweep_teacher")
+LOOK = looks({"apex": "self-adversarial", "apex-eq25": "self-adversarial", "fm": "control"})
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -32,26 +38,26 @@ def has_color(image: np.ndarray, hexadecimal: str, count: int = 20) -> bool:
     return (np.abs(image - wanted).sum(2) < 12).sum() >= count
 
 
-@pytest.mark.parametrize("name", [*PLOTS, *grids.NAMES])
+@pytest.mark.parametrize("name", [*PLOTS, *GRIDS])
 def test_figure_is_made_of_a_size_to_read_and_not_blank(name: str, made: Path) -> None:
     image = pixels(made / "figures" / f"{name}.png")
-    assert image.shape[0] > 350 and image.shape[1] > 700
+    assert image.shape[0] > 330 and image.shape[1] > 700
     inked = (image.sum(2) < 3 * 250).mean()
     assert 0.005 < inked < 0.95
     half = image.shape[1] // 2
     assert (image[:, :half].sum(2) < 700).any() and (image[:, half:].sum(2) < 700).any()
 
 
-@pytest.mark.parametrize("name", ["quality_latency", "coverage_quality", "nfe", "training"])
+@pytest.mark.parametrize("name", ["quality_latency", "quality_memory", "quality_budget", "coverage_quality", "nfe"])
 def test_every_method_is_drawn(name: str, made: Path) -> None:
     image = pixels(made / "figures" / f"{name}.png")
-    assert all(has_color(image, FIXED[row]) for row in ("apex", "apex-eq25", "fm"))
+    assert all(has_color(image, LOOK[row].color) for row in ("apex", "apex-eq25", "fm"))
 
 
 def test_probe_shows_the_rows_that_have_one(made: Path) -> None:
     image = pixels(made / "figures" / "shift_visibility.png")
-    assert has_color(image, FIXED["apex"]) and has_color(image, FIXED["apex-eq25"])
-    assert not has_color(image, FIXED["fm"])
+    assert has_color(image, LOOK["apex"].color) and has_color(image, LOOK["apex-eq25"].color)
+    assert not has_color(image, LOOK["fm"].color)
 
 
 def test_better_quality_is_drawn_higher(make_results: Callable[..., Path], tmp_path: Path) -> None:
@@ -59,7 +65,7 @@ def test_better_quality_is_drawn_higher(make_results: Callable[..., Path], tmp_p
     heights = []
     for quality in (0.2, 0.8):
         results = make_results(str(quality), rows={("apex", 1): quality, ("fm", 1): 0.5})
-        content = figures.png(figures.quality_latency(View.load(results)))
+        content = plotting.png(scatter.quality_latency(View.load(results)))
         (tmp_path / "one.png").write_bytes(content)
         blue = np.abs(pixels(tmp_path / "one.png") - [0, 0x72, 0xB2]).sum(2) < 12
         heights.append(np.nonzero(blue)[0].mean())
@@ -72,31 +78,85 @@ def lines(figure: Figure, panel: int, color: str) -> list[tuple[list[float], lis
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in found]
 
 
+def panel(figure: Figure, title: str) -> int:
+    return [axes.get_title() for axes in figure.axes].index(title)
+
+
 def test_nfe_curves_have_the_tables_numbers(full_results: Path) -> None:
+    """A column per family: apex is drawn in its own, and pale in the control's."""
     figure = curves.against_nfe(View.load(full_results))
+    heads = ("GenEval ↑", "GenEval, unseen ↑", "CLIP score ↑", "spread ↑", "recall ↑", "FID ↓")
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["GenEval ↑", "GenEval, unseen combinations ↑", "CLIP score ↑", "spread ↑", "recall ↑", "FID ↓"]
-    for panel, wanted in ((0, [0.73, 0.79, 0.82]), (1, [0.37, 0.40, 0.415]), (4, [0.365, 0.395, 0.41]), (5, [20.8, 18.4, 17.2])):
-        ((x, y),) = lines(figure, panel, FIXED["apex"])
-        assert y == pytest.approx(wanted)
+    assert titles == [f"{family}: {head}" for head in heads for family in ("self-adversarial", "control")]
+    wanted = {"GenEval ↑": [0.73, 0.79, 0.82], "GenEval, unseen ↑": [0.37, 0.40, 0.415], "recall ↑": [0.365, 0.395, 0.41]}
+    for head, values in (wanted | {"FID ↓": [20.8, 18.4, 17.2]}).items():
+        ((x, y),) = lines(figure, panel(figure, f"self-adversarial: {head}"), LOOK["apex"].color)
+        assert y == pytest.approx(values)
         assert x == pytest.approx([1, 2, 4], rel=0.05)
+        assert not lines(figure, panel(figure, f"control: {head}"), LOOK["apex"].color)
+        assert (values == pytest.approx(y) for _, y in lines(figure, panel(figure, f"control: {head}"), plotting.FAINT))
     levels = [line.get_ydata()[0] for line in figure.axes[0].lines if line.is_dashed()]
     assert sorted(levels) == pytest.approx([0.81, 0.95])  # the guided teacher, the real renders
 
 
-def test_training_curves_have_the_logs_numbers(full_results: Path) -> None:
-    figure = curves.training(full_results)
-    assert [axes.get_title() for axes in figure.axes][:2] == ["loss", "grad_norm"]
-    drawn = lines(figure, 0, FIXED["apex"])
+def test_sweep_shows_the_rows_with_many_nfes_and_the_teachers_curve(make_results: Callable[..., Path]) -> None:
+    rows = {("apex", nfe): 0.5 + 0.02 * nfe for nfe in (1, 2, 4, 8, 20)} | {("fm", nfe): 0.3 for nfe in (1, 2)}
+    view = View.load(make_results(rows=rows | {("teacher", nfe): 0.02 * nfe for nfe in (1, 2, 25)}))
+    figure = curves.nfe_sweep(view)
+    assert [axes.get_title() for axes in figure.axes] == ["GenEval ↑", "FID ↓"]
+    assert lines(figure, 0, LOOK["apex"].color) == [([1, 2, 4, 8, 20], pytest.approx([0.52, 0.54, 0.58, 0.66, 0.9]))]
+    assert lines(figure, 0, plotting.TEACHER_COLOR) == [([1, 2, 25], pytest.approx([0.02, 0.04, 0.5]))]
+    assert not lines(figure, 0, LOOK["fm"].color) and {text.get_text() for text in figure.axes[0].texts} == {"apex", "teacher"}
+    assert curves.nfe_sweep(View.load(make_results("few", rows={("apex", 1): 0.5, ("apex", 2): 0.6}))) is None
+
+
+def test_training_has_a_line_of_panels_per_row_with_the_logs_numbers(full_results: Path) -> None:
+    figure = dynamics.training(full_results, View.load(full_results))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert [titles[place : place + 3] for place in (0, 3, 6)] == [
+        ["loss", "gradient norm", "diagnostics"],
+        ["loss", "gradient norm", "logits of the discriminator"],
+        ["loss", "gradient norm", ""],
+    ]
+    assert [text.get_text() for text in figure.texts][1:] == ["apex", "apex-eq25", "fm"]
+    log = dynamics.read_log(full_results / "runs" / "apex" / "seed0" / "log.csv")
+    drawn = lines(figure, 0, dynamics.TINTS[0])
     assert len(drawn) == 3  # a line per seed
-    log = curves.read_log(full_results / "runs" / "apex" / "seed0" / "log.csv")
-    assert (drawn[0][0], drawn[0][1]) == (list(log["forward_equivalents"]), list(curves.smooth(log["loss"], 3)))
-    own = next(index for index, axes in enumerate(figure.axes) if axes.get_title() == "rectification")
-    assert len(lines(figure, own, FIXED["apex"])) == 3 and not lines(figure, own, FIXED["fm"])
+    assert (drawn[0][0], drawn[0][1]) == (list(log["forward_equivalents"]), list(dynamics.smooth(log["loss"], 3)))
+    named = [[text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else [] for axes in figure.axes]
+    assert named[2] == ["base", "residual/one_step", "rectification"]
+    assert (named[3], named[5]) == (["student", "discriminator"], ["real", "fake"])
+
+
+def test_a_role_that_skips_steps_is_one_line_over_its_own_steps(tmp_path: Path, full_results: Path) -> None:
+    folder = tmp_path / "runs" / "dmd2" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "log.csv").write_text("step,loss,loss/fake\n1,,3\n2,2,3\n3,,3\n4,2,3\n5,,3\n")
+    figure = dynamics.training(tmp_path, View.load(full_results))
+    drawn = [list(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata())]
+    assert drawn == [[2, 4], [1, 2, 3, 4, 5]]
+
+
+def test_memory_is_drawn_whole_and_without_the_steps_part(full_results: Path) -> None:
+    figure = scatter.quality_memory(View.load(full_results))
+    for index, wanted in enumerate(({"apex": 100.0, "apex-eq25": 120.0, "fm": 100.0}, {"apex": 20.0, "apex-eq25": 40.0, "fm": 20.0})):
+        marks = {line.get_color(): line.get_xdata()[0] for line in figure.axes[index].lines if line.get_marker() not in ("None", "", None)}
+        assert {row: marks[LOOK[row].color] for row in wanted} == pytest.approx(wanted)
+        assert {text.get_text() for text in figure.axes[index].texts} == set(wanted)
+
+
+def test_budget_joins_tuning_and_other_folders_with_the_final_run(full_results: Path, make_results: Callable[..., Path]) -> None:
+    other = make_results("other", rows={("apex", 1): 0.6}, tuning=True)
+    for path in (other / "records").rglob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"training": record["training"] | {"forward_equivalents": 60000}}))
+    figure = scatter.quality_budget(View.load(full_results), full_results, [View.load(other)])
+    assert lines(figure, 0, LOOK["apex"].color) == [([30000, 60000, 120000], pytest.approx([0.55, 0.6, 0.73]))]
+    assert scatter.quality_budget(View.load(full_results), other.parent, []) is None  # one budget: nothing to compare
 
 
 def test_probe_and_calibration_have_their_records_numbers(full_results: Path) -> None:
-    drawn = lines(curves.shift_visibility(full_results), 0, FIXED["apex"])
+    drawn = lines(curves.shift_visibility(full_results, View.load(full_results)), 0, LOOK["apex"].color)
     assert drawn == [([0.1, 0.3, 0.5, 0.7, 0.9], [0.9, 1.4, 1.9, 2.2, 2.6])] * 3
     figure = curves.calibration(full_results)
     assert [axes.get_title() for axes in figure.axes] == ["blur", "noise", "fade", "lost objects"]
@@ -106,35 +166,60 @@ def test_probe_and_calibration_have_their_records_numbers(full_results: Path) ->
 # ------------------------------------------------------------------------------------------------------------- grids
 
 
+SIDE = 96  # 32 pixels, three times
+
+
 def test_grid_cells_are_the_images_enlarged_without_smoothing(made: Path, full_results: Path) -> None:
-    sheet = pixels(made / "figures" / "grid.png")
+    view = View.load(full_results)
+    for name, nfe in (("grid", 1), ("grid_nfe4", 4)):
+        sheet = pixels(made / "figures" / f"{name}.png")
+        folders = grids.image_folders(full_results / "images", "test")
+        rows = grids.rows_at(view, folders, nfe)
+        teacher = [("teacher", 25), ("teacher", 1)] if nfe == 1 else [("teacher", 25)]
+        methods = [(row, nfe) for row in ("apex", "apex-eq25", "fm")]
+        assert [row.key for row in rows] == [("real", 0), ("mean", 0), *teacher, *methods]
+        assert [row.heading for row in rows if row.heading] == ["self-adversarial", "control"]
+        chosen = grids.choose(grids.read_prompts(folders["apex", 1]), grids.COLUMNS)
+        assert [prompt.task for prompt in chosen] == [task for task in TASKS for _ in range(2)]
+        *tops, bottom = grids.places(rows, 0, SIDE)
+        head = sheet.shape[0] - bottom
+        for row, top in zip(rows, tops, strict=True):
+            for column, prompt in enumerate(chosen):
+                image = pixels(folders[row.key] / prompt.folder / "samples" / "0000.png")
+                left = grids.LABEL_WIDTH + column * (SIDE + grids.GAP)
+                cell = sheet[head + top : head + top + SIDE, left : left + SIDE]
+                assert (cell == image.repeat(3, 0).repeat(3, 1)).all(), (row.key, prompt)
+
+
+def test_a_rows_sweep_has_its_nfes_below_each_other(full_results: Path) -> None:
+    sheet = np.asarray(grids.grids(full_results / "images", View.load(full_results))["sweep_apex"])
     folders = grids.image_folders(full_results / "images", "test")
-    shown = [key for key in View.load(full_results).keys if key in folders and key not in grids.LEFT_OUT]
-    chosen = grids.choose(grids.read_prompts(folders["apex", 1]))
-    assert [prompt.task for prompt in chosen] == ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
-    step = grids.CELL + grids.GAP
-    head = sheet.shape[0] - len(shown) * step
-    for row, key in enumerate(shown):
-        for column, prompt in enumerate(chosen):
-            image = pixels(folders[key] / prompt.folder / "samples" / "0000.png")
-            top, left = head + row * step, grids.LABEL_WIDTH + column * step
-            cell = sheet[top : top + grids.CELL, left : left + grids.CELL]
-            assert (cell == image.repeat(4, 0).repeat(4, 1)).all(), (key, prompt)
+    prompt = grids.choose(grids.read_prompts(folders["apex", 1]), grids.COLUMNS)[0]
+    for place, key in enumerate([("apex", 4), ("apex", 2), ("apex", 1), ("real", 0)]):  # from below
+        image = pixels(folders[key] / prompt.folder / "samples" / "0000.png")
+        top = sheet.shape[0] - (place + 1) * (SIDE + grids.GAP)
+        assert (sheet[top : top + SIDE, grids.LABEL_WIDTH : grids.LABEL_WIDTH + SIDE] == image.repeat(3, 0).repeat(3, 1)).all(), key
 
 
 def test_a_missing_image_and_another_prompt_are_not_shown_as_pictures(make_results: Callable[..., Path]) -> None:
     results = make_results(rows={("apex", 1): 0.5, ("fm", 1): 0.5}, images=True)
     whole = np.asarray(grids.grids(results / "images", View.load(results))["grid"])
-    first = grids.choose(grids.read_prompts(results / "images/apex/nfe1/seed0/test"))[0].folder
+    first = grids.choose(grids.read_prompts(results / "images/apex/nfe1/seed0/test"), grids.COLUMNS)[0].folder
     (results / "images/apex/nfe1/seed0/test" / first / "samples/0000.png").unlink()
     other = results / "images/fm/nfe1/seed0/test" / first / "metadata.jsonl"
     other.write_text(json.dumps({"tag": "single_object", "prompt": "something else"}) + "\n")
     spoiled = np.asarray(grids.grids(results / "images", View.load(results))["grid"])
     assert spoiled.shape == whole.shape
     differs = (spoiled != whole).any(2)
-    top, left = whole.shape[0] - 2 * (grids.CELL + grids.GAP), grids.LABEL_WIDTH
-    assert differs[top:, left : left + grids.CELL].mean() > 0.5
-    assert not differs[:, left + grids.CELL :].any() and not differs[:top].any()
+    left, lower = grids.LABEL_WIDTH, whole.shape[0] - SIDE - grids.GAP
+    upper = lower - SIDE - grids.GAP - grids.HEADING
+    for top in (upper, lower):
+        assert differs[top : top + SIDE, left : left + SIDE].mean() > 0.5
+    assert not differs[:, left + SIDE :].any() and not differs[:upper].any()
+
+
+def test_size_of_a_picture() -> None:
+    assert [grids.cell_side(side) for side in (16, 32, 64, 128, 1024)] == [112, 96, 128, 128, 128]
 
 
 def test_large_images_are_reduced(tmp_path: Path) -> None:
@@ -153,11 +238,13 @@ def test_without_images_the_folders_own_grids_are_kept(
 ) -> None:
     results = make_results(rows={("apex", 1): 0.5})
     (results / "figures").mkdir()
-    content = (made / "figures" / "grid.png").read_bytes()
-    (results / "figures" / "grid.png").write_bytes(content)
+    for name in ("grid", "grid_nfe4", "sweep_fm", "nfe"):
+        (results / "figures" / f"{name}.png").write_bytes((made / "figures" / f"{name}.png").read_bytes())
     assert run(figures.main, "--results", results, "--out", tmp_path / "new") == 0
-    assert (tmp_path / "new" / "grid.png").read_bytes() == content
-    assert 'src="grid.png"' in (tmp_path / "new" / "index.html").read_text()
+    for name in ("grid", "grid_nfe4", "sweep_fm"):
+        assert (tmp_path / "new" / f"{name}.png").read_bytes() == (made / "figures" / f"{name}.png").read_bytes()
+        assert f'src="{name}.png"' in (tmp_path / "new" / "index.html").read_text()
+    assert (tmp_path / "new" / "nfe.png").read_bytes() != (made / "figures" / "nfe.png").read_bytes()  # drawn from the records
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -166,10 +253,11 @@ def test_without_images_the_folders_own_grids_are_kept(
 def test_page_shows_every_figure_and_table(made: Path) -> None:
     text = (made / "figures" / "index.html").read_text()
     sources = re.findall(r'src="([^"]+)"', text)
-    assert sources == [f"{name}.png" for name in page.CAPTIONS]  # those with a source come in this order
-    assert all((made / "figures" / source).is_file() for source in sources)
+    assert sorted(sources) == sorted(path.name for path in (made / "figures").glob("*.png"))
+    assert sources[:5] == ["quality_latency.png", "grid.png", "grid_nfe2.png", "grid_nfe4.png", "grid_unseen.png"]
     targets = re.findall(r'href="#([^"]+)"', text)
-    assert set(targets) == {*page.CAPTIONS, "relative", "world", "table1", "table2", "audit"}
+    tables = {"comparison", "paired", "cost", "relative", "world", "table1", "table2", "audit", "tuned"}
+    assert set(targets) == {*tables, *(source.removesuffix(".png") for source in sources)}
     assert all(text.count(f'id="{target}"') == 1 for target in targets)
     assert "http" not in text.replace("https://arxiv.org", "") and "<script" not in text
     shown = html.unescape(re.sub("<[^>]+>", "", text))
@@ -183,14 +271,19 @@ def test_without_logs_and_images_the_rest_is_made_and_said(
     results = make_results(rows={("real", 0): 0.9, ("apex", 1): 0.5}, skip=[("apex", "speed")])
     assert run(figures.main, "--results", results, "--out", tmp_path / "figures") == 0
     said = capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["coverage_quality.png", "index.html", "nfe.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        *("coverage_quality.png", "index.html", "nfe.png", "quality_memory.png")
+    ]
     absent = said.split("has no source of them: ")[1].strip().split(", ")
-    assert absent == ["quality_latency", "grid", "grid_unseen", "grid_samples", "training", "shift_visibility", "calibration"]
+    assert absent == [
+        *("quality_latency", "grid", "grid_unseen", "grid_samples", "quality_budget"),
+        *("nfe_sweep", "training", "tuning", "shift_visibility", "calibration"),
+    ]
 
 
 def test_equal_input_gives_equal_files(make_results: Callable[..., Path]) -> None:
     view = View.load(make_results(rows={("apex", 1): 0.5, ("apex", 2): 0.6}))
-    assert figures.png(curves.against_nfe(view)) == figures.png(curves.against_nfe(view))
+    assert plotting.png(curves.against_nfe(view)) == plotting.png(curves.against_nfe(view))
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -237,23 +330,99 @@ def test_a_broken_image_is_named(make_results: Callable[..., Path]) -> None:
 
 
 def test_running_mean_by_hand() -> None:
-    found = curves.smooth(np.array([1.0, np.nan, 4.0, 7.0]), 3)
+    found = dynamics.smooth(np.array([1.0, np.nan, 4.0, 7.0]), 3)
     assert found.tolist() == pytest.approx([1.0, 2.5, 5.5, 5.5])
-    assert np.isnan(curves.smooth(np.array([np.nan, np.nan]), 1)).all()
+    assert np.isnan(dynamics.smooth(np.array([np.nan, np.nan]), 1)).all()
 
 
-def test_colours_do_not_depend_on_order_and_differ() -> None:
-    rows = ["apex", "lcm", "dmd2", "real"]
-    found = colors(rows)
-    assert found == colors(rows[::-1]) and len(set(found.values())) == 4
-    assert found["apex"] == FIXED["apex"]
+def test_looks_do_not_depend_on_order_or_company_and_differ() -> None:
+    families = {
+        "consistency": ("lcm", "scm", "ctm", "meanflow", "rcgm", "pcm"),
+        "adversarial": ("ladd", "add", "dmd2", "sana-sprint"),
+        "self-adversarial": ("apex", "apex-eq25", "twinflow", "apex-lora", "twinflow-lora"),
+        "regression": ("regression", "progressive", "reflow"),
+        "control": ("fm",),
+        "made up": ("mine", "yours"),
+    }
+    rows = {row: family for family, names in families.items() for row in names}
+    found = looks(rows)
+    assert found == looks(dict(reversed(rows.items())))
+    assert len({(look.color, look.marker) for look in found.values()}) >= len(rows) + 2
+    assert len({found[row].color for row in rows}) == len(rows)
+    for row in ("apex", "dmd2", "fm"):  # the suite's rows look alike in every results folder
+        assert looks({row: rows[row]})[row] == found[row]
+    assert looks({"mine": "consistency"})["mine"] not in [found[row] for row in families["consistency"]]
 
 
-def test_labels_of_one_place_do_not_overlap() -> None:
-    figure, (axes,) = figures.curves.panels(["one"], 1, "title", 8, 5)
+def boxes_of(figure: Figure) -> list:
+    """Where the texts stand, at the figure's own resolution: a saved file has another one."""
+    FigureCanvasAgg(figure).draw()
+    return [Text.get_window_extent(text) for axes in figure.axes for text in axes.texts]  # without the lines that lead to moved ones
+
+
+def overlap(boxes: list) -> bool:
+    return any(a.overlaps(b) for index, a in enumerate(boxes) for b in boxes[:index])
+
+
+@pytest.mark.parametrize("count", [1, 6, 18])
+def test_labels_of_one_place_do_not_overlap(count: int) -> None:
+    for write in (place_labels, lambda axes, labels: label_column(axes, labels, 0.6)):
+        figure, (axes,) = plotting.panels(["one"], 1, "title", 8, 5)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        write(axes, [Label(0.5, 0.5, f"label {index}", "black") for index in range(count)])
+        boxes = boxes_of(figure)
+        assert len(boxes) == count and not overlap(boxes)
+
+
+def test_labels_of_a_cloud_do_not_overlap_and_stay_inside() -> None:
+    figure, (axes,) = plotting.panels(["one"], 1, "title", 5, 4.3)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    place_labels(axes, [Label(0.5, 0.5, f"label {index}", "black") for index in range(6)])
-    figures.png(figure)
-    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines that lead to moved ones
-    assert len(boxes) == 6
-    assert not any(a.overlaps(b) for index, a in enumerate(boxes) for b in boxes[:index])
+    rng = np.random.default_rng(0)
+    places = 0.75 + 0.06 * rng.standard_normal((18, 2))
+    place_labels(axes, [Label(x, y, f"a row {index}", "black") for index, (x, y) in enumerate(places)], size=7.5)
+    boxes, frame = boxes_of(figure), axes.get_window_extent()
+    assert not overlap(boxes)
+    assert all(frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) for box in boxes)
+
+
+def cross(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two segments, (2 ends, 2), cross."""
+
+    def turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
+        return float(np.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])))
+
+    return turn(*one, other[0]) * turn(*one, other[1]) < 0 and turn(*other, one[0]) * turn(*other, one[1]) < 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lines_from_labels_to_their_points_do_not_cross(seed: int) -> None:
+    figure, (axes,) = plotting.panels(["one"], 1, "title", 5, 4.3)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    places = 0.5 + 0.05 * np.random.default_rng(seed).standard_normal((12, 2))
+    place_labels(axes, [Label(x, y, f"row {index}", "black") for index, (x, y) in enumerate(places)], size=7.5)
+    boxes_of(figure)
+    lines = [text.arrow_patch.get_path().vertices[[0, -1]] for text in axes.texts if text.arrow_patch]
+    assert len(lines) >= 4
+    assert not any(cross(one, other) for index, one in enumerate(lines) for other in lines[:index])
+
+
+@pytest.mark.parametrize("name", sorted({shade for _, shades in plotting.FAMILY_LOOKS.values() for shade in shades} | {*plotting.SPARE}))
+def test_text_can_be_read_on_white_and_keeps_its_hue(name: str) -> None:
+    def linear(color: str) -> np.ndarray:
+        rgb = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+    before, after = linear(name), linear(plotting.ink(name))
+    assert 1.05 / (after @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5
+    if 1.05 / (before @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5:
+        assert plotting.ink(name) == name.lower()
+    else:
+        assert after / after.max() == pytest.approx(before / before.max(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [([50, 30], [50, 30]), ([50, 50], [55, 45]), ([50, 49, 48, 20], [59, 49, 39, 20]), ([99, 98], [100, 90]), ([2, 1], [10, 0])],
+)
+def test_spread_moves_only_what_is_too_near(wanted: list[float], found: list[float]) -> None:
+    assert plotting._spread(wanted, 10, 0, 100) == pytest.approx(found)

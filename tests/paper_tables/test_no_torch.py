@@ -1,4 +1,4 @@
-"""`pip install '.[tables]'` has no torch: the four commands run without it, and without anything else that only training needs."""
+"""`pip install '.[tables]'` has no torch: the commands run without it, and without anything else that only training needs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
-from paper_tables import audit, build, collect, figures
-results, out = Path(sys.argv[1]), Path(sys.argv[2])
+from paper_tables import audit, build, collect, figures, tuning
+results, out, profile = map(Path, sys.argv[1:4])
 for main, arguments in (
     (collect.main, ["--results", results, "--out", out / "metrics.csv"]),
-    (build.main, ["--results", results, "--out", out / "tables"]),
+    (build.main, ["--results", results, "--config", profile, "--out", out / "tables"]),
     (audit.main, ["--out", out / "audit"]),
-    (figures.main, ["--results", results, "--out", out / "figures"]),
+    (figures.main, ["--results", results, "--config", profile, "--out", out / "figures"]),
+    (tuning.main, ["--results", results / "tune", "--out", out / "tuning"]),
 ):
     sys.argv = ["command", *map(str, arguments)]
     main()
@@ -34,16 +35,16 @@ print("loaded:", sorted(TRAINING & set(sys.modules)), "matplotlib.pyplot" in sys
 """
 
 
-def test_the_four_commands_import_no_torch(make_results: Callable[..., Path], tmp_path: Path) -> None:
-    results = make_results(rows={("apex", 1): 0.5, ("real", 0): 0.9}, runs=True, images=True, calibration=True)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, results, tmp_path / "out"], capture_output=True, text=True, check=False)
+def test_the_commands_import_no_torch(make_results: Callable[..., Path], profile: Path, tmp_path: Path) -> None:
+    results = make_results(rows={("apex", 1): 0.5, ("real", 0): 0.9}, runs=True, images=True, calibration=True, tuning=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, results, tmp_path / "out", profile], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # pyplot and pandas take longer to load than the work takes.
     assert done.stdout.splitlines()[-1] == "loaded: [] False False"
     assert (tmp_path / "out" / "figures" / "grid.png").is_file()
 
 
-@pytest.mark.parametrize("module", ["collect", "build", "audit", "figures"])
+@pytest.mark.parametrize("module", ["collect", "build", "audit", "figures", "tuning"])
 def test_help_runs(module: str, capsys: pytest.CaptureFixture[str], run: Callable[..., int]) -> None:
     program = __import__(f"paper_tables.{module}", fromlist=["main"])
     with pytest.raises(SystemExit) as end:
