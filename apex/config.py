@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from apex import methods
 from apex.errors import UserError, run_command
@@ -483,9 +483,22 @@ def _no_repeats(key: str, values: list) -> None:
         raise ValueError(f"{key}: found {', '.join(twice)} twice, expected different entries")
 
 
+def method_models() -> dict[str, type[BaseModel]]:
+    """The settings of every method that lies in the package, by name. Imports torch."""
+    folder = Path(methods.__file__).parent
+    return {name: methods.get(name).Params for name, place in methods.available().items() if Path(place).parent == folder}
+
+
 def schema() -> str:
-    """The JSON schema of a profile, for editors and for people."""
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema(), indent=2) + "\n"
+    """The JSON schema of a profile, for editors and for people; a row's `params` by its method."""
+    found = Config.model_json_schema()
+    found["$defs"]["Row"]["allOf"] = []
+    for name, model in method_models().items():
+        found["$defs"][f"params-{name}"] = model.model_json_schema()
+        chosen = {"properties": {"method": {"const": name}}, "required": ["method"]}
+        settings = {"properties": {"params": {"$ref": f"#/$defs/params-{name}"}}}
+        found["$defs"]["Row"]["allOf"].append({"if": chosen, "then": settings})
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | found, indent=2) + "\n"
 
 
 def defaults() -> str:
@@ -494,7 +507,10 @@ def defaults() -> str:
         "# Every key of a profile, its default and what it means. Written by `python -m apex.config --defaults`; a test fails on drift.\n"
     )
     text += "".join(f"{line}\n" for line in document(Config))
-    for title, model in (("An entry under `rows`", Row), ("An entry of `external`", External), ("An entry of `published`", Published)):
+    about: dict[str, type[BaseModel]] = {"An entry under `rows`": Row, "An entry of `external`": External}
+    about |= {"An entry of `published`": Published, "An entry under `tuning.candidates`": Candidate}
+    about |= {f"`params` of a row whose method is `{name}`": model for name, model in method_models().items()}
+    for title, model in about.items():
         text += f"\n# {title}:\n" + "".join(f"#   {line}\n" for line in document(model))
     return text
 

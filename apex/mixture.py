@@ -458,6 +458,7 @@ def run_seed(rows: Sequence[str], seed: int, recipe: Recipe, results: Results, r
     note("data", quality(dataset(10_000, seed, "again"), real), data)
     note("class mean", quality(mean, real), mean)
     networks = {"teacher": make_teacher(recipe, seed)}
+    paired = {name: methods.get(ROWS[name].method)(dict(ROWS[name].params)).pairs() is not None for name in rows}
     note("teacher", measure(networks["teacher"], seed), one_step(networks["teacher"]))
     for name in rows:
         row = ROWS[name]
@@ -466,6 +467,8 @@ def run_seed(rows: Sequence[str], seed: int, recipe: Recipe, results: Results, r
             if step % every == 0:
                 with ema.applied():
                     results.curves.append({"row": name, "seed": seed, "step": step, "sw1": quality(one_step(student), data)["sw1"]})
+            if paired[name]:  # its loss is of given pairs, which a batch of fresh samples has not
+                return
             if step == early or (step == 0 and row.start != "teacher"):
                 for part, changes in {"whole": {}, **row.parts}.items():
                     cosine = push(student, row.method, {**row.params, **changes}, seed)

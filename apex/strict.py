@@ -76,7 +76,7 @@ def explain(error: ValidationError, model: type[BaseModel], origin: str, set_key
     """The first problem of a validation error as one line, with the number of the others."""
     first, *others = error.errors()
     loc = first["loc"]
-    key = prefix + ".".join(str(part) for part in loc)
+    key = (prefix + ".".join(str(part) for part in loc)).removesuffix(".")
     if first["type"] == "extra_forbidden":
         message = f"{key}: {unknown('key', loc[-1], _model_at(model, loc[:-1]).model_fields)}"
     elif first["type"] == "missing":

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -83,6 +84,13 @@ def test_the_schema_refuses_unknown_keys_everywhere():
     schema = json.loads(configuration.schema())
     objects = [schema, *schema["$defs"].values()]
     assert all(part["additionalProperties"] is False for part in objects if "properties" in part)
+
+
+@pytest.mark.parametrize("params, right", [({"order": 2}, True), ({"steps": 20}, False), ({"order": 9}, False)])
+def test_the_schema_knows_the_settings_of_every_method(params, right):
+    """As an editor sees it; `steps` is a setting of `lcm`, not of `apex`."""
+    validator = jsonschema.Draft202012Validator(json.loads(configuration.schema()))
+    assert validator.is_valid({"profile": "mine", "rows": {"a": {"method": "apex", "params": params}}}) == right
 
 
 def test_pretraining_defaults_are_what_the_bundled_networks_were_made_with():
@@ -212,7 +220,7 @@ def test_a_path_is_looked_for_here_and_then_beside_the_package(tmp_path, monkeyp
         ("profile: mine\nbudget: {forward_equivalents: 0}\n", ["budget.forward_equivalents", "greater than 0"]),
         ("profile: mine\nguidance: 99\n", ["guidance", "found 99", "less than or equal to 50"]),
         ("profile: mine\nmethods: [apx]\n", ["methods", "unknown method 'apx'", "did you mean 'apex'?"]),
-        ("profile: mine\nrows: {a: {method: nope}}\n", ["rows.a.method", "unknown method 'nope'", "known: apex"]),
+        ("profile: mine\nrows: {a: {method: nope}}\n", ["rows.a.method", "unknown method 'nope'", "known: add, apex"]),
         ("profile: mine\nrows: {teacher: {method: fm}}\n", ["rows.teacher", "another"]),
         ("profile: mine\nrows: {a: {method: fm, tuning: half}}\n", ["rows.a.tuning", "'half'", "'full' or 'lora'"]),
         ("profile: mine\nseeds: [0, 0]\n", ["seeds", "found 0 twice"]),

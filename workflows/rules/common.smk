@@ -1,13 +1,15 @@
 # Reads and checks the configuration before any job; what every rule shares.
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from apex.config import check_params, fingerprint, load, locate
+from apex.config import fingerprint, load, locate, method_faults
 from apex.errors import UserError
+from apex.provenance import digest
 from workflows.lock import hold
 from workflows.plan import Plan, arguments, overrides, profile_file
 
@@ -84,13 +86,45 @@ def records_of(wildcards, row=None):
     return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
 
 
+FAULTS = {}  # row -> why its method cannot run
+
+
+def table_commands(results):
+    """From the records in `results` to this profile's metrics.csv, tables, audit and figures: one shell command each."""
+    about = arguments(_file, overrides(_settings))
+    return [
+        f"python -m paper_tables.collect --results {results} --out {PLAN.metrics}",
+        f"python -m paper_tables.build --results {results} --out {PLAN.tables} {about}",
+        f"python -m paper_tables.audit --out {PLAN.audit}",
+        f"python -m paper_tables.figures --results {results} --out {PLAN.figures} {about}",
+    ]
+
+
+def say_faults():
+    for _row, _fault in FAULTS.items():
+        print(f"error: row {_row} cannot run: {_fault}", file=sys.stderr, flush=True)
+
+
 onstart:
     try:
         hold(Path(PLAN.root))
-        _rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
+        _jobs = list(workflow.dag.needrun_jobs())
+        _rules = {job.rule.name for job in _jobs}
         if not MADE_HERE and _rules & {"train", "sample_teacher", "speed"} and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
-        if "train" in _rules:
-            check_params(CONFIG)
     except UserError as error:
         raise WorkflowError(str(error))
+    # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
+    if _trained := [job.wildcards.row for job in _jobs if job.rule.name == "train"]:
+        FAULTS.update(method_faults(CONFIG, _trained))
+    say_faults()
+
+
+onerror:
+    # What failed leaves its cells "not run"; what there is stands in the tables. Not after Ctrl-C, which wants an end.
+    _said = "".join(Path(file).read_text(errors="replace") for file in log if Path(file).is_file())
+    if "train" in _rules and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
+        for _command in table_commands(PLAN.root):
+            subprocess.run(_command, shell=True, stdout=subprocess.DEVNULL)
+        print(f"some jobs failed; {PLAN.tables} and {PLAN.figures} hold what there is", file=sys.stderr, flush=True)
+    say_faults()

@@ -35,9 +35,11 @@ rule build_tables:
     conda:
         ENVIRONMENT
     params:
+        config=config_arguments,
         results=lambda wildcards, output: os.path.dirname(output[0]),
+        expected=digest(CONFIG.as_profile()),
     shell:
-        "python -m paper_tables.build --results {params.results} --out {output} > {log} 2>&1"
+        "python -m paper_tables.build --results {params.results} --out {output} {params.config} > {log} 2>&1"
 
 
 rule audit:
@@ -76,9 +78,11 @@ rule draw_figures:
     conda:
         ENVIRONMENT
     params:
+        config=config_arguments,
         results=lambda wildcards, output: os.path.dirname(output[0]),
+        expected=digest(CONFIG.as_profile()),
     shell:
-        "python -m paper_tables.figures --results {params.results} --out {output} > {log} 2>&1"
+        "python -m paper_tables.figures --results {params.results} --out {output} {params.config} > {log} 2>&1"
 
 
 # Targets without inputs: they take the records that are there and never train.
@@ -88,16 +92,9 @@ rule tables:
     conda:
         ENVIRONMENT
     params:
-        recorded=RECORDED,
-        metrics=PLAN.metrics,
-        tables=PLAN.tables,
-        audit=PLAN.audit,
-        figures=PLAN.figures,
+        commands=" && ".join(table_commands(RECORDED)),
     shell:
-        "(python -m paper_tables.collect --results {params.recorded} --out {params.metrics}"
-        " && python -m paper_tables.build --results {params.recorded} --out {params.tables}"
-        " && python -m paper_tables.audit --out {params.audit}"
-        " && python -m paper_tables.figures --results {params.recorded} --out {params.figures}) 2>&1 | tee {log}"
+        "({params.commands}) 2>&1 | tee {log}"
 
 
 rule figures:
@@ -106,10 +103,9 @@ rule figures:
     conda:
         ENVIRONMENT
     params:
-        recorded=RECORDED,
-        figures=PLAN.figures,
+        command=table_commands(RECORDED)[-1],
     shell:
-        "python -m paper_tables.figures --results {params.recorded} --out {params.figures} 2>&1 | tee {log}"
+        "{params.command} 2>&1 | tee {log}"
 
 
 # The whole matrix: more rows, seeds and NFEs (the profile's `full`), in the same folder of results, then tables and figures of all.
@@ -122,16 +118,9 @@ rule full:
     conda:
         ENVIRONMENT
     params:
-        root=PLAN.root,
-        metrics=PLAN.metrics,
-        tables=PLAN.tables,
-        audit=PLAN.audit,
-        figures=PLAN.figures,
+        commands=" && ".join(table_commands(PLAN.root)),
     shell:
-        "(python -m paper_tables.collect --results {params.root} --out {params.metrics}"
-        " && python -m paper_tables.build --results {params.root} --out {params.tables}"
-        " && python -m paper_tables.audit --out {params.audit}"
-        " && python -m paper_tables.figures --results {params.root} --out {params.figures}) 2>&1 | tee {log}"
+        "({params.commands}) 2>&1 | tee {log}"
 
 
 # On purpose only: the small files of this profile's results become the committed reference.

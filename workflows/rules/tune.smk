@@ -1,4 +1,4 @@
-# `snakemake tune`: the same tuning effort for every method. At most four declared settings each, at a share of the budget, one seed,
+# `snakemake tune`: the same tuning effort for every method. A few declared settings each, at a share of the budget, one seed,
 # judged by GenEval on the validation prompts; the test prompts are not looked at. `snakemake adopt_tuning` makes its choice the profile's.
 
 TUNING = CONFIG.tuning
@@ -71,7 +71,7 @@ rule tune:
         ENVIRONMENT
     params:
         config=config_arguments,
-        results=f"{PLAN.root}/tune",
+        results=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
         "(python -m workflows.tune {params.config} --results {params.results}"
         " && python -m paper_tables.tuning --results {params.results} --out {params.results}) 2>&1 | tee {log}"
@@ -86,7 +86,7 @@ rule adopt_tuning:
     conda:
         ENVIRONMENT
     params:
-        results=f"{PLAN.root}/tune",
+        results=lambda wildcards, input: os.path.dirname(input[0]),
         tuned=CONFIG.tuned or f"workflows/config/tuned/{CONFIG.profile}.yaml",
         reference=f"{PLAN.reference}/tune",
     shell:
