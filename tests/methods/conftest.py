@@ -91,15 +91,16 @@ class Exact(Net):
     """The exact flow map of the data: F(x_t, t, r) = (x_t - psi(x_t, t -> r)) / (t - r), smooth at r = t too.
 
     until: where it goes, "r", "zero" whatever r is (a consistency function) or "t" (the velocity, a teacher).
-    spread: a factor on the data's standard deviations; with 0 the ODE's paths are straight.
+    spread: a factor on the data's standard deviations; with 0 the ODE's paths are straight. offset: added to their means.
     """
 
-    def __init__(self, until: str = "r", spread: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, until: str = "r", spread: float = 1.0, offset: float = 0.0, seed: int = 0) -> None:
         super().__init__(seed)
-        self.until, self.spread = until, spread
+        self.until, self.spread, self.offset = until, spread, offset
 
     def gaussian(self, cond: Condition) -> tuple[Tensor, Tensor]:
-        return tuple(table.double()[which(cond)][:, :, None, None] * k for table, k in ((MEANS, 1.0), (STDS, self.spread)))
+        mean, std = (table.double()[which(cond)][:, :, None, None] for table in (MEANS, STDS))
+        return mean + self.offset, std * self.spread
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None) -> Tensor:
         (mean, std), t = self.gaussian(cond), expand(t, x_t)
