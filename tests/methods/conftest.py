@@ -83,7 +83,7 @@ class Smooth(Net):
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, r: Tensor | None) -> Tensor:
         r = t if r is None else r
-        h = self.inner(torch.cat([x_t.flatten(1), t[:, None], r[:, None], cond.embeds[:, 0]], 1))
+        h = self.inner(torch.cat([x_t.flatten(1), t[:, None], r[:, None], cond.apply_shift(cond.embeds)[:, 0]], 1))
         return self.outer(torch.tanh(h)).reshape(x_t.shape)
 
 
