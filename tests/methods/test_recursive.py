@@ -130,7 +130,7 @@ def test_a_network_that_does_not_see_the_sign_has_no_force(make_smooth, make_bat
 
 @pytest.mark.parametrize("family", ["sana", "qwen_image"])
 def test_transformers_see_the_sign_of_the_time(family: str):
-    """By the sines of the stock embedding; a few per cent at least of what another caption changes."""
+    """By the sines of the stock embedding; not much less than they see another caption, or the branches could not differ."""
     network, bed = pretrained(family), Bed(family)
     x, cond, _ = bed.data(4, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_transformers_see_the_sign_of_the_time(family: str):
             t = torch.full((4,), time)
             real, fake = network(x, t, cond, t), network(x, -t, cond, -t)
             other = network(x, t, cond[torch.tensor([1, 2, 3, 0])], t)
-            assert float((fake - real).norm()) > 0.03 * float((other - real).norm())
+            assert float((fake - real).norm()) > 0.3 * float((other - real).norm())
 
 
 class Twins(nn.Module):
