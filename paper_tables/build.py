@@ -3,9 +3,10 @@
     python -m paper_tables.build --results results/world --out results/world/tables
 
 Writes comparison (all methods by family and NFE), paired (each against apex, prompt by prompt), cost (budget, memory and time of
-training), relative (each row beside the guided 25-step teacher), world (all measurements), table1 and table2 (the paper's shape,
-published and measured side by side), each as .md, .tex, .csv and .html, and all.tex, which inputs them. Records are enough: no images,
-no weights, no torch. With `--config FILE`, rows that the profile names and that were not run stand there as "not run".
+training), stability (how each training went), sweep (from one step to many), relative (each row beside the guided 25-step teacher),
+world (all measurements), table1 and table2 (the paper's shape, published and measured side by side), each as .md, .tex, .csv and
+.html, and all.tex, which inputs them. Records are enough: no images, no weights, no torch. With `--config FILE`, rows that the profile
+names and that were not run stand there as "not run".
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from paper_tables.render import Table, all_formats, latex_document
 from paper_tables.tables_cost import cost
 from paper_tables.tables_methods import comparison, paired
 from paper_tables.tables_paper import table1, table2
+from paper_tables.tables_sweep import sweep
+from paper_tables.tables_training import stability
 from paper_tables.tables_world import relative, world
 from paper_tables.view import View
 
 
 def tables(view: View, data: published.Published) -> list[Table]:
-    return [comparison(view), paired(view), cost(view), relative(view), world(view), table1(view, data), table2(view, data)]
+    made = [comparison(view), paired(view), cost(view), stability(view), sweep(view), relative(view), world(view)]
+    return [*filter(None, made), table1(view, data), table2(view, data)]
 
 
 def main() -> None:

@@ -13,9 +13,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from apex.errors import UserError
-from paper_tables.plotting import FAINT, TEACHER_COLOR, Label, label_column, legend, looks, panels, plain_ticks, row_looks
+from paper_tables.plotting import (
+    FAINT,
+    PALE,
+    TEACHER_COLOR,
+    Label,
+    Look,
+    footer,
+    label_column,
+    legend,
+    looks,
+    panels,
+    plain_ticks,
+    row_looks,
+)
 from paper_tables.records import read_object, runs
 from paper_tables.stats import Summary
+from paper_tables.tables_sweep import MANY, SWEPT, sweep_points, swept_rows
 from paper_tables.view import TASK_NAMES, TEACHER, View
 
 WEAK, STRONG = 0.1, 3.0  # of the probe, as `apex.train` judges it
@@ -38,10 +52,12 @@ def shift_visibility(results: Path, view: View) -> Figure | None:
         return None
     figure = Figure(figsize=(7.0, 4.0))
     axes = figure.add_axes((0.1, 0.21, 0.86, 0.66))
-    tint = {row: look.color for row, look in looks(view.families | {row: view.families.get(row, "") for row in found}).items()}
-    for row, seeds in found.items():
+    look = looks(view.families | {row: view.families.get(row, "") for row in found})
+    for place, (row, seeds) in enumerate(found.items()):  # side by side: rows of one shift have equal values
         for values in seeds:
-            axes.plot(*zip(*sorted(values.items()), strict=True), color=tint[row], marker="o", markersize=4, linewidth=1.4, alpha=0.85)
+            times, changes = zip(*sorted(values.items()), strict=True)
+            aside = 0.008 * (place - (len(found) - 1) / 2)
+            axes.plot(np.array(times) + aside, changes, markersize=4, linewidth=1.4, alpha=0.85, **look[row].line)
     highest = max(value for seeds in found.values() for values in seeds for value in values.values())
     lowest = min(value for seeds in found.values() for values in seeds for value in values.values())
     bounds = (max(min(0.05, lowest / 1.5), 1e-4), max(6.0, highest * 1.5))
@@ -52,7 +68,7 @@ def shift_visibility(results: Path, view: View) -> Figure | None:
         axes.axhline(level, color="#6b737c", linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(words, (0.995, level), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="#6b737c")
     axes.set_title("Shift visibility before training, a line per seed")
-    legend(figure, {row: {"color": tint[row], "marker": "o", "markersize": 4} for row in found})
+    legend(figure, {row: {"markersize": 4, **look[row].line} for row in found})
     return figure
 
 
@@ -76,13 +92,13 @@ def _points(view: View, row: str, metric: str, split: str) -> Points:
     return sorted((nfe, found) for key in keys for nfe in [key[1]] if (found := view.get(key, metric, split or None)))
 
 
-def _draw_line(axes: Axes, points: Points, color: str, marker: str, shift: float = 1.0) -> None:
+def _draw_line(axes: Axes, points: Points, look: Look, shift: float = 1.0) -> None:
     """One row over NFE with its intervals; `shift` moves it aside, so that rows stand beside each other."""
     places = np.array([nfe for nfe, _ in points]) * shift
-    axes.plot(places, [one.value for _, one in points], color=color, marker=marker, markersize=4.5, linewidth=1.3, zorder=3)
+    axes.plot(places, [one.value for _, one in points], markersize=4.5, linewidth=1.3, zorder=3, **look.line)
     for place, (_, one) in zip(places, points, strict=True):
         if one.low is not None:
-            axes.plot([place, place], [one.low, one.high], color=color, linewidth=1.0, alpha=0.5, zorder=2)
+            axes.plot([place, place], [one.low, one.high], color=look.color, linewidth=1.0, alpha=0.5, zorder=2)
 
 
 def _nfe_axis(axes: Axes, ticks: list[int], room: float = 1.25) -> None:
@@ -110,12 +126,15 @@ def against_nfe(view: View) -> Figure | None:
     families = list(dict.fromkeys(view.families[row] for row in view.rows if row in drawn))
     if not chosen or not families:
         return None
-    names = [f"{family}: {title}" for _, title, _ in chosen for family in families]
+    names = [family if place == 0 else "" for place in range(len(chosen)) for family in families]
     title = f"Metrics against NFE (number of steps), {view.split} set, 95% intervals; pale: the other families"
-    figure, found = panels(names, len(families), title, max(2.75, 7.0 / len(families)), 2.1, len(drawn) + len(LEVELS))
+    figure, found = panels(names, len(families), title, max(2.5, 7.0 / len(families)), 1.6, len(drawn) + len(LEVELS), 0.5)
     look, shown = row_looks(view), {}
     for index, axes in enumerate(found):
-        (metric, _, split), family = chosen[index // len(families)], families[index % len(families)]
+        (metric, head, split), family = chosen[index // len(families)], families[index % len(families)]
+        if index % len(families) == 0:
+            axes.set_ylabel(head)
+            axes.yaxis.set_label_coords(-0.4 / (axes.get_position().width * figure.get_figwidth()), 0.5)
         for name, (key, shade, dash) in LEVELS.items():
             if level := view.get(key, metric, split or None):
                 shown[name] = {"color": shade, "linestyle": dash}
@@ -125,10 +144,12 @@ def against_nfe(view: View) -> Figure | None:
         for row in rows:
             points = lines[row, metric, split]
             if row in mine:
-                _draw_line(axes, points, look[row].color, look[row].marker, 1.03 ** (mine.index(row) - (len(mine) - 1) / 2))
-                shown.setdefault(row, {"color": look[row].color, "marker": look[row].marker, "markersize": 4.5})
+                _draw_line(axes, points, look[row], 1.03 ** (mine.index(row) - (len(mine) - 1) / 2))
+                shown.setdefault(row, {"markersize": 4.5, **look[row].line})
             else:
                 axes.plot(*zip(*((nfe, one.value) for nfe, one in points), strict=True), color=FAINT, linewidth=0.8, zorder=0)
+        if not mine:
+            axes.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=8.5, color=PALE)
         _nfe_axis(axes, view.compared)
         if metric.startswith(("geneval/", "coverage/")):
             axes.set_ylim(-0.03, 1.05)
@@ -136,31 +157,32 @@ def against_nfe(view: View) -> Figure | None:
             axes.set_yscale("log")
             plain_ticks(axes.yaxis, *axes.get_ylim())
     legend(figure, {row: shown[row] for row in (*view.rows, *LEVELS) if row in shown})
+    if absent := [row for row in view.not_run if row not in drawn]:
+        footer(figure, absent)
     return figure
-
-
-SWEPT = (("geneval/overall", "GenEval ↑"), ("fid", "FID ↓"))
-MANY = 5  # NFEs that make a sweep
 
 
 def nfe_sweep(view: View) -> Figure | None:
     """GenEval and FID of the rows that were sampled at many NFEs, from one step to their largest; the guided teacher's own curve."""
-    rows = [row for row in view.rows if any(len(_points(view, row, metric, "")) >= MANY for metric, _ in SWEPT)]
+    curves = {(row, metric): sweep_points(view, row, metric) for row in [*swept_rows(view), "teacher"] for *_, metric in SWEPT}
+    rows = [row for row in view.rows if any(len(curves.get((row, metric), ())) >= MANY for *_, metric in SWEPT)]
     if not rows:
         return None
-    title = f"From one step to many, {view.split} set, 95% intervals; a guided step of the teacher runs the network twice"
-    figure, found = panels([name for _, name in SWEPT], 2, title, 6.2, 4.6)
+    title = f"From one step to many, {view.split} set, one seed, 95% over prompts; a guided step of the teacher runs the network twice"
+    figure, found = panels([name for _, name, _ in SWEPT], 3, title, 5.0, 4.4)
     look = row_looks(view)
-    for axes, (metric, _) in zip(found, SWEPT, strict=True):
+    for axes, (*_, metric) in zip(found, SWEPT, strict=True):
         labels, ticks = [], set()
         for row in [*rows, "teacher"]:
-            points = _points(view, row, metric, "")
-            if not points:
+            if not (points := curves[row, metric]):
                 continue
-            _draw_line(axes, points, look[row].color, look[row].marker)
+            _draw_line(axes, points, look[row])
             ticks |= {nfe for nfe, _ in points}
             labels.append(Label(points[-1][0], points[-1][1].value, row, look[row].color))
-        _nfe_axis(axes, _thinned(sorted(ticks)), 2.1)
+        if not labels:
+            axes.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=8.5, color=PALE)
+            continue
+        _nfe_axis(axes, _thinned(sorted(ticks)), 2.6)
         axes.set_xlabel("NFE (number of steps), log scale")
         if metric == "fid":
             axes.set_yscale("log")
@@ -168,6 +190,8 @@ def nfe_sweep(view: View) -> Figure | None:
         else:
             axes.set_ylim(-0.03, 1.05)
         label_column(axes, labels, 1.2 * max(ticks))
+    if absent := [row for row in swept_rows(view) if row not in rows]:
+        footer(figure, absent, "no sweep yet")
     return figure
 
 
@@ -175,7 +199,7 @@ def _thinned(nfes: list[int]) -> list[int]:
     """Those with room for a tick on a logarithmic axis; the first and the last among them."""
     kept = [nfes[0]]
     for nfe in nfes[1:-1]:
-        if nfe >= 1.2 * kept[-1] and nfes[-1] >= 1.2 * nfe:
+        if nfe >= 1.3 * kept[-1] and nfes[-1] >= 1.3 * nfe:
             kept.append(nfe)
     return [*kept, *nfes[-1:]] if len(nfes) > 1 else kept
 
@@ -195,7 +219,7 @@ def calibration(results: Path) -> Figure | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a calibration record ({type(error).__name__}: {error}); make it again") from None
     title = f"GenEval on spoiled real renders, {record.get('n', '?')} prompts a level"
-    figure, all_axes = panels(list(found), 4, title, 3.1, 2.9)
+    figure, all_axes = panels(list(found), 4, title, 3.1, 2.9, 7)
     tint = dict(zip(TASK_NAMES, ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5AA6", "#D55E00"), strict=True))
     for axes, (fault, points) in zip(all_axes, found.items(), strict=True):
         levels = [level for level, *_ in points]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from apex import methods
-from apex.config import Config, load
+from apex.config import Config, External, load
 
 ATTRIBUTES = ("family", "citation")
 
@@ -37,6 +37,7 @@ class Expected:
     Attributes:
         nfe: those that every row has.
         budget: forward-equivalents of a run.
+        external: the rows that bring only images, by name.
     """
 
     rows: dict[str, Declared]
@@ -44,6 +45,7 @@ class Expected:
     teacher_nfe: tuple[int, ...]
     budget: float
     files: tuple[str, ...] = ()
+    external: dict[str, External] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config) -> Expected:
@@ -54,7 +56,9 @@ class Expected:
             seeds = dict.fromkeys(config.full.nfe.get(name, []), 1) | dict.fromkeys(config.nfe, count)
             row = config.row(name)
             rows[name] = Declared(name, row.method, row.tuning, seeds, f"snakemake {first}")
-        return cls(rows, tuple(config.nfe), tuple(config.teacher_nfe), config.budget.forward_equivalents, tuple(config.method_paths))
+        brought = {external.row: external for external in config.external}
+        budget = config.budget.forward_equivalents
+        return cls(rows, tuple(config.nfe), tuple(config.teacher_nfe), budget, tuple(config.method_paths), brought)
 
     def seeds(self, row: str, nfe: int) -> int | None:
         """How many seeds the profile wants of this cell; None where it does not name it."""

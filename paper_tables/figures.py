@@ -2,10 +2,11 @@
 
     python -m paper_tables.figures --results results/world --out results/world/figures
 
-From records: quality_latency, quality_memory, quality_budget, coverage_quality, nfe, nfe_sweep. From runs/: training, shift_visibility.
-From calibration/: calibration. From tune/: tuning. From images/: grid (all rows at one step), grid_nfe<K>, grid_unseen, grid_samples,
-sweep_<row> (one row, few steps to many). index.html shows them all. What has no source is left out with a line that says so. A results
-folder without images keeps the grids that its own figures/ holds. `--config FILE` shows rows that were not run as such.
+From records: quality_latency, quality_memory, quality_budget, coverage_quality, paired, tasks, relative, cost, nfe, nfe_sweep, table1.
+From the paper: table2. From runs/: training, shift_visibility. From calibration/: calibration. From tune/: tuning. From images/: grid
+(all rows at one step), grid_nfe<K>, grid_unseen, grid_samples, sweep_<row> (one row, few steps to many). index.html shows them all.
+What has no source is left out with a line that says so. A results folder without images keeps the grids that its own figures/ holds.
+With `--config FILE`, each figure names the rows that were not run, and folders of images that the profile brings stand in the grids.
 """
 
 from __future__ import annotations
@@ -20,22 +21,28 @@ import matplotlib
 
 from apex.errors import run_command
 from apex.files import write_atomic
-from paper_tables import curves, dynamics, expected, grids, page, scatter, tuning
+from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, published, scatter, tuning
 from paper_tables.plotting import STYLE, png
 from paper_tables.view import View
 
 
 def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> list[str]:
     """Writes every figure that has a source; returns their names in the page's order."""
-    tuned = results / "tune" / "tuning.json"
+    tuned, data = results / "tune" / "tuning.json", published.load()
     plots = {
         "quality_latency": lambda: scatter.quality_latency(view),
         "quality_memory": lambda: scatter.quality_memory(view),
         "quality_budget": lambda: scatter.quality_budget(view, results, beside),
         "coverage_quality": lambda: scatter.coverage_quality(view),
+        "paired": lambda: forest.paired(view),
+        "tasks": lambda: forest.tasks(view),
+        "relative": lambda: forest.relative(view),
+        "cost": lambda: forest.cost(view),
+        "table1": lambda: paper_plots.table1(view, data),
+        "table2": lambda: paper_plots.table2(view, data),
         "nfe": lambda: curves.against_nfe(view),
         "nfe_sweep": lambda: curves.nfe_sweep(view),
-        "training": lambda: dynamics.training(results, view),
+        "training": lambda: dynamics.training(view),
         "shift_visibility": lambda: curves.shift_visibility(results, view),
         "calibration": lambda: curves.calibration(results),
         "tuning": lambda: tuning.draw(tuning.read(tuned)) if tuned.is_file() else None,

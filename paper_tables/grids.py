@@ -1,6 +1,7 @@
 """Picture grids: prompts across; down, the rows by family at one NFE, or the NFEs of one row. Pixels are enlarged by whole numbers.
 
-Reads images/<row>/nfe<K>/seed<S>/<split>/NNNNN/metadata.jsonl and samples/0000.png .. 0003.png.
+Reads images/<row>/nfe<K>/seed<S>/<split>/NNNNN/metadata.jsonl and samples/0000.png .. 0003.png. Pictures that stand together are of the
+same prompts and, where the rows have it, of the same seed; a line of another seed says so.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
@@ -16,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from apex.errors import UserError
 from paper_tables.cells import row_name
-from paper_tables.plotting import row_looks
-from paper_tables.view import TASKS, TEACHER, Key, View
+from paper_tables.plotting import ink, row_looks
+from paper_tables.view import EXTERNAL, TASKS, TEACHER, Key, View
 
 LARGEST, ABOUT = 128, 110  # pixels of one picture's side
 GAP, LABEL_WIDTH, LINE, HEADING = 5, 150, 17, 24
@@ -49,15 +52,49 @@ def read_prompts(folder: Path) -> list[Prompt]:
     return [read_prompt(path) for path in sorted(folder.glob("[0-9]*/metadata.jsonl"))]
 
 
-def image_folders(images: Path, split: str) -> dict[Key, Path]:
-    """(row, NFE) -> the folder of its lowest seed for that split."""
-    found: dict[Key, tuple[int, Path]] = {}
-    for path in images.glob(f"*/nfe*/seed*/{split}"):
+def all_folders(images: Path, split: str) -> dict[Key, dict[int, Path]]:
+    """(row, NFE) -> seed -> its folder for that split."""
+    found: dict[Key, dict[int, Path]] = {}
+    for path in sorted(images.glob(f"*/nfe*/seed*/{split}")):
         row, nfe, seed = path.parts[-4], re.fullmatch(r"nfe(\d+)", path.parts[-3]), re.fullmatch(r"seed(\d+)", path.parts[-2])
         if nfe and seed and not row.startswith(".") and path.is_dir():
-            entry = (int(seed[1]), path)
-            found[row, int(nfe[1])] = min(found.get((row, int(nfe[1])), entry), entry)
-    return {key: path for key, (_, path) in found.items()}
+            found.setdefault((row, int(nfe[1])), {})[int(seed[1])] = path
+    return found
+
+
+def usual_seed(folders: Mapping[Key, Mapping[int, Path]]) -> int | None:
+    """The seed that most of them have, the lowest of equals."""
+    seeds = [seed for found in folders.values() for seed in found]
+    return min(set(seeds), key=lambda seed: (-seeds.count(seed), seed), default=None)
+
+
+def image_folders(images: Path, split: str, view: View | None = None) -> dict[Key, Path]:
+    """(row, NFE) -> the folder of the usual seed, or of its lowest; with `view`, also the folders that the profile brings."""
+    found = all_folders(images, split)
+    usual = usual_seed(found)
+    chosen = {key: seeds[usual if usual in seeds else min(seeds)] for key, seeds in found.items()}
+    external = view.expected.external.values() if view and view.expected and split == view.split else ()
+    return chosen | {(one.row, one.nfe): Path(one.images) for one in external if Path(one.images).is_dir()}
+
+
+def seed_of(folder: Path) -> int | None:
+    """The seed that a folder of images/ is of; None for a folder from elsewhere."""
+    match = re.fullmatch(r"seed(\d+)", folder.parent.name)
+    return int(match[1]) if match else None
+
+
+@lru_cache(maxsize=256)
+def _by_text(folder: Path) -> dict[str, str]:
+    return {prompt.text: prompt.folder for prompt in reversed(read_prompts(folder))}
+
+
+def place_of(folder: Path, prompt: Prompt) -> Path | None:
+    """Where a row's images of that prompt lie: under the same number, or under the one that has its text; None where it has it not."""
+    metadata = folder / prompt.folder / "metadata.jsonl"
+    if metadata.is_file() and read_prompt(metadata).text == prompt.text:
+        return metadata.parent
+    found = _by_text(folder).get(prompt.text)
+    return folder / found if found else None
 
 
 def choose(prompts: list[Prompt], columns: int = 6) -> list[Prompt]:
@@ -118,11 +155,12 @@ def places(rows: list[Row], top: int, cell: int) -> list[int]:
     return [*found, top]
 
 
-def draw(folders: dict[Key, Path], rows: list[Row], prompts: list[Prompt], samples: int, title: str) -> Image.Image:
-    """A grid: `prompts` x `samples` columns, a line for each of `rows`.
+def draw(folders: dict[Key, Path], rows: list[Row], prompts: list[Prompt], samples: int, title: str, foot: str = "") -> Image.Image:
+    """A grid: `prompts` x `samples` columns, a line for each of `rows`; `foot` is a remark below.
 
     A cell whose image is missing, or belongs to another prompt, says so.
     """
+    _by_text.cache_clear()
     small, bold = _font(13), _font(13, bold=True)
     pictures = (path for row in rows for prompt in prompts for path in (folders[row.key] / prompt.folder / "samples").glob("0000.png"))
     first = next(pictures, None)
@@ -132,8 +170,11 @@ def draw(folders: dict[Key, Path], rows: list[Row], prompts: list[Prompt], sampl
     head = 34 + LINE * max(len(lines) for lines in captions) + 8
     width = max(LABEL_WIDTH + len(prompts) * block, int(_font(14, bold=True).getlength(title)) + 2 * GAP)
     *tops, bottom = places(rows, head, cell)
-    sheet = Image.new("RGB", (width, bottom), "white")
+    remarks = textwrap.wrap(foot, int(width / 7.2), break_on_hyphens=False) if foot else []
+    sheet = Image.new("RGB", (width, bottom + (LINE * len(remarks) + GAP if remarks else 0)), "white")
     pen = ImageDraw.Draw(sheet)
+    for index, line in enumerate(remarks):
+        pen.text((GAP, bottom + LINE * index), line, fill=PALE, font=small)
     pen.text((GAP, 7), title, fill=INK, font=_font(14, bold=True))
     for column, lines in enumerate(captions):
         for index, line in enumerate(lines):
@@ -150,16 +191,15 @@ def draw(folders: dict[Key, Path], rows: list[Row], prompts: list[Prompt], sampl
             pen.text((GAP, middle - LINE * (len(lines) - index) + 4), line, fill=row.color, font=bold)
         pen.text((GAP, middle + 6), row.below, fill=PALE, font=small)
         for column, prompt in enumerate(prompts):
-            metadata = folders[row.key] / prompt.folder / "metadata.jsonl"
-            same = read_prompt(metadata) if metadata.is_file() else None
+            place = place_of(folders[row.key], prompt)
             for sample in range(samples):
                 x = LABEL_WIDTH + column * block + sample * (cell + GAP)
-                path = folders[row.key] / prompt.folder / "samples" / f"{sample:04d}.png"
-                if same is not None and same.text == prompt.text and path.is_file():
+                path = place / "samples" / f"{sample:04d}.png" if place else None
+                if path and path.is_file():
                     sheet.paste(_picture(path, cell), (x, top))
                 else:
                     pen.rectangle((x, top, x + cell - 1, top + cell - 1), fill=MISSING)
-                    words = "other prompt" if same is not None and same.text != prompt.text else "no image"
+                    words = "no image" if place or not (folders[row.key] / prompt.folder).is_dir() else "other prompt"
                     pen.text((x + 8, middle - 8), words, fill=PALE, font=small)
     return sheet
 
@@ -172,21 +212,33 @@ def _side(path: Path) -> int:
         raise UserError(f"{path}: not an image; sample again") from None
 
 
-def _below(key: Key) -> str:
-    return f"NFE {key[1]}" if key[1] else "no model"
+def _below(key: Key, folder: Path, usual: int | None) -> str:
+    seed = seed_of(folder)
+    return (f"NFE {key[1]}" if key[1] else "no model") + (f", seed {seed}" if key[1] and seed not in (None, usual) else "")
 
 
-def rows_at(view: View, folders: dict[Key, Path], nfe: int) -> list[Row]:
-    """What is compared at one NFE: real renders, the teacher with 25 and with as many steps, every method by family."""
+def rows_at(view: View, folders: dict[Key, Path], nfe: int, usual: int | None = None, elsewhere: bool = False) -> list[Row]:
+    """What is compared at one NFE: real renders, the teacher with 25 and with as many steps, every method by family.
+
+    elsewhere: also rows of images from elsewhere whose NFE is not compared. usual: the seed that needs no mention.
+    """
     look = row_looks(view)
+    usual = next((seed_of(folder) for folder in folders.values()), None) if usual is None else usual
     levels = [key for key in dict.fromkeys([*SHOWN, ("teacher", nfe)]) if key in folders]
-    found = [Row(key, row_name(key, view), _below(key)) for key in levels]
-    for family, keys in view.grouped(nfe):
+    found = [Row(key, row_name(key, view), _below(key, folders[key], usual)) for key in levels]
+    groups = dict(view.grouped(nfe))
+    if elsewhere:
+        others = [key for key in view.methods if view.images_only(key[0]) and key[1] not in view.compared]
+        groups |= {EXTERNAL: [*groups.get(EXTERNAL, []), *others]}
+    for family, keys in groups.items():
         known = [key for key in keys if key in folders]
         for index, key in enumerate(known):
-            found.append(Row(key, row_name(key, view), _below(key), family if index == 0 else "", look[key[0]].color))
+            below = _below(key, folders[key], usual)
+            found.append(Row(key, row_name(key, view), below, family if index == 0 else "", ink(look[key[0]].color)))
     strangers = sorted(key for key in folders if key not in view.keys and key[1] == nfe)  # images without a record
-    return found + [Row(key, key[0], _below(key), "no record" if index == 0 else "") for index, key in enumerate(strangers)]
+    return found + [
+        Row(key, key[0], _below(key, folders[key], usual), "no record" if index == 0 else "") for index, key in enumerate(strangers)
+    ]
 
 
 def _prompts(folders: dict[Key, Path], rows: list[Row], columns: int = COLUMNS) -> list[Prompt]:
@@ -206,25 +258,52 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
     four images of two prompts; sweep_<row>: one row, or the teacher, at each of its NFEs.
     """
     found: dict[str, Image.Image] = {}
-    words = "each prompt's first image, lowest seed; prompts chosen by place in the list"
-    folders, unseen = image_folders(images, view.split), image_folders(images, "unseen")
+    every = all_folders(images, view.split)
+    usual, folders, unseen = usual_seed(every), image_folders(images, view.split, view), image_folders(images, "unseen")
+    words = f"each prompt's first image, seed {usual}; prompts chosen by place in the list"
     nfes = view.compared or sorted({nfe for _, nfe in folders if nfe})
     for index, nfe in enumerate(nfes):
-        rows = rows_at(view, folders, nfe)
+        rows = rows_at(view, folders, nfe, usual, elsewhere=index == 0)
         if not any(row.key[1] == nfe for row in rows) or not (prompts := _prompts(folders, rows)):
             continue
-        found["grid" if index == 0 else f"grid_nfe{nfe}"] = draw(folders, rows, prompts, 1, f"NFE {nfe}, {view.split} set: {words}")
+        foot = _without(view, rows, nfe)
+        name = "grid" if index == 0 else f"grid_nfe{nfe}"
+        found[name] = draw(folders, rows, prompts, 1, f"NFE {nfe}, {view.split} set: {words}", foot)
         if index == 0:
             two = [prompt for prompt in prompts if prompt.task in ("single_object", "position")][::2][:2] or prompts[:2]
             title = f"NFE {nfe}, {view.split} set: four images of one prompt; do they differ as real ones do?"
-            found["grid_samples"] = draw(folders, rows, two, 4, title)
-            rows = rows_at(view, unseen, nfe)
+            found["grid_samples"] = draw(folders, rows, two, 4, title, foot)
+            rows = rows_at(view, unseen, nfe, usual)
             if rows and (prompts := _prompts(unseen, rows)):
-                found["grid_unseen"] = draw(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}")
+                found["grid_unseen"] = draw(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}", _without(view, rows, nfe))
     for name in [*view.rows, "teacher"]:
-        keys = sorted(key for key in folders if key[0] == name and key[1])
-        real = [Row(key, row_name(key, view), _below(key)) for key in SHOWN[:1] if key in folders]
-        rows = [*real, *(Row(key, row_name(key, view), _below(key)) for key in keys)]
-        if len(keys) > 1 and (prompts := _prompts(folders, rows)):
-            found[f"sweep_{name}"] = draw(folders, rows, prompts, 1, f"{name}, {view.split} set: {words}")
+        if made := _sweep(view, name, every):
+            found[f"sweep_{name}"] = made
     return found
+
+
+def _without(view: View, rows: list[Row], nfe: int) -> str:
+    """Which rows of that NFE have no images."""
+    shown = {row.key for row in rows}
+    absent = [key[0] for key in view.methods if key[1] == nfe and key not in shown]
+    return f"no images yet: {', '.join(absent)}" if absent else ""
+
+
+def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Image | None:
+    """One row at each NFE that has images of one and the same seed; None where that is fewer than two."""
+    mine = {key: seeds for key, seeds in every.items() if key[0] == name and key[1]}
+    seed = usual_seed(mine)
+    folders = {key: seeds[seed] for key, seeds in sorted(mine.items()) if seed in seeds}
+    if len(folders) < 2:
+        return None
+    folders |= {key: min(every[key].items())[1] for key in SHOWN[:1] if key in every}
+    order = sorted(folders, key=lambda key: (key not in SHOWN, key[1]))
+    rows = [Row(key, row_name(key, view), _below(key, folders[key], seed)) for key in order]
+    prompts = _prompts(folders, rows)
+    words = f"{name}, {view.split} set, seed {seed}: the same prompts and seed at every NFE; prompts chosen by place in the list"
+    absent = [str(nfe) for row, nfe in view.methods if row == name and (row, nfe) not in folders]
+    return (
+        draw(folders, rows, prompts, 1, words, f"NFE without images of this seed: {', '.join(absent)}" if absent else "")
+        if prompts
+        else None
+    )

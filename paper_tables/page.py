@@ -4,31 +4,52 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from paper_tables import audit, build, published, tuning
-from paper_tables.render import Table, html_fragment
+from paper_tables.render import html_fragment
 from paper_tables.render import page as html_page
 from paper_tables.view import TEACHER, View
 
-# Figure -> its title and what to see in it, in the page's order. `sweep_<row>` and `grid_nfe<K>` come beside these.
+# Figure -> its title and what to see in it. `sweep_<row>` and `grid_nfe<K>` come beside these.
 CAPTIONS = {
     "quality_latency": ("Quality against latency", "Up and left is better."),
     "grid": ("Pictures at one step", "Rows by family, prompts across. Pixels are enlarged, not smoothed."),
     "grid_unseen": ("Unseen combinations", "Prompts that no training image showed."),
     "grid_samples": ("Four samples", "Four images of one prompt: a collapsed generator draws one picture four times."),
+    "tasks": ("GenEval by task", "Dark is high."),
+    "coverage_quality": ("Coverage against quality", "Spread and recall of a prompt's images against GenEval."),
+    "nfe": ("Metrics against NFE", "Dashed: the guided 25-step teacher; dotted: real renders."),
+    "paired": ("Every row against apex", "Left of the line: below apex. An interval that holds zero parts nothing."),
+    "cost": ("What training costs", "Where the budget goes, what stands in memory, and how long it takes."),
     "quality_memory": ("Quality against memory", "What a discriminator or a fake-score network adds lies to the right."),
     "quality_budget": ("Quality against the training budget", "What more training gives."),
-    "coverage_quality": ("Coverage", "Spread and recall of a prompt's images against GenEval."),
-    "nfe": ("Metrics against NFE", "Dashed: the guided 25-step teacher; dotted: real renders."),
+    "training": ("Training", "Losses, gradient norms, logits and diagnostics as logged; rows compare at equal budget."),
     "nfe_sweep": ("From one step to many", "Whether a row gains from more steps, and where the teacher overtakes it."),
-    "training": ("Training", "Losses, gradient norms and diagnostics as logged; rows compare at equal budget."),
     "tuning": ("Tuning", "Every candidate of every method on the validation prompts."),
+    "relative": (
+        "Every row against the guided teacher",
+        "Right of the dashed line is above the teacher; of FID and latency, left is better.",
+    ),
+    "table1": ("The paper's Table 1 and ours", "Left as published, right as measured here; the axes differ."),
+    "table2": ("The paper's Table 2", "As published; the same tasks measured here stand above."),
     "shift_visibility": ("Shift visibility", "Whether the network sees the shifted condition, measured before training."),
     "calibration": ("Calibration of GenEval", "Real renders, spoiled more and more: every curve must fall."),
 }
-FIRST = ("quality_latency", "grid")
+FIRST = ("quality_latency", "grid", "grid_nfe", "grid_unseen", "grid_samples")
+# Table -> the figures that show it, which stand below it; a name that ends in _ is the start of several.
+PLOTS = {
+    "comparison": ("tasks", "nfe", "coverage_quality"),
+    "paired": ("paired",),
+    "cost": ("cost", "quality_memory", "quality_budget"),
+    "stability": ("training",),
+    "sweep": ("nfe_sweep", "sweep_"),
+    "tuning": ("tuning",),
+    "relative": ("relative",),
+    "world": ("calibration", "shift_visibility"),
+    "table1": ("table1",),
+    "table2": ("table2",),
+}
 
 
 def caption(name: str) -> tuple[str, str]:
@@ -36,17 +57,27 @@ def caption(name: str) -> tuple[str, str]:
     if name in CAPTIONS:
         return CAPTIONS[name]
     if name.startswith("sweep_"):
-        return f"{name.removeprefix('sweep_')}: few steps to many", "One row; prompts across, NFE down."
+        return f"{name.removeprefix('sweep_')}: few steps to many", "One row; prompts across, NFE down; the same prompts and seed."
     return f"Pictures at {name.removeprefix('grid_nfe')} steps", "As above, with more steps."
 
 
+def _number(name: str) -> tuple[int, str]:
+    """Sorts grid_nfe10 after grid_nfe2."""
+    digits = name.removeprefix("grid_nfe")
+    return (int(digits), "") if digits.isdigit() else (0, name)
+
+
+def _like(names: Iterable[str], wanted: str) -> list[str]:
+    """Those that `wanted` means: itself, or all that begin so where it is the start of several."""
+    several = wanted.endswith("_") or wanted == "grid_nfe"
+    return sorted((name for name in names if (name.startswith(wanted) if several else name == wanted)), key=_number)
+
+
 def ordered(names: Iterable[str]) -> list[str]:
-    """The figures in the page's order: pictures at more steps after those at one, the rows' sweeps last of the pictures."""
-    known = [name for name in names if not name.startswith(("sweep_", "grid_nfe"))]
-    found = sorted(known, key=list(CAPTIONS).index)
-    more = sorted((name for name in names if name.startswith("grid_nfe")), key=lambda name: int(name.removeprefix("grid_nfe")))
-    at = found.index("grid") + 1 if "grid" in found else len(found)
-    return [*found[:at], *more, *found[at:], *sorted(name for name in names if name.startswith("sweep_"))]
+    """The figures in the page's order: the first ones, then table by table."""
+    names = list(names)
+    wanted = [*FIRST, *(plot for plots in PLOTS.values() for plot in plots)]
+    return [name for one in wanted for name in _like(names, one)]
 
 
 MOST_SENTENCES = 6
@@ -54,7 +85,8 @@ MOST_SENTENCES = 6
 
 def headline(view: View) -> str:
     """One sentence per row at NFE 1, the best first: GenEval, its share of the teacher's, spread. Of many rows each family's best."""
-    known = {row: score for row in view.rows if (score := view.get((row, 1), "geneval/overall"))}
+    trained = [row for row in view.rows if not view.images_only(row)]
+    known = {row: score for row in trained if (score := view.get((row, 1), "geneval/overall"))}
     rows = sorted(known, key=lambda row: -known[row].value)
     if len(rows) > MOST_SENTENCES:
         best = {view.families[row]: row for row in reversed(rows)}
@@ -81,7 +113,8 @@ def headline(view: View) -> str:
 def _figure(name: str) -> str:
     title, words = map(html.escape, caption(name))
     return (
-        f'<h2 id="{name}">{title}</h2><figure><figcaption>{words}</figcaption><img src="{name}.png" alt="{title}" loading="lazy"></figure>'
+        f'<figure id="figure-{name}"><h3>{title}</h3><figcaption>{words}</figcaption>'
+        f'<img src="{name}.png" alt="{title}" loading="lazy"></figure>'
     )
 
 
@@ -90,17 +123,21 @@ def index(view: View, figures: list[str], results: Path | None = None) -> str:
     data = published.load()
     tables = build.tables(view, data)
     profile = ", ".join(map(str, view.all_values("profile"))) or "results"
-    body = [f"<h1>Results: {html.escape(profile)}</h1>", f'<p class="box">{headline(view)}</p>', f"<p>{html.escape(tables[0].remark)}</p>"]
+    body = [f"<h1>Results: {html.escape(profile)}</h1>", f'<p class="box">{headline(view)}</p>']
+    if view.not_run:
+        body.append(f'<p class="box">Named by the profile and not run yet: {html.escape(", ".join(view.not_run))}.</p>')
+    body.append(f"<p>{html.escape(tables[0].remark)}</p>")
     findings = audit.findings_table(audit.run(data))
-    by_name = {table.name: table for table in tables}
     if results and (results / "tune" / "tuning.json").is_file():
-        by_name["tuned"] = replace(tuning.table(tuning.read(results / "tune" / "tuning.json")), name="tuned")  # the figure is `tuning`
+        tables.insert([table.name for table in tables].index("relative"), tuning.table(tuning.read(results / "tune" / "tuning.json")))
     shown = {name: _figure(name) for name in figures}
-    first = [name for name in FIRST if name in shown]
-    order: list[str | Table] = [*first, *(by_name.pop(name) for name in ("comparison", "paired", "cost"))]
-    order += [name for name in shown if name not in first]
-    order += [*by_name.values(), findings]
-    links = [(one, caption(one)[0]) if isinstance(one, str) else (one.name, one.title) for one in order]
-    body.append("<nav>" + " ".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in links) + "</nav>")
-    body += [shown[one] if isinstance(one, str) else html_fragment(one, remark=False) for one in order]
+    links = " ".join(f'<a href="#{table.name}">{html.escape(table.title)}</a>' for table in [*tables, findings])
+    body.append(f"<nav>Tables: {links}</nav>")
+    links = " ".join(f'<a href="#figure-{name}">{html.escape(caption(name)[0])}</a>' for name in shown)
+    body.append(f"<nav>Figures: {links}</nav>")
+    body += [shown.pop(name) for one in FIRST for name in _like(figures, one)]
+    for table in tables:
+        body.append(html_fragment(table, remark=False))
+        body += [shown.pop(name) for one in PLOTS.get(table.name, ()) for name in _like(figures, one) if name in shown]
+    body += [*shown.values(), html_fragment(findings, remark=False)]
     return html_page(f"Results: {profile}", "\n".join(body))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ FAMILY_LOOKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("#D55E00", "#F0A030", "#9E2A2B", "#E8788A", "#7F4F24", "#FF7F50", "#B5651D", "#C94F7C"),
     ),
     "self-adversarial": (
-        ("apex", "apex-eq25", "twinflow", "apex-lora"),
+        ("apex", "apex-eq25", "twinflow"),
         ("#0072B2", "#56B4E9", "#1B2A80", "#5C7FDB", "#00A3C4", "#3D5A80", "#8FA8E0", "#12699E"),
     ),
     "regression": (
@@ -48,30 +49,52 @@ FAMILY_LOOKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 SPARE = ("#5B8C2A", "#A63D57", "#2F7F86", "#B8860B", "#6A5ACD", "#708238", "#AA5500", "#4F6D7A")
 REFERENCE_COLOR, TEACHER_COLOR, INK, PALE, FAINT = "#8a9199", "#1b1f24", "#1b1f24", "#5f6770", "#d5d9dd"
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
+MARKS = ("o", "s", "^", "D", "v", "P", "h", "p")
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a row is drawn in every figure."""
+    """How a row is drawn in every figure; a variant of a method as the method, but hollow and dashed."""
 
     color: str
     marker: str
+    hollow: bool = False
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Keywords of a line with marks."""
+        face = {"markerfacecolor": "white"} if self.hollow else {}
+        return {"color": self.color, "marker": self.marker, "linestyle": (0, (4, 2)) if self.hollow else "-", **face}
 
 
 def looks(families: Mapping[str, str]) -> dict[str, Look]:
-    """Row -> its look, from row -> family; the same rows look the same, whatever their order."""
+    """Row -> its look, from row -> family; the same rows look the same, whatever their order.
+
+    A row that is named after another of its family, `lcm-lora`, is a variant of it.
+    """
     found = {name: Look(REFERENCE_COLOR, "X") for name in REFERENCE_NAMES} | {"teacher": Look(TEACHER_COLOR, "*")}
     for family in dict.fromkeys(families.values()):
         known, shades = FAMILY_LOOKS.get(family, ((), SPARE))
         rows = sorted(row for row, its in families.items() if its == family)
-        free = [place for place in range(max(len(shades), len(rows) + len(known))) if place >= len(known) or known[place] not in rows]
+        own = [row for row in rows if row in known or not _base(row, [*known, *rows])]
+        bases = {row: _base(row, [*known, *own]) for row in rows if row not in own}
+        free = [place for place in range(max(len(shades), len(own) + len(known))) if place >= len(known) or known[place] not in own]
         # Places of known rows that are absent come last, so that a new row does not look like one that another figure shows.
         free.sort(key=lambda place: place < len(known))
-        for row in rows:
+        for row in own:
             place = known.index(row) if row in known else free.pop(0)
-            found[row] = Look(shades[place % len(shades)], MARKS[place % len(MARKS)])
+            found[row] = Look(shades[place % len(shades)], MARKS[(place + place // len(shades)) % len(MARKS)])
+        for row, base in bases.items():
+            of = found.get(base) or Look(shades[known.index(base)], MARKS[known.index(base) % len(MARKS)])
+            variants = [other for other, its in bases.items() if its == base]
+            at = MARKS.index(of.marker) + 3 * variants.index(row)
+            found[row] = Look(of.color, MARKS[at % len(MARKS)], hollow=True)
     return found
+
+
+def _base(row: str, names: Sequence[str]) -> str:
+    """The longest of `names` that `row` continues with a hyphen; '' if none."""
+    return max((name for name in names if row.startswith(f"{name}-")), key=len, default="")
 
 
 READABLE = 4.5  # contrast of text with white that WCAG asks for
@@ -102,20 +125,20 @@ LEGEND_WIDTH, LEGEND_LINE = 1.5, 0.2  # inches of an entry
 
 
 def panels(
-    titles: Sequence[str], columns: int, title: str, width: float = 3.1, height: float = 2.1, entries: int = 1
+    titles: Sequence[str], columns: int, title: str, width: float = 3.1, height: float = 2.1, entries: int = 0, between: float = 0.8
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels with fixed margins (inches), room for a legend of so many entries below."""
+    """A figure of equal panels with fixed margins (inches), `between` of them for titles and ticks, room for a legend below."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    below = 0.2 + LEGEND_LINE * -(-entries // max(1, int((columns * width + 0.2) / LEGEND_WIDTH)))
+    below = 0.05 + (0.15 + LEGEND_LINE * -(-entries // max(1, int((columns * width + 0.2) / LEGEND_WIDTH))) if entries else 0.0)
     size = (columns * width + 0.2, rows * height + 0.35 + below)
     figure = Figure(figsize=size)
     figure.suptitle(title, x=0.1 / size[0], y=1 - 0.12 / size[1], ha="left", va="top", fontsize=11.5)
     found = []
     for index, name in enumerate(titles):
         row, column = divmod(index, columns)
-        left, bottom = column * width + 0.55, below + (rows - 1 - row) * height + 0.45
-        axes = figure.add_axes((left / size[0], bottom / size[1], (width - 0.65) / size[0], (height - 0.8) / size[1]))
+        left, bottom = column * width + 0.55, below + (rows - 1 - row) * height + 0.56 * between
+        axes = figure.add_axes((left / size[0], bottom / size[1], (width - 0.65) / size[0], (height - between) / size[1]))
         axes.set_title(name)
         found.append(axes)
     return figure, found
@@ -128,6 +151,23 @@ def legend(figure: Figure, entries: Mapping[str, dict[str, Any]]) -> None:
     figure.legend(handles=handles, loc="lower left", ncol=min(len(handles), columns), fontsize=9, handlelength=1.8, columnspacing=1.4)
 
 
+def footer(figure: Figure, rows: Sequence[str], words: str = "not run yet") -> None:
+    """At the foot of the figure, which rows are not in it, as many lines as that takes; the figure grows for them."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(f"{words}: {', '.join(rows)}", int(width * 15.5), break_on_hyphens=False)
+    more = 0.16 * len(lines) + 0.1
+    for axes in figure.axes:
+        left, bottom, wide, high = axes.get_position().bounds
+        axes.set_position((left, (bottom * height + more) / (height + more), wide, high * height / (height + more)))
+    for text in [*figure.texts, *([figure._suptitle] if figure._suptitle and figure._suptitle not in figure.texts else [])]:
+        x, y = text.get_position()
+        text.set_position((x, (y * height + more) / (height + more)))
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0, more / (height + more), 1, height / (height + more)))
+    figure.set_size_inches(width, height + more)
+    figure.text(0.1 / width, 0.06 / (height + more), "\n".join(lines), ha="left", va="bottom", fontsize=8, color=PALE)
+
+
 def png(figure: Figure) -> bytes:
     """110 dots an inch, no version or date inside, so that equal input gives equal files."""
     buffer = io.BytesIO()
@@ -136,8 +176,11 @@ def png(figure: Figure) -> bytes:
 
 
 def plain_ticks(axis: Axis, low: float, high: float) -> None:
-    """1, 2, 5, 10, ... in plain digits on a logarithmic axis."""
-    ticks = [step * 10.0**power for power in range(-9, 9) for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+    """1, 2, 5, 10, ... in plain digits on a logarithmic axis; more where the axis is short."""
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)):
+        ticks = [step * 10.0**power for power in range(-9, 9) for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) > 2:
+            break
     axis.set_ticks(ticks, [f"{tick / 1e6:g}M" if tick >= 1e5 else f"{tick:g}" for tick in ticks])
     axis.set_ticks([], minor=True)
 

@@ -6,21 +6,24 @@ published/other.csv       single numbers from other papers, with what they compa
 published/networks.yaml   public parameter counts, the LoRA targets, the machine of Table 1
 text_claims.yaml          what the paper's text says about its tables
 
-A results folder may have a published.json of its own (`beside`): numbers that other texts state, for the table of methods.
+A results folder may have a published.json of its own (`stated`): the profile's `published`, numbers that other texts state of methods.
+They stand in the comparison as lines of their own and enter no mean, interval, rank or figure: what they were measured with differs.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from apex.config import Published as Stated
 from apex.errors import UserError
+from evaluators.result import first_fault
 
 HERE = Path(__file__).resolve().parent
 PUBLISHED = HERE / "published"
@@ -115,38 +118,15 @@ def load(folder: Path = PUBLISHED, claims: Path | None = None) -> Published:
     return Published(tables, networks, yaml.safe_load((claims or HERE / "text_claims.yaml").read_text(encoding="utf-8")))
 
 
-@dataclass(frozen=True)
-class Beside:
-    """One number that a text states of a method; `metric` is named as in the records."""
-
-    row: str
-    nfe: int
-    metric: str
-    value: float
-    source: str
+STATED = TypeAdapter(list[Stated])
 
 
-# Short names of metrics that published.json may use.
-SHORT = {
-    "geneval": "geneval/overall",
-    "clip": "clip_score",
-    "latency_s": "speed/latency_b1_s",
-    "throughput_sps": "speed/throughput_b10_sps",
-}
-
-
-def beside(results: Path) -> list[Beside]:
-    """The numbers of results/published.json, a list of {row, nfe, metric, value, source}; none where there is no such file."""
+def stated(results: Path) -> list[Stated]:
+    """The numbers of results/published.json, a list of a profile's `published` entries; none where there is no such file."""
     path = results / "published.json"
     if not path.is_file():
         return []
     try:
-        found = [
-            Beside(str(one["row"]), int(one["nfe"]), SHORT.get(one["metric"], one["metric"]), float(one["value"]), str(one["source"]))
-            for one in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: expected a list of objects with row, nfe, metric, value and source ({type(error).__name__}: {error})"
-        ) from None
-    return found
+        return STATED.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_fault(error)}; expected a list of objects as in a profile's `published`") from None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_tables import records
-from paper_tables.plotting import FAINT, PALE, Label, Look, label_column, panels, place_labels, plain_ticks, row_looks, short_name
+from paper_tables.plotting import FAINT, PALE, Label, Look, footer, label_column, panels, place_labels, plain_ticks, row_looks, short_name
 from paper_tables.stats import Summary
 from paper_tables.tables_cost import CONTROL_ROW
 from paper_tables.tuning import read as read_tuning
@@ -27,10 +27,17 @@ def _bar(axes: Axes, x: Summary, y: Summary, tint: str) -> None:
             axes.plot(*ends, color=tint, linewidth=1.0, alpha=0.45, zorder=2)
 
 
-def _point(axes: Axes, x: float, y: float, look: Look, hollow: bool = False, size: float = 7) -> None:
+def _point(axes: Axes, x: float, y: float, look: Look, size: float = 7) -> None:
     size *= 1.5 if look.marker == "*" else 1
-    face = {"markerfacecolor": "white", "markeredgecolor": look.color, "markeredgewidth": 1.2} if hollow else {"markeredgecolor": "white"}
-    axes.plot([x], [y], marker=look.marker, color=look.color, markersize=size, linestyle="", zorder=3, **({"markeredgewidth": 0.7} | face))
+    edge = {"markeredgecolor": look.color, "markeredgewidth": 1.2} if look.hollow else {"markeredgecolor": "white", "markeredgewidth": 0.7}
+    axes.plot([x], [y], markersize=size, zorder=3, **(look.line | {"linestyle": ""} | edge))
+
+
+def _absent(figure: Figure, view: View, drawn: Iterable[str], words: str = "not run yet") -> None:
+    """Says which trained rows the figure does not show."""
+    drawn = set(drawn)
+    if rows := [row for row in view.rows if row not in drawn and not view.images_only(row)]:
+        footer(figure, rows, words)
 
 
 def quality_latency(view: View) -> Figure | None:
@@ -73,7 +80,9 @@ def quality_latency(view: View) -> Figure | None:
         f"Quality against latency, {view.split} set; a line joins a row's NFE {nfes}. Bars: 95% of quality, quartiles of latency"
     )
     written = label_column(axes, ends, 1.16 * max(label.x for label in ends)) if ends else []
-    place_labels(axes, labels, [*((x.value, y.value) for _, x, y in points), *written])
+    ways = [[(x, y) for _, x, y in places] for places in lines.values()]
+    place_labels(axes, labels, [*((x.value, y.value) for _, x, y in points), *written], ways)
+    _absent(figure, view, lines, "not run yet, or not timed")
     return figure
 
 
@@ -97,7 +106,9 @@ def coverage_quality(view: View) -> Figure | None:
     figure, found = panels(names, columns, title, 5.0, 4.3)
     look = row_looks(view)
     for axes, (nfe, metric, _) in zip(found, chosen, strict=True):
-        axes.set(xlim=(-0.03, 1.1), ylim=(-0.03, 1.08), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], xlabel="GenEval overall")
+        found_here = [view.get(key, metric) for key in [key for key in view.methods if key[1] == nfe] + levels]
+        highest = max(one.value for one in found_here if one)
+        axes.set(xlim=(-0.03, 1.1), ylim=(-0.03 * highest, 1.12 * highest), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], xlabel="GenEval overall")
         labels = []
         for key in [key for key in view.methods if key[1] == nfe] + levels:
             x, y = view.get(key, QUALITY), view.get(key, metric)
@@ -106,7 +117,18 @@ def coverage_quality(view: View) -> Figure | None:
                 _point(axes, x.value, y.value, look[key[0]])
                 labels.append(Label(x.value, y.value, short_name(key) if key in levels else key[0], look[key[0]].color))
         place_labels(axes, labels, size=7.5)
+    _absent(figure, view, [key[0] for key in view.methods if any(view.get(key, metric) for metric, _ in COVERAGE)])
     return figure
+
+
+STACK = 5
+
+
+def _stack(labels: Sequence[Label], near: float) -> list[Label]:
+    """The labels of many points above each other, as rows with the same networks are; none where there are few."""
+    stacks = [[other for other in labels if abs(other.x - label.x) <= near] for label in labels]
+    largest = max(stacks, key=len, default=[])
+    return largest if len(largest) >= STACK else []
 
 
 def quality_memory(view: View) -> Figure | None:
@@ -134,7 +156,11 @@ def quality_memory(view: View) -> Figure | None:
         for half in range(2, 2 + 60) if own else ():
             if axes.get_xlim()[0] <= half / 2 * own <= axes.get_xlim()[1]:
                 axes.axvline(half / 2 * own, color="#8a9199", linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
-        place_labels(axes, [Label(one[place], one[-1].value, one[0], look[one[0]].color) for one in rows])
+        labels = [Label(one[place], one[-1].value, one[0], look[one[0]].color) for one in rows]
+        stack = _stack(labels, 0.02 * room)
+        written = label_column(axes, stack, stack[0].x + 0.06 * room) if stack else []
+        place_labels(axes, [label for label in labels if label not in stack], [*((label.x, label.y) for label in stack), *written])
+    _absent(figure, view, [one[0] for one in rows], "not run yet, or memory not recorded")
     return figure
 
 
@@ -153,21 +179,21 @@ def quality_budget(view: View, results: Path, others: Sequence[View] = ()) -> Fi
     tuning = read_tuning(path) if path.is_file() else None
     if tuning and tuning.nfe == nfe:
         for row in points:
-            method = tuning.methods.get(view.about(row, "method"))
-            if method and view.about(row, "tuning") != "lora":
+            method = tuning.methods.get(row)  # a variant of the method has other settings
+            if method:
                 best = method.candidates[method.chosen]
                 quality = Summary(best.geneval, best.geneval_low, best.geneval_high)
                 points[row].append((best.forward_equivalents or tuning.budget, quality, True))
-    if len({spent for places in points.values() for spent, *_ in places}) < 2:
+    spends = [spent for places in points.values() for spent, *_ in places]
+    if max(spends) < 1.1 * min(spends):
         return None  # equal budgets: the tables say it
     families = [
         family for family in dict.fromkeys(view.families[row] for row in view.rows) if any(view.families[r] == family for r in points)
     ]
     title = f"GenEval at NFE {nfe} against the training budget, 95% intervals"
-    title += "; hollow: the chosen candidate of tuning, on the validation prompts" if tuning else ""
+    title += "; small: the chosen candidate of tuning, on the validation prompts" if tuning else ""
     figure, found = panels(families, 3, title, 4.1, 3.2)
     look = row_looks(view)
-    spends = [spent for places in points.values() for spent, *_ in places]
     for axes, family in zip(found, families, strict=True):
         axes.set_xscale("log")
         axes.set(xlim=(min(spends) / 1.3, max(spends) * (max(spends) / min(spends)) ** 0.45 * 1.1), ylim=(-0.03, 1.05))
@@ -180,11 +206,12 @@ def quality_budget(view: View, results: Path, others: Sequence[View] = ()) -> Fi
             axes.plot([x for x, *_ in places], [y.value for _, y, _ in places], color=tint, linewidth=1.0, zorder=1 if tint == FAINT else 2)
             if tint == FAINT:
                 continue
-            for spent, quality, hollow in places:
+            for spent, quality, tuned in places:
                 _bar(axes, Summary(spent), quality, tint)
-                _point(axes, spent, quality.value, look[row], hollow)
+                _point(axes, spent, quality.value, look[row], 4 if tuned else 7)
             labels.append(Label(places[-1][0], places[-1][1].value, row, tint))
         label_column(axes, labels, max(label.x for label in labels) * (max(spends) / min(spends)) ** 0.09)
+    _absent(figure, view, points)
     return figure
 
 

@@ -6,20 +6,11 @@ from paper_tables import cells
 from paper_tables.cells import missing, plain
 from paper_tables.render import Cell, Column, Line, Table
 from paper_tables.tables_paper import remark
-from paper_tables.view import EXTERNAL, View
+from paper_tables.view import View
 
 CONTROL_ROW = "fm"  # memory is also given as a multiple of this row's: it trains the student and nothing else
 OWN = ("student", "teacher", "ema")
 PARTS = ("student", "teacher", "extra", "ema", "optimizer", "step")
-OLD = "The row's training record does not hold it: trained before it was recorded, or made elsewhere."
-
-
-def _missing(why: str) -> Cell:
-    return Cell("not recorded", None, why) if why == OLD else missing(why)
-
-
-def _number(value: float | None, why: str, decimals: int | None = None) -> Cell:
-    return _missing(why) if value is None else plain(value, why, decimals)
 
 
 def shares(view: View, row: str) -> dict[str, float]:
@@ -30,30 +21,33 @@ def shares(view: View, row: str) -> dict[str, float]:
 
 
 def _row(view: View, row: str) -> dict[str, Cell]:
-    line = {"row": Cell(row), "tuning": Cell(view.about(row, "tuning"))}
+    line = {"row": Cell(row), "tuning": Cell(cells.tuning_words(view, row))}
     ran = any(view.evaluators(key) for key in view.methods if key[0] == row) or row in view.made
     key = next(key for key in view.methods if key[0] == row)
-    why = OLD if ran else cells.why_missing(view, key, "geneval")
+    why = cells.NO_RECORD if ran else cells.why_missing(view, key, "geneval")
+    why = cells.NO_NETWORK if view.images_only(row) else why
     found = shares(view, row)
     extra = {name: share for name, share in found.items() if name not in OWN}
     for name in OWN:
-        line[f"share_{name}"] = _number(100 * found.get(name, 0.0) if found else None, why, 1)
+        line[f"share_{name}"] = plain(100 * found.get(name, 0.0) if found else None, why, 1)
     words = f"{row}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in extra.items()) + "." if extra else ""
-    cell = _number(100 * sum(extra.values()) if found else None, why, 1)
+    cell = plain(100 * sum(extra.values()) if found else None, why, 1)
     line["share_extra"] = Cell(cell.text, cell.summary, cell.note or words)
     for name in (*PARTS, "total"):
-        line[f"memory_{name}"] = _number(view.cost(row, "memory_mb", name), why, 1)
+        line[f"memory_{name}"] = plain(view.cost(row, "memory_mb", name), why, 1)
     total, control = view.cost(row, "memory_mb", "total"), view.cost(CONTROL_ROW, "memory_mb", "total")
     ratio = total / control if total and control else None
-    line["memory_ratio"] = _number(ratio, why if total is None else f"The row {CONTROL_ROW} has no record of its memory.", 2)
+    line["memory_ratio"] = plain(ratio, why if total is None else f"The row {CONTROL_ROW} has no record of its memory.", 2)
     seconds, forwards = view.cost(row, "wall_seconds"), view.cost(row, "forward_equivalents")
-    line["forwards"] = _number(forwards, why)
-    line["steps"] = _number(view.cost(row, "steps"), why, 0)
-    line["seconds"] = _number(seconds, why, 0)
-    line["per_thousand"] = _number(1000 * seconds / forwards if seconds and forwards else None, why)
-    line["seeds"] = cells.common_cells(view, key)["seeds"]
+    line["forwards"] = plain(forwards, why)
+    line["steps"] = plain(view.cost(row, "steps"), why, 0)
+    line["seconds"] = plain(seconds, why, 0)
+    line["per_thousand"] = plain(1000 * seconds / forwards if seconds and forwards else None, why)
+    line["seeds"] = missing(why) if view.images_only(row) else cells.common_cells(view, key)["seeds"]
     hardware = next((made["hardware"] for made in view.made.get(row, []) if made.get("hardware")), "")
-    line["hardware"] = Cell(str(hardware)) if hardware else cells.hardware_cell(view, key, "geneval")
+    line["hardware"] = (
+        Cell(str(hardware)) if hardware else missing(why) if view.images_only(row) else cells.hardware_cell(view, key, "geneval")
+    )
     return line | {"note": cells.stopped_cell(view, row)}
 
 
@@ -80,8 +74,6 @@ def cost(view: View) -> Table:
     table = Table("cost", "Cost of training", caption, columns, remark=remark(view), panels=panels)
     section = ""
     for row in view.rows:
-        if view.families[row] == EXTERNAL:
-            continue
         table.lines.append(Line(_row(view, row), view.families[row] if view.families[row] != section else ""))
         section = view.families[row]
     return table

@@ -36,7 +36,8 @@ def _line(view: View, key: Key) -> dict[str, Cell]:
     behind = cells.common_cells(view, key)
     line |= cells.size_cells(view, key) | {"n": behind["n"], "seeds": cells.seeds_cell(view, key)}
     if key in view.methods:
-        line |= {name: Cell(view.about(key[0], name)) for name in ("citation", "tuning")} | {"note": cells.stopped_cell(view, key[0])}
+        line |= {"citation": Cell(cells.citation_words(view, key[0])), "tuning": Cell(cells.tuning_words(view, key[0]))}
+        line["note"] = cells.stopped_cell(view, key[0])
     return line
 
 
@@ -58,10 +59,11 @@ def _block(view: View, nfe: int) -> list[Line]:
     for family, keys in view.grouped(nfe):
         lines += [Line(_line(view, key), f"NFE {nfe}: {family}" if index == 0 else "") for index, key in enumerate(keys)]
     methods = [key for _, keys in view.grouped(nfe) for key in keys]
+    ranked = [key for key in methods if not view.images_only(key[0])]  # other training, other budget
     by_key = dict(zip(methods, lines, strict=True))
     last: dict[str, Cell] = {"row": Cell(f"best at NFE {nfe}"), "nfe": Cell(str(nfe))}
     for name, _, _, metric, _, better in SCORES:
-        key, words = best_of(view, methods, metric, better) if better else (None, "")
+        key, words = best_of(view, ranked, metric, better) if better else (None, "")
         last[name] = Cell(words)
         if key:
             cell = by_key[key].cells[name]
@@ -73,20 +75,36 @@ def _block(view: View, nfe: int) -> list[Line]:
     return lines
 
 
+PUBLISHED = "Published: stated elsewhere, with other weights, data and judges; no comparison with the lines above"
+
+
 def _published(view: View) -> list[Line]:
-    """Rows of which only numbers that other texts state are known."""
-    by_key: dict[tuple[int, str], dict[str, Cell]] = {}
+    """The numbers that texts state, a line per row and NFE. Nothing else of the tables knows of them."""
+    lines: dict[tuple[str, int], Line] = {}
+    beside: dict[tuple[str, int], list[str]] = {}
     for one in view.published:
-        known = next((score for score in SCORES if score[3] == one.metric), None)
-        blank = {score[0]: Cell(cells.NOT_APPLICABLE) for score in SCORES}
-        line = by_key.setdefault((one.nfe, one.row), {"row": Cell(f"{one.row} (published)"), "nfe": Cell(str(one.nfe)), **blank})
-        line["citation"] = Cell(one.source)
-        if known:
-            line[known[0]] = Cell(f"{one.value:g}", stats.Summary(one.value), f"Stated by {one.source}; not measured here.")
-    return [
-        Line(line, "Published numbers: other weights, data and networks that judge; not comparable with the lines above" * (index == 0))
-        for index, (_, line) in enumerate(sorted(by_key.items()))
-    ]
+        key = (one.row, one.nfe)
+        if key not in lines:
+            name = one.row if "published" in one.row else f"{one.row} (published)"
+            words = f"Published, not measured here: {one.source}" + (f"; {one.setting}" if one.setting else "") + "."
+            blank = {score[0]: Cell(cells.NOT_APPLICABLE) for score in SCORES}
+            blank |= {name: Cell(cells.NOT_APPLICABLE) for name in ("tuning", "parameters", "trainable", "n", "seeds")}
+            names = {"row": Cell(name, None, words), "nfe": Cell(str(one.nfe) if one.nfe else cells.NOT_APPLICABLE)}
+            lines[key] = Line(blank | names | {"citation": Cell(one.source)}, "" if lines else PUBLISHED)
+        column = next((score[0] for score in SCORES if score[3] == one.metric), "")
+        if column:
+            lines[key].cells[column] = Cell(f"{one.value:g}", stats.Summary(one.value))
+        else:
+            beside.setdefault(key, []).append(f"{one.metric} {one.value:g}")
+        settings = [other.setting for other in view.published if (other.row, other.nfe) == key and other.setting]
+        lines[key].cells["note"] = Cell("; ".join([*dict.fromkeys(settings), *beside.get(key, [])]))
+    return list(lines.values())
+
+
+def _elsewhere(view: View) -> list[Line]:
+    """Rows of images at NFEs at which nothing else is compared."""
+    keys = [key for key in view.methods if view.images_only(key[0]) and key[1] not in view.compared]
+    return [Line(_line(view, key), "Images from elsewhere, at other NFEs" if index == 0 else "") for index, key in enumerate(keys)]
 
 
 def comparison(view: View) -> Table:
@@ -110,7 +128,7 @@ def comparison(view: View) -> Table:
         table.lines.append(Line(_line(view, key), "Levels: the ceiling, the floors, the teacher" if index == 0 else ""))
     for nfe in view.compared:
         table.lines += _block(view, nfe)
-    table.lines += _published(view)
+    table.lines += [*_elsewhere(view), *_published(view)]
     return table
 
 
@@ -124,8 +142,8 @@ def _against(view: View, key: Key, other: Key) -> dict[str, Cell]:
         line[f"{prefix}baseline"] = _plain(view, other, metric, split)
         found = view.difference(key, other, metric, split)
         if found is None:
-            absent = key if view.get(key, metric, split) is None else other
-            line[f"{prefix}difference"] = missing(why_missing(view, absent, "geneval"))
+            absent = f"{prefix}value" if view.get(key, metric, split) is None else f"{prefix}baseline"
+            line[f"{prefix}difference"] = missing(line[absent].note)
             line[f"{prefix}verdict"] = Cell("")
             continue
         cell = number(found, 3)
@@ -133,14 +151,18 @@ def _against(view: View, key: Key, other: Key) -> dict[str, Cell]:
         line[f"{prefix}difference"] = Cell(cell.text, cell.summary, note)
         line[f"{prefix}verdict"] = Cell(stats.verdict(found))
     behind = view.difference(key, other, "geneval/overall")
-    line["n"] = Cell(str(behind.n), stats.Summary(behind.n)) if behind and behind.n else missing(why_missing(view, key, "geneval"))
-    line["seeds"] = Cell(str(behind.seeds), stats.Summary(behind.seeds)) if behind else missing(why_missing(view, key, "geneval"))
+    line["n"] = Cell(str(behind.n), stats.Summary(behind.n)) if behind and behind.n else missing(line["difference"].note)
+    line["seeds"] = Cell(str(behind.seeds), stats.Summary(behind.seeds)) if behind else missing(line["difference"].note)
     return line | {"note": cells.stopped_cell(view, key[0])}
 
 
 def _plain(view: View, key: Key, metric: str, split: str | None) -> Cell:
     found = view.get(key, metric, split)
-    return number(found, 2, interval=False) if found else missing(why_missing(view, key, "geneval"))
+    if found:
+        return number(found, 2, interval=False)
+    if key[0] == BASELINE and key not in view.methods:
+        return missing(f"Does not apply: {BASELINE} is not sampled at this NFE.")
+    return missing(cells.TEST_ALONE if split and view.images_only(key[0]) else why_missing(view, key, "geneval"))
 
 
 def paired(view: View) -> Table:
@@ -157,19 +179,17 @@ def paired(view: View) -> Table:
         "loss may be the seed's. n: images per seed; seeds: the fewer of the two."
     )
     table = Table("paired", f"Every method against {BASELINE}", caption, columns, remark=remark(view))
-    for nfe in sorted({*view.compared, *(nfe for row, nfe in view.methods if row == BASELINE)}):
-        if (BASELINE, nfe) not in view.methods:
-            continue
+    for nfe in sorted({*view.compared, *(nfe for row, nfe in view.methods if view.images_only(row))}):
         lines, counts = [], {"win": 0, "tie": 0, "loss": 0}
         for family, keys in view.grouped(nfe):
             others = [key for key in keys if key[0] != BASELINE]
             for index, key in enumerate(others):
                 line = _against(view, key, (BASELINE, nfe))
                 lines.append(Line(line, f"NFE {nfe}: {family}" if index == 0 else ""))
-                if (text := line["verdict"].text) in counts:
+                if (text := line["verdict"].text) in counts and not view.images_only(key[0]):
                     counts[text] += 1
         words = ", ".join(f"{count} {name}" for name, count in counts.items())
         if lines and any(counts.values()):
-            lines.append(Line({"row": Cell(f"all rows: {words}"), "nfe": Cell(str(nfe))}, f"NFE {nfe}: together"))
+            lines.append(Line({"row": Cell(f"all trained rows: {words}"), "nfe": Cell(str(nfe))}, f"NFE {nfe}: together"))
         table.lines += lines
     return table

@@ -71,6 +71,8 @@ def _table(view: View, data: Published, name: str, title: str, caption: str, col
     table = Table(name, title, caption, heads, remark=remark(view))
 
     here = {(slug(row), nfe): (row, nfe) for row, nfe in view.keys}
+    # The paper's PCM is a model of its own; the suite's row pcm is its method on another teacher, and no stand-in.
+    ours_alone = {slug(row) for row in view.rows if not view.images_only(row) and row == view.about(row, "method")}
     methods = {label(row): [slug(method) for method in row["suite_methods"].split()] for row in data["table1"]}
     rows, section = data[name], ""
     if table1:  # the paper prints NFE 2 above NFE 1
@@ -82,7 +84,7 @@ def _table(view: View, data: Published, name: str, title: str, caption: str, col
             tuning = row["trainable_note"].split(" (")[0]
             note = f" ({tuning})" if "LoRA" in tuning and "LoRA" not in label(row) else ""
             line |= {"model": Cell(label(row) + note), "parameters": Cell(f"{row['params_b']}B"), "pub_hardware": Cell(PAPER_MACHINE)}
-        key = here.pop((slug(label(row)), int(row["nfe"])), None) if row["nfe"] else None
+        key = here.pop((slug(label(row)), int(row["nfe"])), None) if row["nfe"] and slug(label(row)) not in ours_alone else None
         ours = [column.key for column in heads if column.group == SIDE]
         line |= _measured(view, key, columns) if key else {column: cells.missing(NEEDS_FULL_SCALE, merge=True) for column in ours}
         heading = f"Published, NFE {row['nfe']}" if table1 else "Published"

@@ -41,15 +41,20 @@ PANELS = [
 ]
 
 
+def _why_unseen(view: View, key: Key) -> str:
+    return cells.TEST_ALONE if view.images_only(key[0]) and view.evaluators(key) else why_missing(view, key, "geneval")
+
+
 def _row(view: View, key: Key) -> dict[str, Cell]:
     line = cells.name_cells(view, key)
     for name, _, _, metric, decimals in SCORES:
         line[name] = measured(view, key, metric, decimals, interval=name != "fid_floor")
     for name, found in (("seen", view.seen(key)), ("unseen", view.unseen(key))):
-        line[name] = number(found) if found else missing(why_missing(view, key, "geneval"))
+        line[name] = number(found) if found else missing(_why_unseen(view, key))
     untrained = key[0] in REFERENCE_NAMES or key[0] == "teacher" or view.evaluators(key)
+    why = cells.NO_NETWORK if view.images_only(key[0]) else cells.NO_TRAINING if untrained else why_missing(view, key, "geneval")
     for name, _, field in TRAINING:
-        line[name] = plain(view.training(key, field), cells.NO_TRAINING if untrained else why_missing(view, key, "geneval"))
+        line[name] = plain(view.training(key, field), why)
     return line | cells.size_cells(view, key) | cells.common_cells(view, key) | {"hardware": cells.hardware_cell(view, key)}
 
 
@@ -103,6 +108,8 @@ def relative(view: View) -> Table:
             found = view.relative(key, metric, split or None)
             if found:
                 line[name] = number(found)
+            elif view.get(key, metric, split or None) is None and split == "unseen":
+                line[name] = missing(_why_unseen(view, key))
             elif view.get(key, metric, split or None) is None:
                 line[name] = missing(why_missing(view, key, metric.split("/")[0]))
             elif view.get(TEACHER, metric, split or None) is None:

@@ -13,7 +13,8 @@ import numpy as np
 from evaluators.result import Metric
 from paper_tables import records, stats
 from paper_tables.expected import Expected, described
-from paper_tables.published import Beside, beside
+from paper_tables.logs import Log, read_logs
+from paper_tables.published import Stated, stated
 from paper_tables.stats import PerPrompt, Summary, over_seeds
 
 # Lines that every table shows, measured or not: what is possible (real), what is trivial (noise, the prompt's mean image), what
@@ -57,6 +58,7 @@ class View:
         rows: their names, in that order.
         unseen_tasks: the tasks that the unseen prompts have; `seen` is a mean over the same.
         made: the records of making (made.json) of every trained row that has one.
+        logs: their training logs, by row and seed.
         published: numbers that other texts state of rows like these.
     """
 
@@ -65,18 +67,20 @@ class View:
         found: list[records.Found],
         expected: Expected | None = None,
         made: dict[str, list[dict[str, Any]]] | None = None,
-        published: Sequence[Beside] = (),
+        published: Sequence[Stated] = (),
+        logs: dict[str, dict[int, Log]] | None = None,
     ) -> None:
-        self.found, self.expected, self.made, self.published = found, expected, made or {}, published
+        self.found, self.expected, self.made, self.published, self.logs = found, expected, made or {}, published, logs or {}
         splits = {one.split for one in found}
         self.split = next(name for name in (*records.SPLITS, "") if name in splits)
-        self._metrics: dict[tuple[str, int, str, str], list[Metric]] = defaultdict(list)
+        self._metrics: dict[tuple[str, int, str, str], dict[int | None, Metric]] = defaultdict(dict)  # by seed
         self._by_key: dict[Key, list[records.Found]] = defaultdict(list)
         for one in found:
             self._by_key[one.key].append(one)
             for metric in one.record.metrics:
-                self._metrics[*one.key, one.split, metric.metric].append(metric)
+                self._metrics[*one.key, one.split, metric.metric][one.record.seed] = metric
         wanted = {(row.row, nfe) for row in expected.rows.values() for nfe in row.seeds} if expected else set()
+        wanted |= {(external.row, external.nfe) for external in expected.external.values()} if expected else set()
         teachers = {*TEACHERS, *(key for key in self._by_key if key[0] == "teacher")}
         teachers |= {("teacher", nfe) for nfe in expected.teacher_nfe} if expected else set()
         self._by_row: dict[str, list[records.Found]] = defaultdict(list)
@@ -92,11 +96,11 @@ class View:
 
     @classmethod
     def load(cls, results: Path, expected: Expected | None = None) -> View:
-        """Reads records/, and where there are any runs/*/seed*/made.json and published.json."""
+        """Reads records/, and where there are any runs/*/seed*/made.json and log.csv, and published.json."""
         made: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row, _, path in records.runs(results, "made.json"):
             made[row].append(records.read_object(path))
-        return cls(records.load(results), expected, dict(made), beside(results))
+        return cls(records.load(results), expected, dict(made), stated(results), read_logs(results))
 
     # ------------------------------------------------------------------------------------------- what a row is
     def about(self, row: str, name: str) -> str:
@@ -112,7 +116,21 @@ class View:
         return told
 
     def _family(self, row: str) -> str:
-        return family_name(self.about(row, "family"))
+        return EXTERNAL if self.images_only(row) else family_name(self.about(row, "family"))
+
+    def images_only(self, row: str) -> bool:
+        """Whether the row is a folder of images from elsewhere: no training, no network and no time of it is known here."""
+        if self.expected and (row in self.expected.rows or row in self.expected.external):
+            return row in self.expected.external
+        records = [one.record for one in self._by_row.get(row, [])]
+        known = any(record.family or record.tuning or record.training for record in records)
+        return bool(records) and not known and row not in self.made and row not in REFERENCE_NAMES
+
+    def source(self, row: str) -> str:
+        """Where a row's images are from, of its records or the profile; '' if unknown."""
+        told = ((one.record.details.get("made") or {}).get("source") for one in self._by_row.get(row, []))
+        declared = self.expected.external.get(row) if self.expected else None
+        return next((str(text) for text in told if text), declared.source if declared else "")
 
     def grouped(self, nfe: int) -> list[tuple[str, list[Key]]]:
         """(family, its rows at that NFE), in the tables' order."""
@@ -127,8 +145,14 @@ class View:
         """The NFEs at which rows are compared: the profile's, or those that half of the rows have."""
         if self.expected:
             return list(self.expected.nfe)
-        nfes = [nfe for _, nfe in self.methods]
-        return sorted({nfe for nfe in nfes if nfe and 2 * nfes.count(nfe) >= len(self.rows)})
+        ours = [row for row in self.rows if self.families[row] != EXTERNAL] or self.rows
+        nfes = [nfe for row, nfe in self.methods if row in ours]
+        return sorted({nfe for nfe in nfes if nfe and 2 * nfes.count(nfe) >= len(ours)})
+
+    @property
+    def not_run(self) -> list[str]:
+        """The rows that the profile names and that have no record."""
+        return [row for row in self.rows if row not in self._by_row]
 
     def stopped(self, row: str) -> dict[int, str]:
         """Seed -> why and when its training diverged; empty where none did."""
@@ -138,12 +162,22 @@ class View:
 
     # ------------------------------------------------------------------------------------------- its numbers
 
-    def get(self, key: Key, metric: str, split: str | None = None) -> Summary | None:
-        """Seeds summed up, or None where no record has the number. Speed has no prompt set, so any split will do."""
+    def get(self, key: Key, metric: str, split: str | None = None, seed: int | None = None) -> Summary | None:
+        """Seeds summed up, or that of one `seed`; None where no record has it. Speed has no prompt set, so any split will do."""
         splits = [self.split if split is None else split]
         if metric.startswith("speed/"):
             splits += [name for name in ("", *records.SPLITS) if name not in splits]
-        return next((over_seeds(found) for name in splits if (found := self._metrics.get((*key, name, metric)))), None)
+        by_seed = next((found for name in splits if (found := self._metrics.get((*key, name, metric)))), {})
+        chosen = [number for its, number in by_seed.items() if seed is None or its == seed]
+        return over_seeds(chosen) if chosen else None
+
+    def common_seed(self, row: str, metric: str) -> int | None:
+        """The seed at which the row has the number at most of its NFEs, the lowest of equals; None where no record names a seed.
+
+        A curve over NFEs that are not all measured with the same seeds compares like with like only at one of them.
+        """
+        seeds = [seed for key in self.keys if key[0] == row for seed in self._metrics.get((*key, self.split, metric), {})]
+        return min((seed for seed in set(seeds) if seed is not None), key=lambda seed: (-seeds.count(seed), seed), default=None)
 
     def unseen(self, key: Key) -> Summary | None:
         """GenEval on combinations that training never showed."""
@@ -152,9 +186,9 @@ class View:
     def seen(self, key: Key) -> Summary | None:
         """GenEval on the main prompts, the mean over `unseen_tasks`, so that it compares with `unseen`; None where one is missing."""
         by_task = [self._metrics.get((*key, self.split, f"geneval/{task}")) for task in self.unseen_tasks]
-        if not by_task or not all(by_task) or len({len(metrics) for metrics in by_task}) > 1:
+        if not by_task or not all(by_task) or len({tuple(found) for found in by_task}) > 1:
             return None
-        return over_seeds([_mean_of(metrics) for metrics in zip(*by_task, strict=True)])
+        return over_seeds([_mean_of(metrics) for metrics in zip(*(found.values() for found in by_task), strict=True)])
 
     def relative(self, key: Key, metric: str, split: str | None = None) -> Summary | None:
         """The number over the guided 25-step teacher's. GenEval's overall is compared prompt by prompt where the records allow."""
@@ -215,6 +249,10 @@ class View:
         """As `training`, over all NFEs of the row, and its records of making where the result records have no such number."""
         means = [_mean(found, names) for found in self._trainings(row)]
         return next((value for value in means if value is not None), None)
+
+    def setting(self, row: str, *names: str) -> float | None:
+        """A number of the settings that the row was trained with, the mean over seeds; `names` lead into made.json's `run`."""
+        return _mean({made.get("seed"): made.get("run") or {} for made in self.made.get(row, [])}, names)
 
     def networks(self, row: str) -> dict[str, float]:
         """Training FLOPs by network, averaged over seeds; empty where the records do not say."""

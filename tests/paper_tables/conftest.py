@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apex.config import load
 from apex.errors import run_command
 from paper_tables import audit, collect, figures
 from paper_tables import build as build_tables
+from paper_tables.expected import Expected
+from paper_tables.view import View
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 UNSEEN = ("colors", "position", "color_attr")
@@ -28,6 +32,7 @@ ROWS = {
 }  # fmt: skip
 FAMILIES = {"apex": "self-adversarial", "apex-eq25": "self-adversarial", "fm": "control"}  # of others: test
 EXTRA_MB = {"apex-eq25": 20.0}  # as if it had a discriminator
+BUDGET = 120000
 # A profile that names the rows above; the methods are the suite's own.
 PROFILE = """
 profile: synthetic
@@ -35,6 +40,37 @@ methods: [apex, apex-eq25]
 nfe: [1, 2, 4]
 full: {methods: [fm], nfe: {fm: [8]}, seeds: {apex: [0, 1, 2]}}
 """
+# A full matrix: row -> (family, quality at one step). Every NFE more adds to it; four rows are swept from 1 to 20.
+MATRIX = {
+    "lcm": ("consistency", 0.35), "scm": ("consistency", 0.55), "ctm": ("consistency", 0.50), "pcm": ("consistency", 0.52),
+    "meanflow": ("consistency", 0.60), "rcgm": ("consistency", 0.62), "scm-fd": ("consistency", 0.54), "lcm-lora": ("consistency", 0.30),
+    "ladd": ("adversarial", 0.71), "add": ("adversarial", 0.40), "dmd2": ("adversarial", 0.74),
+    "sana-sprint": ("adversarial + consistency", 0.70), "apex": ("self-adversarial", 0.69), "apex-eq25": ("self-adversarial", 0.003),
+    "twinflow": ("self-adversarial", 0.66), "apex-lora": ("self-adversarial", 0.60), "regression": ("regression", 0.30),
+    "reflow": ("regression", 0.45), "progressive": ("regression", 0.48), "fm": ("control", 0.02),
+}  # fmt: skip
+SWEPT = ("apex", "scm", "ctm", "meanflow")
+MATRIX_PROFILE = f"""
+profile: synthetic
+methods: [apex, apex-eq25, fm]
+nfe: [1, 2, 4]
+rows:
+  apex-lora: {{method: apex, tuning: lora}}
+  lcm-lora: {{method: lcm, tuning: lora}}
+  scm-fd: {{method: scm, params: {{derivative: finite_difference}}}}
+  scm-late: {{method: scm}}
+full:
+  methods: [{", ".join(row for row in MATRIX if row not in ("apex", "apex-eq25", "fm"))}, scm-late]
+  nfe: {{{", ".join(f"{row}: {list(range(1, 21))}" for row in SWEPT)}}}
+external:
+  - {{row: theirs, nfe: 1, images: theirs, source: a folder}}
+  - {{row: slower, nfe: 8, images: slower, source: another folder}}
+"""
+PUBLISHED = [
+    {"row": "Theirs 0.6B", "nfe": 2, "metric": "geneval/overall", "value": 0.99, "source": "a paper, Table 3", "setting": "0.6B, A100"},
+    {"row": "Theirs 0.6B", "nfe": 2, "metric": "dpg", "value": 81.2, "source": "a paper, Table 3", "setting": "0.6B, A100"},
+    {"row": "Old", "nfe": 1, "metric": "fid", "value": 0.5, "source": "another paper"},
+]
 PROMPTS = {task: [f"{task.replace('_', ' ')} prompt number {index}" for index in range(4)] for task in TASKS}
 
 
@@ -87,7 +123,7 @@ def numbers(evaluator: str, quality: float, seed: int, nfe: int, split: str = "t
 def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split: str = "test", **changes: Any) -> dict[str, Any]:
     """A whole record; `changes` replaces keys."""
     reference, trained = row in REFERENCES, row not in (*REFERENCES, "teacher")
-    training = {"flops": 2.5e15, "forward_equivalents": 120000, "wall_seconds": 1180.5, "steps": 4000, "peak_memory_mb": 900.0}
+    training = {"flops": 2.5e15, "forward_equivalents": BUDGET, "wall_seconds": 1180.5, "steps": 4000, "peak_memory_mb": 900.0}
     memory = {"student": 5.0, "teacher": 0.0, "extra": EXTRA_MB.get(row, 0.0), "ema": 5.0, "optimizer": 10.0, "step": 80.0}
     shares = {"student": 1.5e15, "teacher": 0.5e15, "ema": 0.25e15, "heads": 0.25e15 if row in EXTRA_MB else 0.0}
     training |= {
@@ -103,7 +139,7 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
     ]
     return {
         "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row,
-        "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, "test"),
+        "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, MATRIX.get(row, ("test",))[0]),
         "variant": "", "tuning": "full" if trained else "none", "backbone": "renderer" if reference else "sana", "profile": "synthetic",
         "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0,
         "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
@@ -132,7 +168,8 @@ def write_logs(folder: Path, row: str, seed: int, lines: int = 60) -> None:
         rows.append(",".join(str(value) for value in [step, step * 0.3, step * 700, 1e-3, *values]))
     write(folder / "log.csv", "\n".join(rows) + "\n")
     probe = {"apex": {"0.1": 0.9, "0.3": 1.4, "0.5": 1.9, "0.7": 2.2, "0.9": 2.6}, "apex-eq25": {"0.1": 0.05, "0.5": 0.05, "0.9": 0.05}}
-    write(folder / "made.json", {"row": row, "seed": seed, "shift_visibility": probe.get(row, {})})
+    settings = {"budget": {"forward_equivalents": BUDGET}, "train": {"max_grad_norm": 1.0}}
+    write(folder / "made.json", {"row": row, "seed": seed, "shift_visibility": probe.get(row, {}), "run": settings})
 
 
 def write_images(folder: Path, row: str, nfe: int, samples: int = 4, side: int = 32, chosen: Iterable[str] = TASKS) -> None:
@@ -201,6 +238,39 @@ def build(
     return folder
 
 
+IMAGES_ONLY = ("family", "variant", "tuning", "backbone", "profile", "seed", "guidance", "config_hash", "parameters",
+               "trainable_parameters", "training")  # fmt: skip
+
+
+def bring(folder: Path, row: str, nfe: int, quality: float, source: str = "a folder") -> None:
+    """Records of a folder of images from elsewhere, as the evaluators write them where there is no made.json."""
+    for evaluator in EVALUATORS[:4]:
+        one = record(row, nfe, 0, evaluator, quality) | dict.fromkeys(IMAGES_ONLY)
+        one["details"] |= {"made": {"source": source}}
+        write(folder / "records" / row / f"nfe{nfe}" / "seed0" / "test" / f"{evaluator}.json", one)
+
+
+@pytest.fixture(scope="session")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of twenty rows, of four of them at twenty NFEs, and of two folders of images; not to be changed. profile.yaml names one
+    row more, `scm-late`, that was not run."""
+    folder = tmp_path_factory.mktemp("matrix") / "results"
+    rows = {key: quality for key, quality in ROWS.items() if key[0] in (*REFERENCES, "teacher")}
+    for row, (_, quality) in MATRIX.items():
+        for nfe in range(1, 21) if row in SWEPT else (1, 2, 4):
+            rows[row, nfe] = min(0.93, quality + 0.05 * math.log2(nfe))
+    build(folder, rows, runs=True)
+    bring(folder, "theirs", 1, 0.95)
+    bring(folder, "slower", 8, 0.60)
+    (folder / "profile.yaml").write_text(MATRIX_PROFILE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def matrix_view(matrix: Path) -> View:
+    return View.load(matrix, Expected.of(load(matrix / "profile.yaml")))
+
+
 @pytest.fixture
 def make_results(tmp_path: Path) -> Callable[..., Path]:
     """make_results(name="results", **as for `build`) writes a results folder of this test and returns it."""
@@ -243,3 +313,14 @@ def made(full_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert call(audit.main, "--out", out / "audit") == 0
     assert call(figures.main, "--results", full_results, "--out", out / "figures") == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def published_numbers() -> list[dict[str, Any]]:
+    return PUBLISHED
+
+
+@pytest.fixture(scope="session")
+def bring_images() -> Callable[..., None]:
+    """bring_images(results, row, nfe, quality) adds the records of a folder of images from elsewhere."""
+    return bring

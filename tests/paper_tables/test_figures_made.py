@@ -10,18 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
-from paper_tables import curves, dynamics, figures, grids, plotting, scatter
-from paper_tables.plotting import Label, label_column, looks, place_labels
+from paper_tables import curves, figures, grids, page, plotting, scatter
+from paper_tables.plotting import looks
 from paper_tables.view import TASKS, View
 
 PLOTS = (
     *("quality_latency", "quality_memory", "quality_budget", "coverage_quality", "nfe", "training", "tuning"),
-    *("shift_visibility", "calibration"),
+    *("paired", "relative", "tasks", "cost", "table1", "table2", "shift_visibility", "calibration"),
 )
 GRIDS = ("grid", "grid_nfe2", "grid_nfe4", "grid_unseen", "grid_samples", "sweep_apex", "sweep_apex-eq25", "sweep_fm", "sweep_teacher")
 LOOK = looks({"apex": "self-adversarial", "apex-eq25": "self-adversarial", "fm": "control"})
@@ -41,7 +39,7 @@ def has_color(image: np.ndarray, hexadecimal: str, count: int = 20) -> bool:
 @pytest.mark.parametrize("name", [*PLOTS, *GRIDS])
 def test_figure_is_made_of_a_size_to_read_and_not_blank(name: str, made: Path) -> None:
     image = pixels(made / "figures" / f"{name}.png")
-    assert image.shape[0] > 330 and image.shape[1] > 700
+    assert image.shape[0] > 240 and image.shape[1] > 700
     inked = (image.sum(2) < 3 * 250).mean()
     assert 0.005 < inked < 0.95
     half = image.shape[1] // 2
@@ -78,23 +76,20 @@ def lines(figure: Figure, panel: int, color: str) -> list[tuple[list[float], lis
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in found]
 
 
-def panel(figure: Figure, title: str) -> int:
-    return [axes.get_title() for axes in figure.axes].index(title)
-
-
 def test_nfe_curves_have_the_tables_numbers(full_results: Path) -> None:
     """A column per family: apex is drawn in its own, and pale in the control's."""
     figure = curves.against_nfe(View.load(full_results))
-    heads = ("GenEval ↑", "GenEval, unseen ↑", "CLIP score ↑", "spread ↑", "recall ↑", "FID ↓")
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == [f"{family}: {head}" for head in heads for family in ("self-adversarial", "control")]
+    heads = ["GenEval ↑", "GenEval, unseen ↑", "CLIP score ↑", "spread ↑", "recall ↑", "FID ↓"]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["self-adversarial", "control"]
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == heads
     wanted = {"GenEval ↑": [0.73, 0.79, 0.82], "GenEval, unseen ↑": [0.37, 0.40, 0.415], "recall ↑": [0.365, 0.395, 0.41]}
     for head, values in (wanted | {"FID ↓": [20.8, 18.4, 17.2]}).items():
-        ((x, y),) = lines(figure, panel(figure, f"self-adversarial: {head}"), LOOK["apex"].color)
+        own, other = (2 * heads.index(head) + column for column in (0, 1))
+        ((x, y),) = lines(figure, own, LOOK["apex"].color)
         assert y == pytest.approx(values)
         assert x == pytest.approx([1, 2, 4], rel=0.05)
-        assert not lines(figure, panel(figure, f"control: {head}"), LOOK["apex"].color)
-        assert (values == pytest.approx(y) for _, y in lines(figure, panel(figure, f"control: {head}"), plotting.FAINT))
+        assert not lines(figure, other, LOOK["apex"].color)
+        assert any(pale == pytest.approx(values) for _, pale in lines(figure, other, plotting.FAINT))
     levels = [line.get_ydata()[0] for line in figure.axes[0].lines if line.is_dashed()]
     assert sorted(levels) == pytest.approx([0.81, 0.95])  # the guided teacher, the real renders
 
@@ -103,38 +98,21 @@ def test_sweep_shows_the_rows_with_many_nfes_and_the_teachers_curve(make_results
     rows = {("apex", nfe): 0.5 + 0.02 * nfe for nfe in (1, 2, 4, 8, 20)} | {("fm", nfe): 0.3 for nfe in (1, 2)}
     view = View.load(make_results(rows=rows | {("teacher", nfe): 0.02 * nfe for nfe in (1, 2, 25)}))
     figure = curves.nfe_sweep(view)
-    assert [axes.get_title() for axes in figure.axes] == ["GenEval ↑", "FID ↓"]
+    assert [axes.get_title() for axes in figure.axes] == ["GenEval ↑", "FID ↓", "coverage: spread ↑"]
     assert lines(figure, 0, LOOK["apex"].color) == [([1, 2, 4, 8, 20], pytest.approx([0.52, 0.54, 0.58, 0.66, 0.9]))]
     assert lines(figure, 0, plotting.TEACHER_COLOR) == [([1, 2, 25], pytest.approx([0.02, 0.04, 0.5]))]
     assert not lines(figure, 0, LOOK["fm"].color) and {text.get_text() for text in figure.axes[0].texts} == {"apex", "teacher"}
     assert curves.nfe_sweep(View.load(make_results("few", rows={("apex", 1): 0.5, ("apex", 2): 0.6}))) is None
 
 
-def test_training_has_a_line_of_panels_per_row_with_the_logs_numbers(full_results: Path) -> None:
-    figure = dynamics.training(full_results, View.load(full_results))
-    titles = [axes.get_title() for axes in figure.axes]
-    assert [titles[place : place + 3] for place in (0, 3, 6)] == [
-        ["loss", "gradient norm", "diagnostics"],
-        ["loss", "gradient norm", "logits of the discriminator"],
-        ["loss", "gradient norm", ""],
-    ]
-    assert [text.get_text() for text in figure.texts][1:] == ["apex", "apex-eq25", "fm"]
-    log = dynamics.read_log(full_results / "runs" / "apex" / "seed0" / "log.csv")
-    drawn = lines(figure, 0, dynamics.TINTS[0])
-    assert len(drawn) == 3  # a line per seed
-    assert (drawn[0][0], drawn[0][1]) == (list(log["forward_equivalents"]), list(dynamics.smooth(log["loss"], 3)))
-    named = [[text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else [] for axes in figure.axes]
-    assert named[2] == ["base", "residual/one_step", "rectification"]
-    assert (named[3], named[5]) == (["student", "discriminator"], ["real", "fake"])
-
-
-def test_a_role_that_skips_steps_is_one_line_over_its_own_steps(tmp_path: Path, full_results: Path) -> None:
-    folder = tmp_path / "runs" / "dmd2" / "seed0"
-    folder.mkdir(parents=True)
-    (folder / "log.csv").write_text("step,loss,loss/fake\n1,,3\n2,2,3\n3,,3\n4,2,3\n5,,3\n")
-    figure = dynamics.training(tmp_path, View.load(full_results))
-    drawn = [list(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata())]
-    assert drawn == [[2, 4], [1, 2, 3, 4, 5]]
+def test_a_sweep_is_of_one_seed_though_some_nfes_have_more(make_results: Callable[..., Path]) -> None:
+    """Seed 2 scores 0.02 more than seed 0; a curve of means at two NFEs and of one seed at the others would bend there."""
+    rows = {("apex", nfe): 0.5 for nfe in (1, 2, 4, 8, 16)}
+    results = make_results(rows=rows | {("teacher", 25): 0.8})
+    make_results(rows={("apex", 1): 0.5, ("apex", 2): 0.5}, seeds=(1, 2))
+    ((_, y),) = lines(curves.nfe_sweep(View.load(results)), 0, LOOK["apex"].color)
+    assert y == [0.5] * 5
+    assert View.load(results).get(("apex", 1), "geneval/overall").value == pytest.approx(0.51)
 
 
 def test_memory_is_drawn_whole_and_without_the_steps_part(full_results: Path) -> None:
@@ -157,7 +135,9 @@ def test_budget_joins_tuning_and_other_folders_with_the_final_run(full_results: 
 
 def test_probe_and_calibration_have_their_records_numbers(full_results: Path) -> None:
     drawn = lines(curves.shift_visibility(full_results, View.load(full_results)), 0, LOOK["apex"].color)
-    assert drawn == [([0.1, 0.3, 0.5, 0.7, 0.9], [0.9, 1.4, 1.9, 2.2, 2.6])] * 3
+    assert len(drawn) == 3
+    for x, y in drawn:
+        assert (x, y) == (pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9], abs=0.02), [0.9, 1.4, 1.9, 2.2, 2.6])
     figure = curves.calibration(full_results)
     assert [axes.get_title() for axes in figure.axes] == ["blur", "noise", "fade", "lost objects"]
     assert lines(figure, 0, "#1b1f24") == [([0.0, 1.0, 4.0], [1.0, 0.75, 0.0])]
@@ -256,13 +236,33 @@ def test_page_shows_every_figure_and_table(made: Path) -> None:
     assert sorted(sources) == sorted(path.name for path in (made / "figures").glob("*.png"))
     assert sources[:5] == ["quality_latency.png", "grid.png", "grid_nfe2.png", "grid_nfe4.png", "grid_unseen.png"]
     targets = re.findall(r'href="#([^"]+)"', text)
-    tables = {"comparison", "paired", "cost", "relative", "world", "table1", "table2", "audit", "tuned"}
-    assert set(targets) == {*tables, *(source.removesuffix(".png") for source in sources)}
+    tables = {"comparison", "paired", "cost", "stability", "relative", "world", "table1", "table2", "audit", "tuning"}
+    assert set(targets) == tables | {f"figure-{source.removesuffix('.png')}" for source in sources}
     assert all(text.count(f'id="{target}"') == 1 for target in targets)
     assert "http" not in text.replace("https://arxiv.org", "") and "<script" not in text
     shown = html.unescape(re.sub("<[^>]+>", "", text))
     assert "apex at NFE 1: GenEval 0.73, 0.90 [" in shown and "spread 0.73" in shown
     assert "0.73 [0.69, 0.77]" in shown and "digit for digit" in shown
+
+
+def test_every_table_has_its_plot_right_below_it(made: Path) -> None:
+    """But for the audit, which is text."""
+    text = (made / "figures" / "index.html").read_text()
+    order = re.findall(r'id="([^"]+)"', text)
+    tables = [name for name in order if not name.startswith("figure-")]
+    assert set(tables) == {*page.PLOTS, "audit"} - {"sweep"}  # no row here has enough NFEs for a sweep
+    for name in tables[:-1]:
+        below = order[order.index(name) + 1].removeprefix("figure-")
+        assert below in page.PLOTS[name], name
+
+
+def test_every_figure_has_a_place_on_the_page() -> None:
+    placed = [*page.FIRST, *(plot for plots in page.PLOTS.values() for plot in plots)]
+    assert len(placed) == len(set(placed))
+    assert {name for name in placed if name not in ("grid_nfe", "sweep_")} == set(page.CAPTIONS)
+    names = ["sweep_fm", "grid_nfe10", "nfe_sweep", "grid_nfe2", "table2", "grid", "quality_latency", "sweep_apex"]
+    order = ["quality_latency", "grid", "grid_nfe2", "grid_nfe10", "nfe_sweep", "sweep_apex", "sweep_fm", "table2"]
+    assert page.ordered(names) == order
 
 
 def test_without_logs_and_images_the_rest_is_made_and_said(
@@ -272,12 +272,12 @@ def test_without_logs_and_images_the_rest_is_made_and_said(
     assert run(figures.main, "--results", results, "--out", tmp_path / "figures") == 0
     said = capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
-        *("coverage_quality.png", "index.html", "nfe.png", "quality_memory.png")
+        *("cost.png", "coverage_quality.png", "index.html", "nfe.png", "quality_memory.png", "table2.png", "tasks.png")
     ]
     absent = said.split("has no source of them: ")[1].strip().split(", ")
     assert absent == [
-        *("quality_latency", "grid", "grid_unseen", "grid_samples", "quality_budget"),
-        *("nfe_sweep", "training", "tuning", "shift_visibility", "calibration"),
+        *("quality_latency", "grid", "grid_unseen", "grid_samples", "paired", "quality_budget"),
+        *("training", "nfe_sweep", "tuning", "relative", "table1", "shift_visibility", "calibration"),
     ]
 
 
@@ -324,105 +324,3 @@ def test_a_broken_image_is_named(make_results: Callable[..., Path]) -> None:
         path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(Exception, match=r"samples/0000\.png: not an image"):
         grids.grids(results / "images", View.load(results))
-
-
-# ---------------------------------------------------------------------------------------------------------------- parts
-
-
-def test_running_mean_by_hand() -> None:
-    found = dynamics.smooth(np.array([1.0, np.nan, 4.0, 7.0]), 3)
-    assert found.tolist() == pytest.approx([1.0, 2.5, 5.5, 5.5])
-    assert np.isnan(dynamics.smooth(np.array([np.nan, np.nan]), 1)).all()
-
-
-def test_looks_do_not_depend_on_order_or_company_and_differ() -> None:
-    families = {
-        "consistency": ("lcm", "scm", "ctm", "meanflow", "rcgm", "pcm"),
-        "adversarial": ("ladd", "add", "dmd2", "sana-sprint"),
-        "self-adversarial": ("apex", "apex-eq25", "twinflow", "apex-lora", "twinflow-lora"),
-        "regression": ("regression", "progressive", "reflow"),
-        "control": ("fm",),
-        "made up": ("mine", "yours"),
-    }
-    rows = {row: family for family, names in families.items() for row in names}
-    found = looks(rows)
-    assert found == looks(dict(reversed(rows.items())))
-    assert len({(look.color, look.marker) for look in found.values()}) >= len(rows) + 2
-    assert len({found[row].color for row in rows}) == len(rows)
-    for row in ("apex", "dmd2", "fm"):  # the suite's rows look alike in every results folder
-        assert looks({row: rows[row]})[row] == found[row]
-    assert looks({"mine": "consistency"})["mine"] not in [found[row] for row in families["consistency"]]
-
-
-def boxes_of(figure: Figure) -> list:
-    """Where the texts stand, at the figure's own resolution: a saved file has another one."""
-    FigureCanvasAgg(figure).draw()
-    return [Text.get_window_extent(text) for axes in figure.axes for text in axes.texts]  # without the lines that lead to moved ones
-
-
-def overlap(boxes: list) -> bool:
-    return any(a.overlaps(b) for index, a in enumerate(boxes) for b in boxes[:index])
-
-
-@pytest.mark.parametrize("count", [1, 6, 18])
-def test_labels_of_one_place_do_not_overlap(count: int) -> None:
-    for write in (place_labels, lambda axes, labels: label_column(axes, labels, 0.6)):
-        figure, (axes,) = plotting.panels(["one"], 1, "title", 8, 5)
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        write(axes, [Label(0.5, 0.5, f"label {index}", "black") for index in range(count)])
-        boxes = boxes_of(figure)
-        assert len(boxes) == count and not overlap(boxes)
-
-
-def test_labels_of_a_cloud_do_not_overlap_and_stay_inside() -> None:
-    figure, (axes,) = plotting.panels(["one"], 1, "title", 5, 4.3)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    rng = np.random.default_rng(0)
-    places = 0.75 + 0.06 * rng.standard_normal((18, 2))
-    place_labels(axes, [Label(x, y, f"a row {index}", "black") for index, (x, y) in enumerate(places)], size=7.5)
-    boxes, frame = boxes_of(figure), axes.get_window_extent()
-    assert not overlap(boxes)
-    assert all(frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) for box in boxes)
-
-
-def cross(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two segments, (2 ends, 2), cross."""
-
-    def turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
-        return float(np.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])))
-
-    return turn(*one, other[0]) * turn(*one, other[1]) < 0 and turn(*other, one[0]) * turn(*other, one[1]) < 0
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_lines_from_labels_to_their_points_do_not_cross(seed: int) -> None:
-    figure, (axes,) = plotting.panels(["one"], 1, "title", 5, 4.3)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    places = 0.5 + 0.05 * np.random.default_rng(seed).standard_normal((12, 2))
-    place_labels(axes, [Label(x, y, f"row {index}", "black") for index, (x, y) in enumerate(places)], size=7.5)
-    boxes_of(figure)
-    lines = [text.arrow_patch.get_path().vertices[[0, -1]] for text in axes.texts if text.arrow_patch]
-    assert len(lines) >= 4
-    assert not any(cross(one, other) for index, one in enumerate(lines) for other in lines[:index])
-
-
-@pytest.mark.parametrize("name", sorted({shade for _, shades in plotting.FAMILY_LOOKS.values() for shade in shades} | {*plotting.SPARE}))
-def test_text_can_be_read_on_white_and_keeps_its_hue(name: str) -> None:
-    def linear(color: str) -> np.ndarray:
-        rgb = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-    before, after = linear(name), linear(plotting.ink(name))
-    assert 1.05 / (after @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5
-    if 1.05 / (before @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5:
-        assert plotting.ink(name) == name.lower()
-    else:
-        assert after / after.max() == pytest.approx(before / before.max(), abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "found"),
-    [([50, 30], [50, 30]), ([50, 50], [55, 45]), ([50, 49, 48, 20], [59, 49, 39, 20]), ([99, 98], [100, 90]), ([2, 1], [10, 0])],
-)
-def test_spread_moves_only_what_is_too_near(wanted: list[float], found: list[float]) -> None:
-    assert plotting._spread(wanted, 10, 0, 100) == pytest.approx(found)

@@ -20,7 +20,7 @@ from paper_tables.stats import Summary
 from paper_tables.tables_paper import TABLE1, TABLE2
 from paper_tables.view import View
 
-NAMES = ("comparison", "paired", "cost", "relative", "world", "table1", "table2")
+NAMES = ("comparison", "paired", "cost", "stability", "relative", "world", "table1", "table2")
 KEYS = [
     *(("real", 0), ("mean", 0), ("shuffled", 0), ("noise", 0), ("teacher", 50), ("teacher", 25), ("teacher", 1)),
     *((row, nfe) for row in ("apex", "apex-eq25", "fm") for nfe in (1, 2, 4)),
@@ -114,8 +114,8 @@ def test_measured_rows_stand_beside_what_the_paper_says_of_their_method(tables: 
 
 def test_coverage_n_and_seeds_stand_in_every_table(tables: dict[str, Table]) -> None:
     for name, table in tables.items():
-        if name in ("paired", "cost"):  # of pairs and of runs, not of images
-            assert {"n", "seeds"} <= {column.key for column in table.columns} or name == "cost"
+        if name in ("paired", "cost", "stability"):  # of pairs and of runs, not of images
+            assert {"n", "seeds"} <= {column.key for column in table.columns} or name != "paired"
             continue
         prefix = "our_" if name.startswith("table") else ""
         for title, columns in table.views():
@@ -141,7 +141,9 @@ def test_what_was_not_measured_says_so_and_why(make_results: Callable[..., Path]
     rows = {("real", 0): 0.9, ("teacher", 25): 0.8, ("apex", 1): 0.7}
     tables = tables_of(make_results(rows=rows, skip=[("apex", "coverage")]), profile)
     apex, fm, real = (line_of(tables["world"], key) for key in (("apex", 1), ("fm", 2), ("real", 0)))
-    assert apex["spread"] == Cell("not run", None, "No coverage record of this row; naming coverage in the profile's evaluators makes it.")
+    assert apex["spread"] == Cell(
+        "not run", None, "No coverage record of this row; naming coverage in the profile's evaluators makes it.", merge=True
+    )
     assert {fm[key].text for key in fm if key not in ("row", "nfe")} == {"not run"}
     assert fm["overall"].note == "Not run yet; the profile names it, and snakemake full makes it."
     assert "snakemake all" in line_of(tables["world"], ("apex-eq25", 1))["overall"].note
@@ -176,11 +178,27 @@ def test_any_row_and_nfe_finds_its_line(make_results: Callable[..., Path]) -> No
     assert line_of(tables["table2"], ("apex-lora", 8))["our_overall"].text == "0.60 [0.57, 0.63]"
 
 
-def test_a_row_named_like_the_papers_fills_the_papers_line(make_results: Callable[..., Path]) -> None:
-    tables = tables_of(make_results(rows={("sana-sprint-0.6b", 2): 0.7}))
+def test_images_named_like_the_papers_row_fill_the_papers_line(
+    make_results: Callable[..., Path], bring_images: Callable[..., None]
+) -> None:
+    results = make_results(rows={("apex", 1): 0.5})
+    bring_images(results, "sana-sprint-0.6b", 2, 0.7)
+    tables = tables_of(results)
     (line,) = [x.cells for x in tables["table1"].lines if (x.cells["model"].text, x.cells["nfe"].text) == ("Sana-Sprint 0.6B", "2")]
     assert (line["pub_geneval"].text, line["our_geneval"].text) == ("0.76", "0.70 [0.67, 0.73]")
     assert not any(x.cells["model"].text == "sana-sprint-0.6b" for x in tables["table1"].lines)
+
+
+@pytest.mark.parametrize(("row", "label"), [("pcm", "PCM"), ("rcgm", "RCGM (LoRA r=64)"), ("twinflow", "TwinFlow (LoRA r=64)")])
+def test_the_suites_row_of_a_method_does_not_fill_the_papers_line_of_that_name(
+    row: str, label: str, make_results: Callable[..., Path]
+) -> None:
+    """The paper's PCM is a model on SDXL; `pcm` stands below it, with what the paper says of its method beside it."""
+    tables = tables_of(make_results(rows={(row, 1): 0.7}))
+    (theirs,) = [x.cells for x in tables["table1"].lines if (x.cells["model"].text, x.cells["nfe"].text) == (label, "1")]
+    ours = line_of(tables["table1"], (row, 1))
+    assert (theirs["our_geneval"].text, ours["our_geneval"].text) == ("not run", "0.70 [0.67, 0.73]")
+    assert theirs["pub_geneval"].text == ours["pub_geneval"].text
 
 
 # ------------------------------------------------------------------------------------------------------ four formats
@@ -251,7 +269,7 @@ def test_csv_has_the_numbers_in_full_with_their_intervals(name: str, tables: dic
                 compared += 1
         reasons = {cell.note for cell in line.cells.values() if cell.note}
         assert all(reason in row["remarks"] for reason in reasons)
-    assert compared > {"paired": 30, "cost": -1}.get(name, 50)
+    assert compared > {"paired": 30, "cost": -1, "stability": 5}.get(name, 50)
 
 
 @pytest.mark.parametrize("name", NAMES)
