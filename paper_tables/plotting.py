@@ -229,7 +229,8 @@ def label_column(axes: Axes, labels: Sequence[Label], x: float, size: float = 8.
         axes.annotate(
             label.text, (label.x, label.y), xytext=(x, written[-1][1]), ha="left", va="center", fontsize=size, color=ink(label.color),
             zorder=5, annotation_clip=False, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.3},
-            arrowprops={"arrowstyle": "-", "color": label.color, "linewidth": 0.5, "alpha": 0.7, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": label.color, "linewidth": 0.5, "alpha": 0.7, "shrinkA": 0, "shrinkB": 3,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip
     return written
 

@@ -168,7 +168,7 @@ def draw(tuning: Tuning) -> Figure:
             level -= 1
     axes.set_yticks([place for place, *_ in ticks], [name for _, name, _ in ticks])
     for text, (*_, tint) in zip(axes.get_yticklabels(), ticks, strict=True):
-        text.set_color(tint)
+        text.set_color(plotting.ink(tint))
     axes.set(ylim=(level + 0.4, 0.5), xlim=(-0.02, 1.02), xlabel=f"GenEval, {tuning.split} prompts, NFE {tuning.nfe}, 95% over prompts")
     axes.set_title(f"Tuning at {tuning.budget:,.0f} forward-equivalents: every candidate by its number, the chosen filled, × diverged")
     return figure
@@ -194,7 +194,7 @@ def _dots(axes: Axes, level: float, tried: Tried, look: Look) -> None:
         middle = sum(tried.candidates[place].geneval for place in cluster) / len(cluster)
         text = ", ".join(str(place + 1) for place in cluster)
         axes.annotate(text, (middle, level), xytext=(0, 9), textcoords="offset points", ha="center", va="center", fontsize=7,
-                      color=look.color, zorder=5)  # fmt: skip
+                      color=plotting.ink(look.color), zorder=5)  # fmt: skip
 
 
 def main() -> None:

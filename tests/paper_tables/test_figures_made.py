@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from apex.config import load
 from paper_tables import curves, figures, grids, page, plotting, scatter
+from paper_tables.expected import Expected
 from paper_tables.plotting import looks
 from paper_tables.view import TASKS, View
 
@@ -133,6 +136,20 @@ def test_budget_joins_tuning_and_other_folders_with_the_final_run(full_results: 
     assert scatter.quality_budget(View.load(full_results), other.parent, []) is None  # one budget: nothing to compare
 
 
+def test_budgets_that_differ_by_a_step_are_one_budget_and_a_variant_has_no_tuned_candidate(make_results: Callable[..., Path]) -> None:
+    """Runs end at the step that spends the budget, so their sums differ a little; `apex` was tuned, `apex-slow` has other settings."""
+    results = make_results(rows={("apex", 1): 0.5, ("apex-slow", 1): 0.6})
+    for path in (results / "records" / "apex-slow").rglob("*.json"):
+        record = json.loads(path.read_text()) | {"method": "apex", "family": "self-adversarial"}
+        path.write_text(json.dumps(record | {"training": record["training"] | {"forward_equivalents": 121000}}))
+    assert scatter.quality_budget(View.load(results), results) is None
+    make_results(rows={}, tuning=True)
+    (axes,) = scatter.quality_budget(View.load(results), results).axes
+    drawn = sorted({line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1})
+    assert drawn == [30000, 120000, 121000]
+    assert not any(list(line.get_xdata()) == [30000, 121000] for line in axes.lines)
+
+
 def test_probe_and_calibration_have_their_records_numbers(full_results: Path) -> None:
     drawn = lines(curves.shift_visibility(full_results, View.load(full_results)), 0, LOOK["apex"].color)
     assert len(drawn) == 3
@@ -196,6 +213,78 @@ def test_a_missing_image_and_another_prompt_are_not_shown_as_pictures(make_resul
     for top in (upper, lower):
         assert differs[top : top + SIDE, left : left + SIDE].mean() > 0.5
     assert not differs[:, left + SIDE :].any() and not differs[:upper].any()
+
+
+def cell_of(sheet: np.ndarray, rows: list[grids.Row], place: int, column: int) -> np.ndarray:
+    """One picture of a grid without a remark below."""
+    *tops, bottom = grids.places(rows, 0, SIDE)
+    top, left = sheet.shape[0] - bottom + tops[place], grids.LABEL_WIDTH + column * (SIDE + grids.GAP)
+    return sheet[top : top + SIDE, left : left + SIDE]
+
+
+def paint(folder: Path, color: tuple[int, int, int]) -> None:
+    """One colour for every image of a folder."""
+    for path in folder.glob("*/samples/*.png"):
+        Image.new("RGB", (32, 32), color).save(path)
+
+
+def test_a_sweep_shows_one_seed_at_every_nfe(make_results: Callable[..., Path]) -> None:
+    """Seed 0 is red and seed 1 blue. NFE 1 has both, NFE 2 and 4 seed 1 alone, NFE 8 seed 0 alone: three of four have seed 1."""
+    results = make_results(rows={("apex", nfe): 0.5 for nfe in (1, 2, 4, 8)}, images=True)
+    images = results / "images" / "apex"
+    for nfe in (1, 2, 4, 8):
+        paint(images / f"nfe{nfe}" / "seed0" / "test", (255, 0, 0))
+        if nfe == 1:
+            shutil.copytree(images / "nfe1" / "seed0", images / "nfe1" / "seed1")
+        elif nfe < 8:
+            (images / f"nfe{nfe}" / "seed0").rename(images / f"nfe{nfe}" / "seed1")
+        paint(images / f"nfe{nfe}" / "seed1" / "test", (0, 0, 255))
+    sheet = np.asarray(grids.grids(results / "images", View.load(results))["sweep_apex"])
+    assert has_color(sheet, "#0000ff", 3 * 12 * SIDE * SIDE) and not has_color(sheet, "#ff0000", 1)
+
+
+def test_rows_of_a_grid_are_of_one_seed_or_say_which(make_results: Callable[..., Path]) -> None:
+    results = make_results(rows={("apex", 1): 0.5, ("fm", 1): 0.5, ("lcm", 1): 0.5, ("scm", 1): 0.5}, images=True)
+    for row in ("apex", "fm"):  # these have seed 1 as well; seed 0 is that of most
+        shutil.copytree(results / "images" / row / "nfe1" / "seed0", results / "images" / row / "nfe1" / "seed1")
+    (results / "images/scm/nfe1/seed0").rename(results / "images/scm/nfe1/seed3")
+    view = View.load(results)
+    folders = grids.image_folders(results / "images", "test", view)
+    assert {key[0]: grids.seed_of(folder) for key, folder in folders.items()} == {"apex": 0, "fm": 0, "lcm": 0, "scm": 3}
+    below = {row.key[0]: row.below for row in grids.rows_at(view, folders, 1, usual=0)}
+    assert below == {"apex": "NFE 1", "fm": "NFE 1", "lcm": "NFE 1", "scm": "NFE 1, seed 3"}
+
+
+def test_images_from_elsewhere_stand_in_the_grid_by_the_prompts_text(
+    make_results: Callable[..., Path], bring_images: Callable[..., None], tmp_path: Path
+) -> None:
+    """The folder counts its prompts backwards; its cells are of the same prompts nonetheless. Of another NFE, it is in the first grid."""
+    results = make_results(rows={("apex", 1): 0.5}, images=True)
+    own, theirs = results / "images/apex/nfe1/seed0/test", tmp_path / "theirs"
+    count = len(list(own.glob("[0-9]*")))
+    for folder in own.glob("[0-9]*"):
+        shutil.copytree(folder, theirs / f"{count - 1 - int(folder.name):05d}")
+    bring_images(results, "theirs", 8, 0.6)
+    profile = tmp_path / "p.yaml"
+    profile.write_text(f"{{profile: p, methods: [apex], nfe: [1], external: [{{row: theirs, nfe: 8, images: '{theirs}'}}]}}")
+    view = View.load(results, Expected.of(load(profile)))
+    folders = grids.image_folders(results / "images", "test", view)
+    sheet = np.asarray(grids.grids(results / "images", view)["grid"])
+    rows = grids.rows_at(view, folders, 1, elsewhere=True)
+    assert [(row.key, row.heading) for row in rows] == [(("apex", 1), "self-adversarial"), (("theirs", 8), "external")]
+    for column in range(grids.COLUMNS):
+        apex, other = (cell_of(sheet, rows, place, column) for place in (0, 1))
+        assert (apex == other).all() and apex.std() > 0
+
+
+def test_rows_without_images_are_named_below_the_grid(make_results: Callable[..., Path], profile: Path) -> None:
+    results = make_results(rows={("apex", 1): 0.5}, images=True)
+    alone, named = (
+        grids.grids(results / "images", View.load(results, expected))["grid"] for expected in (None, Expected.of(load(profile)))
+    )
+    assert named.width == alone.width and named.height == alone.height + grids.LINE + grids.GAP
+    below = np.asarray(named)[alone.height :]
+    assert (below < 200).any() and (np.asarray(named)[: alone.height] == np.asarray(alone)).all()
 
 
 def test_size_of_a_picture() -> None:
