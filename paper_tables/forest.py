@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_tables import tables_cost
-from paper_tables.plotting import FAINT, INK, PALE, TEACHER_COLOR, Look, ink, legend, plain_ticks, row_looks
+from paper_tables.plotting import FAINT, INK, PALE, TEACHER_COLOR, Look, ink, legend, plain_ticks, row_looks, wrapped
 from paper_tables.stats import Summary
 from paper_tables.tables_methods import BASELINE
 from paper_tables.view import TASK_NAMES, TASKS, TEACHER, Key, View
@@ -59,7 +59,9 @@ def frame(
     """A figure of panels abreast that share their rows; names stand left of the first. Returns also the level of each name."""
     lines, headings, count = _levels(groups)
     foot = FOOT + (0.28 if entries else 0.0)
-    size = (names + sum(widths) + 0.2, HEAD + foot + LINE * count)
+    width = names + sum(widths) + 0.2
+    title, above = wrapped(title, width - 0.2, 11)
+    size = (width, HEAD + above + foot + LINE * count)
     figure = Figure(figsize=size)
     figure.suptitle(title, x=0.1 / size[0], y=1 - 0.1 / size[1], ha="left", va="top", fontsize=11)
     left, found = names, []

@@ -130,8 +130,9 @@ def panels(
     """A figure of equal panels with fixed margins (inches), `between` of them for titles and ticks, room for a legend below."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
+    title, above = wrapped(title, columns * width)
     below = 0.05 + (0.15 + LEGEND_LINE * -(-entries // max(1, int((columns * width + 0.2) / LEGEND_WIDTH))) if entries else 0.0)
-    size = (columns * width + 0.2, rows * height + 0.35 + below)
+    size = (columns * width + 0.2, rows * height + 0.35 + above + below)
     figure = Figure(figsize=size)
     figure.suptitle(title, x=0.1 / size[0], y=1 - 0.12 / size[1], ha="left", va="top", fontsize=11.5)
     found = []
@@ -142,6 +143,12 @@ def panels(
         axes.set_title(name)
         found.append(axes)
     return figure, found
+
+
+def wrapped(title: str, width: float, size: float = 11.5) -> tuple[str, float]:
+    """A title in lines that fit so many inches, and the inches that its further lines take."""
+    lines = textwrap.wrap(title, max(20, int(width * 128 / size)), break_on_hyphens=False)
+    return "\n".join(lines), 1.25 * size / 72 * (len(lines) - 1)
 
 
 def legend(figure: Figure, entries: Mapping[str, dict[str, Any]]) -> None:

@@ -71,7 +71,8 @@ def _block(view: View, nfe: int) -> list[Line]:
     if ("teacher", nfe) in view.keys and view.evaluators(("teacher", nfe)):
         lines.append(Line(_line(view, ("teacher", nfe)), f"NFE {nfe}: the undistilled teacher"))
     if any(cell.text for name, cell in last.items() if name not in ("row", "nfe")):
-        lines.append(Line(last, f"NFE {nfe}: the best, where the interval parts it from the second"))
+        known = [key for key in ranked if view.evaluators(key)]
+        lines.append(Line(last, f"NFE {nfe}: the best of {len(known)} rows measured, where the interval parts it from the second"))
     return lines
 
 

@@ -201,6 +201,13 @@ def test_no_text_covers_another_where_all_rows_are_alike(name: str, make_results
         check_legible(FIGURES[name](crowd(make_results, 17)))
 
 
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "paired"])
+def test_no_text_covers_another_or_is_cut_with_one_row(name: str, make_results: Callable[..., Path]) -> None:
+    rows = {("fm", nfe): 0.3 for nfe in (1, 2, 4, 8, 16)} | {("teacher", 25): 0.8, ("real", 0): 0.95}
+    with matplotlib.rc_context(STYLE):
+        check_legible(FIGURES[name](View.load(make_results(rows=rows, runs=True))))
+
+
 def test_a_row_looks_the_same_in_every_figure(matrix_view: View) -> None:
     """Its hue in the scatter plot is the hue of its name in the forest plots."""
     look = row_looks(matrix_view)
