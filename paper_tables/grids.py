@@ -275,17 +275,18 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
             found["grid_samples"] = draw(folders, rows, two, 4, title, foot)
             rows = rows_at(view, unseen, nfe, usual)
             if rows and (prompts := _prompts(unseen, rows)):
-                found["grid_unseen"] = draw(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}", _without(view, rows, nfe))
+                found["grid_unseen"] = draw(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}", _without(view, rows, nfe, False))
     for name in [*view.rows, "teacher"]:
         if made := _sweep(view, name, every):
             found[f"sweep_{name}"] = made
     return found
 
 
-def _without(view: View, rows: list[Row], nfe: int) -> str:
-    """Which rows of that NFE have no images."""
+def _without(view: View, rows: list[Row], nfe: int, elsewhere: bool = True) -> str:
+    """Which rows of that NFE have no images; without `elsewhere`, of those that are sampled here."""
     shown = {row.key for row in rows}
-    absent = [key[0] for key in view.methods if key[1] == nfe and key not in shown]
+    wanted = [key for key in view.methods if key[1] == nfe and (elsewhere or not view.images_only(key[0]))]
+    absent = [key[0] for key in wanted if key not in shown]
     return f"no images yet: {', '.join(absent)}" if absent else ""
 
 
