@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from apex import methods
-from apex.config import Config, External, load
+from apex.config import Config, External, Published, load
 
 ATTRIBUTES = ("family", "citation")
 
@@ -38,6 +38,8 @@ class Expected:
         nfe: those that every row has.
         budget: forward-equivalents of a run.
         external: the rows that bring only images, by name.
+        published: numbers that other texts state of methods. They stand in the comparison as lines of their own and enter no mean,
+            interval, rank or figure: what they were measured with differs.
     """
 
     rows: dict[str, Declared]
@@ -46,6 +48,7 @@ class Expected:
     budget: float
     files: tuple[str, ...] = ()
     external: dict[str, External] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> Expected:
@@ -58,7 +61,7 @@ class Expected:
             rows[name] = Declared(name, row.method, row.tuning, seeds, f"snakemake {first}")
         brought = {external.row: external for external in config.external}
         budget = config.budget.forward_equivalents
-        return cls(rows, tuple(config.nfe), tuple(config.teacher_nfe), budget, tuple(config.method_paths), brought)
+        return cls(rows, tuple(config.nfe), tuple(config.teacher_nfe), budget, tuple(config.method_paths), brought, tuple(config.published))
 
     def seeds(self, row: str, nfe: int) -> int | None:
         """How many seeds the profile wants of this cell; None where it does not name it."""

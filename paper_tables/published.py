@@ -5,9 +5,6 @@ published/sana_sprint.csv Sana-Sprint's own comparison, the rows that Table 1 sh
 published/other.csv       single numbers from other papers, with what they compare to
 published/networks.yaml   public parameter counts, the LoRA targets, the machine of Table 1
 text_claims.yaml          what the paper's text says about its tables
-
-A results folder may have a published.json of its own (`stated`): the profile's `published`, numbers that other texts state of methods.
-They stand in the comparison as lines of their own and enter no mean, interval, rank or figure: what they were measured with differs.
 """
 
 from __future__ import annotations
@@ -19,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from apex.config import Published as Stated
 from apex.errors import UserError
-from evaluators.result import first_fault
 
 HERE = Path(__file__).resolve().parent
 PUBLISHED = HERE / "published"
@@ -116,17 +110,3 @@ def load(folder: Path = PUBLISHED, claims: Path | None = None) -> Published:
         tables[name] = rows
     networks = yaml.safe_load((folder / "networks.yaml").read_text(encoding="utf-8"))
     return Published(tables, networks, yaml.safe_load((claims or HERE / "text_claims.yaml").read_text(encoding="utf-8")))
-
-
-STATED = TypeAdapter(list[Stated])
-
-
-def stated(results: Path) -> list[Stated]:
-    """The numbers of results/published.json, a list of a profile's `published` entries; none where there is no such file."""
-    path = results / "published.json"
-    if not path.is_file():
-        return []
-    try:
-        return STATED.validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_fault(error)}; expected a list of objects as in a profile's `published`") from None

@@ -83,7 +83,8 @@ def _published(view: View) -> list[Line]:
     """The numbers that texts state, a line per row and NFE. Nothing else of the tables knows of them."""
     lines: dict[tuple[str, int], Line] = {}
     beside: dict[tuple[str, int], list[str]] = {}
-    for one in view.published:
+    published = view.expected.published if view.expected else ()
+    for one in published:
         key = (one.row, one.nfe)
         if key not in lines:
             name = one.row if "published" in one.row else f"{one.row} (published)"
@@ -97,7 +98,7 @@ def _published(view: View) -> list[Line]:
             lines[key].cells[column] = Cell(f"{one.value:g}", stats.Summary(one.value))
         else:
             beside.setdefault(key, []).append(f"{one.metric} {one.value:g}")
-        settings = [other.setting for other in view.published if (other.row, other.nfe) == key and other.setting]
+        settings = [other.setting for other in published if (other.row, other.nfe) == key and other.setting]
         lines[key].cells["note"] = Cell("; ".join([*dict.fromkeys(settings), *beside.get(key, [])]))
     return list(lines.values())
 

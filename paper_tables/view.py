@@ -14,7 +14,6 @@ from evaluators.result import Metric
 from paper_tables import records, stats
 from paper_tables.expected import Expected, described
 from paper_tables.logs import Log, read_logs
-from paper_tables.published import Stated, stated
 from paper_tables.stats import PerPrompt, Summary, over_seeds
 
 # Lines that every table shows, measured or not: what is possible (real), what is trivial (noise, the prompt's mean image), what
@@ -59,7 +58,6 @@ class View:
         unseen_tasks: the tasks that the unseen prompts have; `seen` is a mean over the same.
         made: the records of making (made.json) of every trained row that has one.
         logs: their training logs, by row and seed.
-        published: numbers that other texts state of rows like these.
     """
 
     def __init__(
@@ -67,10 +65,9 @@ class View:
         found: list[records.Found],
         expected: Expected | None = None,
         made: dict[str, list[dict[str, Any]]] | None = None,
-        published: Sequence[Stated] = (),
         logs: dict[str, dict[int, Log]] | None = None,
     ) -> None:
-        self.found, self.expected, self.made, self.published, self.logs = found, expected, made or {}, published, logs or {}
+        self.found, self.expected, self.made, self.logs = found, expected, made or {}, logs or {}
         splits = {one.split for one in found}
         self.split = next(name for name in (*records.SPLITS, "") if name in splits)
         self._metrics: dict[tuple[str, int, str, str], dict[int | None, Metric]] = defaultdict(dict)  # by seed
@@ -96,11 +93,11 @@ class View:
 
     @classmethod
     def load(cls, results: Path, expected: Expected | None = None) -> View:
-        """Reads records/, and where there are any runs/*/seed*/made.json and log.csv, and published.json."""
+        """Reads records/, and where there are any runs/*/seed*/made.json and log.csv."""
         made: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row, _, path in records.runs(results, "made.json"):
             made[row].append(records.read_object(path))
-        return cls(records.load(results), expected, dict(made), stated(results), read_logs(results))
+        return cls(records.load(results), expected, dict(made), read_logs(results))
 
     # ------------------------------------------------------------------------------------------- what a row is
     def about(self, row: str, name: str) -> str:

@@ -2,8 +2,8 @@
 
     python -m workflows.reference --results results/world --out results/reference/world
 
-Copied: metrics.csv, records, tables, audit, figures, calibration, and every run's log and record of making; no weights, no images.
-The folder `--out` is replaced as a whole.
+Copied: metrics.csv, records, tables, audit, figures, calibration, what tuning tried, and every run's log and record of making; no weights,
+no images. The folder `--out` is replaced as a whole, but for its tuning where these results have none.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ WANTED = (
     "runs/*/*/log.csv",
     "runs/*/*/*.json",
 )
+TUNING = ("tune/tuning*", "tune/*/*/records/*.json", "tune/*/*/run/log.csv")
 
 
 def copy(results: Path, out: Path) -> int:
     """Copies the wanted files; returns their number."""
     if not (results / "metrics.csv").is_file():
         raise UserError(f"{results}: found no metrics.csv; make the results first: snakemake all")
-    files = sorted({f for pattern in WANTED for f in results.glob(pattern) if f.is_file() and not f.name.startswith(".")})
+    tuned = results if (results / "tune" / "tuning.json").is_file() else out
+    files = {file: root for root, patterns in ((results, WANTED), (tuned, TUNING)) for pattern in patterns for file in root.glob(pattern)}
+    wanted = {file: file.relative_to(root) for file, root in files.items() if file.is_file()}
+    wanted = {file: name for file, name in wanted.items() if not any(part.startswith(".") for part in name.parts)}
     with atomic_folder(out) as folder:
-        for file in files:
-            target = folder / file.relative_to(results)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-    return len(files)
+        for file, name in sorted(wanted.items()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+    return len(wanted)
 
 
 def main() -> None:

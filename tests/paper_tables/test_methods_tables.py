@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,18 +117,11 @@ def test_images_that_were_not_scored_yet_say_so(make_results: Callable[..., Path
 # ------------------------------------------------------------------------------------------------------- published numbers
 
 
-def with_published(matrix: Path, tmp_path: Path, numbers: object) -> Path:
-    results = tmp_path / "with"
-    shutil.copytree(matrix, results)
-    (results / "published.json").write_text(json.dumps(numbers))
-    return results
-
-
 def test_published_numbers_are_lines_of_their_own_and_touch_nothing_else(
-    matrix: Path, tables: dict[str, Table], tmp_path: Path, matrix_view: View, published_numbers: list[dict]
+    matrix: Path, tables: dict[str, Table], matrix_view: View, published_numbers: list[dict]
 ) -> None:
     """Every other line of every table stays as it was; a figure that could show them does not."""
-    view = View.load(with_published(matrix, tmp_path, published_numbers), Expected.of(load(matrix / "profile.yaml")))
+    view = View.load(matrix, Expected.of(load(matrix / "profile.yaml", [f"published={json.dumps(published_numbers)}"])))
     found = tables_of(view)
     for name, table in found.items():
         added = table.lines[len(tables[name].lines) :]
@@ -150,26 +142,27 @@ def test_published_numbers_are_lines_of_their_own_and_touch_nothing_else(
 @pytest.mark.parametrize(
     ("numbers", "says"),
     [
-        ({"row": "a"}, "expected a list of objects"),
-        ([{"row": "a", "nfe": 1, "metric": "fid", "value": "low", "source": "a text"}], "0.value: found 'low'"),
-        ([{"row": "a", "nfe": 1, "metric": "fid", "value": 2, "source": "a text", "wrong": 1}], "0.wrong: found '1'"),
-        ([{"row": "a", "nfe": 1, "metric": "fid", "value": 2}], "0.source"),
+        ('{"row": "a"}', "published: found {'row': 'a'}, expected a valid list"),
+        ('[{"row": "a", "nfe": 1, "metric": "fid", "value": "low", "source": "a text"}]', "published.0.value: found 'low'"),
+        ('[{"row": "a", "nfe": 1, "metric": "fid", "value": 2, "source": "a text", "wrong": 1}]', "published.0.wrong: unknown key"),
+        ('[{"row": "a", "nfe": 1, "metric": "fid", "value": 2}]', "published.0.source: not given"),
+        ('[{"row": "apex", "nfe": 1, "metric": "fid", "value": 2, "source": "a text"}]', "name it apart"),
     ],
 )
 def test_a_broken_list_of_published_numbers_is_one_line(
-    numbers: object,
+    numbers: str,
     says: str,
     make_results: Callable[..., Path],
     run: Callable[..., int],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    results = make_results(rows={("apex", 1): 0.5})
-    (results / "published.json").write_text(json.dumps(numbers))
+    results, profile = make_results(rows={("apex", 1): 0.5}), tmp_path / "p.yaml"
+    profile.write_text(f"{{profile: p, methods: [apex], published: {numbers}}}")
     for command in (build.main, figures.main):
-        assert run(command, "--results", results, "--out", tmp_path / "out") == 2
+        assert run(command, "--results", results, "--out", tmp_path / "out", "--config", profile) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: {results / 'published.json'}: ") and says in error and error.count("\n") == 1
+        assert error.startswith(f"error: {profile}: ") and says in error and error.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- their numbers

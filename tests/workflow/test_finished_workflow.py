@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -40,7 +41,7 @@ def external(flow, tmp_path_factory) -> str:
     """The setting that names a folder of images from elsewhere: the run's own, without the record of who made them."""
     folder = tmp_path_factory.mktemp("elsewhere") / "images of others"
     shutil.copytree(flow.results / "images/fm/nfe1/seed0/test", folder, ignore=shutil.ignore_patterns("made.json"))
-    return f'external=[{{row: theirs, images: "{folder}", nfe: 3}}]'
+    return f'external=[{{row: theirs, images: "{folder}", nfe: 3, source: "page 3, theirs"}}]'
 
 
 def test_nothing_is_made_again_where_nothing_changed(flow, tiny_pipeline):
@@ -89,6 +90,8 @@ def test_images_from_elsewhere_stand_in_the_tables_as_a_row(flow, external):
     assert ours == theirs and "geneval/overall" in theirs
     assert {row["nfe"] for row in numbers(flow) if row["row"] == "theirs"} == {"3"}
     assert "theirs" in (flow.results / "tables/world.csv").read_text()
+    record = json.loads((flow.results / "records/theirs/nfe3/seed0/test/geneval.json").read_text())
+    assert "page 3, theirs" in json.dumps(record["details"])
 
 
 def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_torch(flow, external, make_workflow, tmp_path):

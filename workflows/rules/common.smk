@@ -86,6 +86,7 @@ def records_of(wildcards, row=None):
     return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
 
 
+TRAINED = []  # rows that this call trains
 FAULTS = {}  # row -> why its method cannot run
 
 
@@ -115,15 +116,16 @@ onstart:
     except UserError as error:
         raise WorkflowError(str(error))
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
-    if _trained := [job.wildcards.row for job in _jobs if job.rule.name == "train"]:
-        FAULTS.update(method_faults(CONFIG, _trained))
+    TRAINED.extend(job.wildcards.row for job in _jobs if job.rule.name == "train")
+    if TRAINED:
+        FAULTS.update(method_faults(CONFIG, TRAINED))
     say_faults()
 
 
 onerror:
     # What failed leaves its cells "not run"; what there is stands in the tables. Not after Ctrl-C, which wants an end.
     _said = "".join(Path(file).read_text(errors="replace") for file in log if Path(file).is_file())
-    if "train" in _rules and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
+    if TRAINED and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
         for _command in table_commands(PLAN.root):
             subprocess.run(_command, shell=True, stdout=subprocess.DEVNULL)
         print(f"some jobs failed; {PLAN.tables} and {PLAN.figures} hold what there is", file=sys.stderr, flush=True)

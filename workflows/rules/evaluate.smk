@@ -43,10 +43,11 @@ rule evaluate_external:
         images=lambda wildcards: PLAN.externals[wildcards.row].images,
         content=lambda wildcards: fingerprint(Path(PLAN.externals[wildcards.row].images)),
         records=lambda wildcards: records_of(wildcards),
+        source=lambda wildcards: PLAN.externals[wildcards.row].source,
         scores=f"test={','.join(SCORED.get('test', []))}",
     shell:
         "python -m evaluators --images {params.images:q} --out '{params.records}' --score {params.scores}"
-        " -- --row {wildcards.row} --nfe {wildcards.nfe} > {log} 2>&1"
+        " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"
 
 
 # How GenEval falls when real renders are spoiled: what a score below 1 means.
