@@ -67,7 +67,7 @@ def test_another_budget_trains_again_from_the_same_data(flow):
 
 
 def test_a_failed_job_shows_its_own_error_and_leaves_what_was_there(flow, external):
-    folder = Path(re.search(r'"(.*)"', external)[1])
+    folder = Path(re.search(r'"(.*?)"', external)[1])
     image = folder / "00003" / "samples" / "0000.png"
     kept, before = image.read_bytes(), numbers(flow)
     image.write_bytes(kept[:100])
