@@ -102,6 +102,8 @@ class Cost:
 def _untouched(module: nn.Module):
     """What is measured inside leaves no gradient behind, and buffers (of a spectral norm) as they were."""
     kept, buffers = {p: p.grad for p in module.parameters()}, [(b, b.clone()) for b in module.buffers()]
+    for p in kept:
+        p.grad = None  # a backward pass adds in place to what is there
     try:
         yield
     finally:
@@ -154,7 +156,8 @@ class Ledger:
         found: dict[str, float] = {}
         for kind, book in self.passes.items():
             for name, samples in book.items():
-                found[name] = found.get(name, 0.0) + self.costs[name][kind] * samples
+                network = name.partition("[")[0]
+                found[network] = found.get(network, 0.0) + self.costs[name][kind] * samples
         return found
 
     def state(self) -> dict[str, dict]:
@@ -220,7 +223,7 @@ def _first(value: Any, longest: Condition | None = None) -> Any:
 
 def _samples(value: Any) -> int:
     if isinstance(value, Tensor | Condition):
-        return len(value)
+        return 0 if isinstance(value, Tensor) and not value.ndim else len(value)
     if isinstance(value, list | tuple):
         return next((n for item in value if (n := _samples(item))), 0)
     return 0
@@ -235,8 +238,9 @@ def _tensors(value: Any) -> list[Tensor]:
 def count_calls(module: nn.Module, name: str, ledger: Ledger, longest: Condition | None = None) -> None:
     """Enters every call of an extra network in the ledger; its cost per sample is measured at its first call of each kind.
 
-    The largest batch among the arguments (tensors, Conditions, lists of them) tells the number of samples. Where a condition
-    is an argument, the cost is that of the `longest` caption, as for velocity networks.
+    A call with a flag, such as `penalty=True`, is a pass of another cost, entered as `name[penalty=True]`. The largest batch among
+    the arguments (tensors, Conditions, lists of them) tells the number of samples. Where a condition is an argument, the cost is
+    that of the `longest` caption, as for velocity networks.
     """
     busy = False
 
@@ -260,9 +264,11 @@ def count_calls(module: nn.Module, name: str, ledger: Ledger, longest: Condition
             finally:
                 busy = False
 
-        cost = ledger.costs.setdefault(name, Cost())
+        flags = ",".join(f"{k}={v}" for k, v in sorted(kwargs.items()) if v and isinstance(v, bool | str))
+        entry = f"{name}[{flags}]" if flags else name
+        cost = ledger.costs.setdefault(entry, Cost())
         if kind not in cost.known:
             cost.known[kind] = float(measure(kind))
-        ledger.count(name, max(map(_samples, (*args, *kwargs.values())), default=0), kind)
+        ledger.count(entry, max(map(_samples, (*args, *kwargs.values())), default=0), kind)
 
     module.register_forward_hook(hook, with_kwargs=True)

@@ -188,6 +188,47 @@ def test_samples_are_those_of_the_largest_argument():
     assert ledger.passes == {"training": {"extra": 12}}
 
 
+def test_a_pass_with_a_flag_has_a_cost_of_its_own_and_counts_for_its_network():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Linear(3, 3, bias=False)
+
+        def forward(self, x: Tensor, penalty: bool = False) -> Tensor:
+            return self.w(self.w(x)) if penalty else self.w(x)
+
+    module = Twice()
+    ledger = watched(module)
+    with torch.no_grad():
+        module(torch.zeros(5, 3), penalty=True)
+        module(torch.zeros(2, 3))
+        module(torch.zeros(2, 3), penalty=False)
+    assert ledger.passes == {"forward": {"extra[penalty=True]": 5, "extra": 4}}
+    assert ledger.flops_of() == {"extra": (5 * 2 + 4) * 2 * 3 * 3}
+
+
+def test_measuring_adds_nothing_to_gradients_that_are_there():
+    module = nn.Linear(3, 2)
+    ledger = watched(module)
+    before = {name: torch.randn(p.shape) for name, p in module.named_parameters()}
+    for name, p in module.named_parameters():
+        p.grad = before[name].clone()
+    module(torch.ones(4, 3))
+    assert ledger.passes == {"training": {"extra": 4}}
+    assert all(torch.equal(p.grad, before[name]) for name, p in module.named_parameters())
+
+
+def test_a_number_among_the_arguments_is_no_batch():
+    class Scaled(nn.Module):
+        def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+            return scale * x
+
+    module = Scaled()
+    ledger = watched(module)
+    module(torch.tensor(2.0), torch.ones(4, 3))
+    assert ledger.passes == {"forward": {"extra": 4}}
+
+
 def test_where_a_caption_is_an_argument_the_longest_one_sets_the_cost():
     class Read(nn.Module):
         def __init__(self) -> None:
@@ -248,7 +289,10 @@ def test_what_extra_networks_cost_is_part_of_the_state():
 
 
 EXPECTED = {  # of one step on 8 samples; guidance is off where it is not said
-    "add": ({"guidance": 1.0}, {"training": {"student": 8, "heads": 16}, "forward": {"teacher": 8}, "through": {"heads": 8}}),
+    "add": (
+        {"guidance": 1.0},
+        {"training": {"student": 8, "heads": 8, "heads[penalty=True]": 8}, "forward": {"teacher": 8}, "through": {"heads": 8}},
+    ),
     "ladd": ({}, {"training": {"student": 8, "heads": 16}, "forward": {"teacher": 8}, "through": {"teacher": 8, "heads": 8}}),
     "ladd, mismatched": (
         {"mismatched": True},
@@ -257,9 +301,9 @@ EXPECTED = {  # of one step on 8 samples; guidance is off where it is not said
     "dmd2": (
         {"fake_updates": 1, "guidance": 1.0},
         {
-            "training": {"student": 8, "fake_score": 16, "heads": 16},
+            "training": {"student": 8, "fake_score[both=True]": 16, "heads": 16},
             "forward": {"teacher": 8},
-            "through": {"fake_score": 8, "heads": 8},
+            "through": {"fake_score[both=True]": 8, "heads": 8},
         },
     ),
     "pcm": (
