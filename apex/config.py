@@ -445,6 +445,11 @@ def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str
         try:
             method = methods.get(row.method, config.method_paths)
             method.Params.model_validate(config.run_config(name).params)
+            if row.tuning not in method.tunings:
+                why = f": {method.no_lora}" if row.tuning == "lora" and method.no_lora else ""
+                faults[name] = (
+                    f"{config._origin}: rows.{name}.tuning: found {row.tuning}, expected {' or '.join(method.tunings)} for {row.method}{why}"
+                )
         except UserError as error:
             faults[name] = str(error)
         except ValidationError as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from apex import losses
@@ -50,6 +50,12 @@ class GridParams(Params):
     target_network: Literal["ema", "online"] = Field("ema", description="F- of the target; LCM's code: EMA, PCM's: online")
     distance: losses.Distance = Field("huber", description="d: mean square, or pseudo-Huber; published: both")
     huber_scale: float = Field(1e-3, gt=0, description="c of the pseudo-Huber distance; published: 1e-3")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.guidance_max is not None and self.guidance_max < self.guidance:
+            raise ValueError(f"guidance_max: found {self.guidance_max}, expected at least guidance, {self.guidance}")
+        return self
 
 
 def scale_of(p: GridParams, batch: Batch) -> float | Tensor:

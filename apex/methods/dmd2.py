@@ -66,7 +66,7 @@ class Dmd2(Method):
         return self.params.gan_weight > 0
 
     def roles(self) -> dict[str, str]:
-        return {"fake_score": "fake_score", "heads": "fake_score"}
+        return {"fake_score": "fake_score"} | ({"heads": "fake_score"} if self.contested else {})
 
     def rates(self) -> dict[str, float]:
         return {"fake_score": self.params.fake_rate}

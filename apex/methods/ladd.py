@@ -6,7 +6,9 @@ never run. Each step updates the student and the heads once, from the same sampl
 From arXiv 2403.12015, whose code is not public, as Sana-Sprint's public code (train_scm_ladd.py) fills it in. Where they
 differ: the real side is the data, as in Sana-Sprint; the paper trains on what its guided teacher makes. The suite's guided
 teacher follows its captions more closely than the data's likelihood asks for, so this objective aims at the data, not at
-the guided teacher that the tables show. In Sana-Sprint student and heads take turns; here both move in each step.
+the guided teacher that the tables show. In Sana-Sprint student and heads take turns; here both move in each step. Its
+mismatched pairs are re-noised anew; here they are the real ones at their time with the next sample's caption, none where
+there is one sample.
 """
 
 from __future__ import annotations
@@ -73,13 +75,13 @@ def latent_contest(p: ContestParams, blocks: list[int], sample: torch.Tensor, ba
         x_s = interpolate(batch.x0, batch.normal_like(batch.x0), s)
         real = teacher.features(x_s, s, batch.cond, blocks)
         others = []
-        if p.mismatched:
+        if p.mismatched and len(s) > 1:
             others = teacher.features(x_s, s, batch.cond[torch.arange(len(s), device=s.device).roll(1)], blocks)
     with frozen(heads):
         fooled = losses.fooling(heads(fake), p.contest).mean()
     on_real, penalty = heads(real, penalty=True) if p.r1 > 0 else (heads(real), None)
     shown = [f.detach() for f in fake]
-    if p.mismatched:
+    if others:
         shown = [torch.cat(pair) for pair in zip(shown, others, strict=True)]
     on_fake = heads(shown)
     judged = losses.called_real(on_real, p.contest).mean() + losses.called_fake(on_fake, p.contest).mean()

@@ -58,10 +58,10 @@ class PhasedConsistency(Method):
         return {"heads": Heads([shape[-1] for shape in setup.feature_shapes(self.blocks)], p.head_width)}
 
     def roles(self) -> dict[str, str]:
-        return {"heads": "discriminator"}
+        return {"heads": "discriminator"} if self.params.adversarial else {}
 
     def rates(self) -> dict[str, float]:
-        return {"discriminator": self.params.discriminator_rate}
+        return {"discriminator": self.params.discriminator_rate} if self.params.adversarial else {}
 
     def losses(self, batch: Batch, nets: Networks, step: int) -> Step:
         p = self.params

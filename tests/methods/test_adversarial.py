@@ -371,6 +371,17 @@ def test_ladd_by_hand(make_smooth, make_heads, make_batch, make_nets, gradients,
     torch.testing.assert_close(gradients(out.losses["discriminator"], heads), gradients(judged, heads))
 
 
+def test_one_sample_has_no_mismatched_caption(make_smooth, make_heads, make_batch, make_nets):
+    """Its neighbour is itself: the real pair must not be called fake."""
+    nets = make_nets(make_smooth(1), teacher=make_smooth(3), heads=make_heads())
+    found = []
+    for mismatched in (False, True):
+        method = make("ladd", times=[0.9], mismatched=mismatched)
+        method.blocks = [0, 1]
+        found.append(method.losses(make_batch(1), nets, 0).losses["discriminator"])
+    assert torch.equal(*found)
+
+
 def test_heads_that_see_the_same_on_both_sides_cost_two_and_stay(make_exact, make_heads, make_batch, make_nets, gradients):
     """One picture a caption and a student that makes it, at one noise: hinge losses 1 - D and 1 + D, whose gradients cancel."""
     student, heads, noise = make_exact("zero", spread=0.0), make_heads(), normal(6, 2, 1, 1)

@@ -12,6 +12,28 @@ from apex import methods
 from apex.conformance import CHECKS, check, find
 from apex.errors import UserError
 
+# Settings that take away or add networks: the contract holds for them too.
+OTHER_SETTINGS = {
+    "pcm": {"adversarial": 0.0},
+    "dmd2": {"gan_weight": 0.0},
+    "ladd": {"mismatched": True, "r1": 0.1, "spectral": True},
+    "add": {"distillation": 0.0, "r1": 0.0},
+    "lcm": {"guidance_max": 4.0},
+    "sana-sprint": {"mismatched": True, "derivative": "finite_difference"},
+    "ctm": {"solver_steps": 3},
+    "meanflow": {"equal_share": 0.0, "velocity": "data"},
+    "rcgm": {"order": 2, "interval": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", ["step", "routing", "determinism", "micro-batches"])
+@pytest.mark.parametrize("method", OTHER_SETTINGS)
+def test_other_settings_keep_it_too(method, name):
+    subject = find(method)
+    subject.params = OTHER_SETTINGS[method]
+    assert check(subject, name)
+
+
 # A sound method in a few lines: LCM's fixed point at the teacher's own trajectory. Each breach below changes one line of it.
 SOUND = '''\
 """A method for the tests."""

@@ -93,6 +93,13 @@ def test_the_schema_knows_the_settings_of_every_method(params, right):
     assert validator.is_valid({"profile": "mine", "rows": {"a": {"method": "apex", "params": params}}}) == right
 
 
+def test_a_tuning_that_a_method_has_not_is_refused_with_its_reason(profile, command, capsys):
+    path = profile("profile: mine\nmethods: [a]\nrows: {a: {method: dmd2, tuning: lora}}\n")
+    assert command(path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: rows.a.tuning: found lora, expected full for dmd2: its fake score") and error.count("\n") == 1
+
+
 def test_pretraining_defaults_are_what_the_bundled_networks_were_made_with():
     bundled, recipe = configuration.ROOT / "apex" / "pretrained" / "world", Pretraining()
     teacher, codec, text = (json.loads((bundled / part / "made.json").read_text())["arguments"] for part in (".", "vae", "text_encoder"))
