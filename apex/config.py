@@ -447,9 +447,8 @@ def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str
             method.Params.model_validate(config.run_config(name).params)
             if row.tuning not in method.tunings:
                 why = f": {method.no_lora}" if row.tuning == "lora" and method.no_lora else ""
-                faults[name] = (
-                    f"{config._origin}: rows.{name}.tuning: found {row.tuning}, expected {' or '.join(method.tunings)} for {row.method}{why}"
-                )
+                expected = f"{' or '.join(method.tunings)} for {row.method}{why}"
+                faults[name] = f"{config._origin}: rows.{name}.tuning: found {row.tuning}, expected {expected}"
         except UserError as error:
             faults[name] = str(error)
         except ValidationError as error:
