@@ -40,6 +40,7 @@ class Expected:
         external: the rows that bring only images, by name.
         published: numbers that other texts state of methods. They stand in the comparison as lines of their own and enter no mean,
             interval, rank or figure: what they were measured with differs.
+        tuning: the committed record of what tuning tried, where the profile's settings are from.
     """
 
     rows: dict[str, Declared]
@@ -49,6 +50,7 @@ class Expected:
     files: tuple[str, ...] = ()
     external: dict[str, External] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
+    tuning: Path | None = None
 
     @classmethod
     def of(cls, config: Config) -> Expected:
@@ -61,7 +63,16 @@ class Expected:
             rows[name] = Declared(name, row.method, row.tuning, seeds, f"snakemake {first}")
         brought = {external.row: external for external in config.external}
         budget = config.budget.forward_equivalents
-        return cls(rows, tuple(config.nfe), tuple(config.teacher_nfe), budget, tuple(config.method_paths), brought, tuple(config.published))
+        return cls(
+            rows,
+            tuple(config.nfe),
+            tuple(config.teacher_nfe),
+            budget,
+            tuple(config.method_paths),
+            brought,
+            tuple(config.published),
+            Path("results", "reference", config.profile, "tune", "tuning.json"),
+        )
 
     def seeds(self, row: str, nfe: int) -> int | None:
         """How many seeds the profile wants of this cell; None where it does not name it."""

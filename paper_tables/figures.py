@@ -28,11 +28,11 @@ from paper_tables.view import View
 
 def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> list[str]:
     """Writes every figure that has a source; returns their names in the page's order."""
-    tuned, data = results / "tune" / "tuning.json", published.load()
+    data = published.load()
     plots = {
         "quality_latency": lambda: scatter.quality_latency(view),
         "quality_memory": lambda: scatter.quality_memory(view),
-        "quality_budget": lambda: scatter.quality_budget(view, results, beside),
+        "quality_budget": lambda: scatter.quality_budget(view, beside),
         "coverage_quality": lambda: scatter.coverage_quality(view),
         "paired": lambda: forest.paired(view),
         "tasks": lambda: forest.tasks(view),
@@ -45,7 +45,7 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         "training": lambda: dynamics.training(view),
         "shift_visibility": lambda: curves.shift_visibility(results, view),
         "calibration": lambda: curves.calibration(results),
-        "tuning": lambda: tuning.draw(tuning.read(tuned)) if tuned.is_file() else None,
+        "tuning": lambda: tuning.draw(tuning.read(view.tuning)) if view.tuning else None,
     }
     made = {}
     with matplotlib.rc_context(STYLE):
@@ -81,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     view = View.load(args.results, expected.from_arguments(args))
     made = draw(args.results, args.out, view, scatter.beside(args.beside))
-    write_atomic(args.out / "index.html", page.index(view, made, args.results))
+    write_atomic(args.out / "index.html", page.index(view, made))
     absent = [name for name in page.CAPTIONS if name not in made]
     print(
         f"{args.out}: index.html, {', '.join(made)}"

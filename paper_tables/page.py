@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from pathlib import Path
 
 from paper_tables import audit, build, published, tuning
 from paper_tables.render import html_fragment
@@ -118,8 +117,8 @@ def _figure(name: str) -> str:
     )
 
 
-def index(view: View, figures: list[str], results: Path | None = None) -> str:
-    """The whole page; `figures` names the PNG files beside it. With `results`, its tuning is shown where there is any."""
+def index(view: View, figures: list[str]) -> str:
+    """The whole page; `figures` names the PNG files beside it."""
     data = published.load()
     tables = build.tables(view, data)
     profile = ", ".join(map(str, view.all_values("profile"))) or "results"
@@ -128,8 +127,8 @@ def index(view: View, figures: list[str], results: Path | None = None) -> str:
         body.append(f'<p class="box">Named by the profile and not run yet: {html.escape(", ".join(view.not_run))}.</p>')
     body.append(f"<p>{html.escape(tables[0].remark)}</p>")
     findings = audit.findings_table(audit.run(data))
-    if results and (results / "tune" / "tuning.json").is_file():
-        tables.insert([table.name for table in tables].index("relative"), tuning.table(tuning.read(results / "tune" / "tuning.json")))
+    if view.tuning:
+        tables.insert([table.name for table in tables].index("relative"), tuning.table(tuning.read(view.tuning)))
     shown = {name: _figure(name) for name in figures}
     links = " ".join(f'<a href="#{table.name}">{html.escape(table.title)}</a>' for table in [*tables, findings])
     body.append(f"<nav>Tables: {links}</nav>")

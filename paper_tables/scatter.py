@@ -164,7 +164,7 @@ def quality_memory(view: View) -> Figure | None:
     return figure
 
 
-def quality_budget(view: View, results: Path, others: Sequence[View] = ()) -> Figure | None:
+def quality_budget(view: View, others: Sequence[View] = ()) -> Figure | None:
     """GenEval against what training spent: this folder's rows, those of other folders, and the tuned candidates at their share."""
     nfe = view.compared[0] if view.compared else 0
     points: dict[str, list[tuple[float, Summary, bool]]] = {}
@@ -175,8 +175,7 @@ def quality_budget(view: View, results: Path, others: Sequence[View] = ()) -> Fi
                 points.setdefault(row, []).append((spent, quality, False))
     if not points:
         return None
-    path = results / "tune" / "tuning.json"
-    tuning = read_tuning(path) if path.is_file() else None
+    tuning = read_tuning(view.tuning) if view.tuning else None
     if tuning and tuning.nfe == nfe:
         for row in points:
             method = tuning.methods.get(row)  # a variant of the method has other settings

@@ -58,6 +58,7 @@ class View:
         unseen_tasks: the tasks that the unseen prompts have; `seen` is a mean over the same.
         made: the records of making (made.json) of every trained row that has one.
         logs: their training logs, by row and seed.
+        tuning: tuning.json of these results, or the committed one that the profile's settings are from.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class View:
         expected: Expected | None = None,
         made: dict[str, list[dict[str, Any]]] | None = None,
         logs: dict[str, dict[int, Log]] | None = None,
+        tuning: Path | None = None,
     ) -> None:
-        self.found, self.expected, self.made, self.logs = found, expected, made or {}, logs or {}
+        self.found, self.expected, self.made, self.logs, self.tuning = found, expected, made or {}, logs or {}, tuning
         splits = {one.split for one in found}
         self.split = next(name for name in (*records.SPLITS, "") if name in splits)
         self._metrics: dict[tuple[str, int, str, str], dict[int | None, Metric]] = defaultdict(dict)  # by seed
@@ -97,7 +99,8 @@ class View:
         made: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row, _, path in records.runs(results, "made.json"):
             made[row].append(records.read_object(path))
-        return cls(records.load(results), expected, dict(made), read_logs(results))
+        tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
+        return cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
 
     # ------------------------------------------------------------------------------------------- what a row is
     def about(self, row: str, name: str) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from apex.config import load
-from paper_tables import curves, figures, grids, page, plotting, scatter
+from paper_tables import curves, figures, grids, page, plotting, records, scatter
 from paper_tables.expected import Expected
 from paper_tables.plotting import looks
 from paper_tables.view import TASKS, View
@@ -131,9 +131,21 @@ def test_budget_joins_tuning_and_other_folders_with_the_final_run(full_results: 
     for path in (other / "records").rglob("*.json"):
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"training": record["training"] | {"forward_equivalents": 60000}}))
-    figure = scatter.quality_budget(View.load(full_results), full_results, [View.load(other)])
+    figure = scatter.quality_budget(View.load(full_results), [View.load(other)])
     assert lines(figure, 0, LOOK["apex"].color) == [([30000, 60000, 120000], pytest.approx([0.55, 0.6, 0.73]))]
-    assert scatter.quality_budget(View.load(full_results), other.parent, []) is None  # one budget: nothing to compare
+    assert scatter.quality_budget(View(records.load(full_results))) is None  # one budget: nothing to compare
+
+
+def test_tuning_is_the_results_own_or_the_one_that_the_profiles_settings_are_from(full_results: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "p.yaml").write_text("{profile: p, methods: [apex]}")
+    results, committed = tmp_path / "results" / "p", tmp_path / "results" / "reference" / "p" / "tune"
+    shutil.copytree(full_results, results)
+    monkeypatch.chdir(tmp_path)
+    expected = Expected.of(load(tmp_path / "p.yaml"))
+    assert View.load(results, expected).tuning == results / "tune" / "tuning.json"
+    shutil.move(results / "tune", committed)
+    assert View.load(results, expected).tuning.resolve() == committed / "tuning.json"
+    assert View.load(results).tuning is None
 
 
 def test_budgets_that_differ_by_a_step_are_one_budget_and_a_variant_has_no_tuned_candidate(make_results: Callable[..., Path]) -> None:
@@ -142,9 +154,9 @@ def test_budgets_that_differ_by_a_step_are_one_budget_and_a_variant_has_no_tuned
     for path in (results / "records" / "apex-slow").rglob("*.json"):
         record = json.loads(path.read_text()) | {"method": "apex", "family": "self-adversarial"}
         path.write_text(json.dumps(record | {"training": record["training"] | {"forward_equivalents": 121000}}))
-    assert scatter.quality_budget(View.load(results), results) is None
+    assert scatter.quality_budget(View.load(results)) is None
     make_results(rows={}, tuning=True)
-    (axes,) = scatter.quality_budget(View.load(results), results).axes
+    (axes,) = scatter.quality_budget(View.load(results)).axes
     drawn = sorted({line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1})
     assert drawn == [30000, 120000, 121000]
     assert not any(list(line.get_xdata()) == [30000, 121000] for line in axes.lines)
