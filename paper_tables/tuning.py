@@ -118,9 +118,10 @@ def table(tuning: Tuning) -> Table:
     ]
     columns += [Column("seconds", "seconds"), Column("note", "note", numeric=False)]
     least, most = (f(len(tried.candidates) for tried in tuning.methods.values()) for f in (min, max))
+    count = f"{least}" if least == most else f"{least} to {most}"
     caption = (
         f"Settings tried for each method, on the {tuning.split} prompts at NFE {tuning.nfe}, one seed, "
-        f"{tuning.budget:,.0f} forward-equivalents each; {least if least == most else f'{least} to {most}'} candidates a method, declared before they were run, the first "
+        f"{tuning.budget:,.0f} forward-equivalents each; {count} candidates a method, declared before they were run, the first "
         "the method's defaults. Bold: the chosen, the highest GenEval. Intervals: 95% over prompts; training noise is not in them, so "
         "neighbours may swap with another seed. A run that diverged counts with what its last good state scores."
     )
