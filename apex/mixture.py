@@ -32,7 +32,7 @@ from apex.conditioning import AffineShift, Condition
 from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
-from apex.methods.base import STUDENT, Batch, Networks, PairPlan, Pairs, Setup
+from apex.methods.base import STUDENT, Batch, Method, Networks, PairPlan, Pairs, Setup
 from apex.networks import Averaged, Fixed, last_matrix
 from apex.seeds import derive, torch_generator
 
@@ -79,10 +79,18 @@ ROWS: dict[str, Row] = {
     "meanflow, difference": Row("meanflow", UNGUIDED | {"derivative": "finite_difference"}),
     "sana-sprint": Row("sana-sprint", UNGUIDED),
     "ladd": Row("ladd"),
+    "ladd, R1": Row("ladd", {"r1": 0.1}),
+    "add": Row("add", UNGUIDED),
     "dmd2": Row("dmd2", UNGUIDED),
     "regression": Row("regression", UNGUIDED),
     "progressive": Row("progressive", UNGUIDED),
     "reflow": Row("reflow", UNGUIDED),
+}
+
+FAMILIES = {
+    "self-adversarial, control": ("self-adversarial", "control"),
+    "consistency": ("consistency",),
+    "adversarial, regression": ("adversarial", "regression"),
 }
 
 
@@ -203,7 +211,7 @@ def train(
     ema = Ema(student.parameters(), recipe.ema)
     cond = condition(torch.tensor([0]))
     ledger = Ledger({key: measure_cost(student, (2, 1, 1), cond) for key in ("student", "ema", "teacher")})
-    extra = method.extra_networks(make_setup(teacher))
+    extra = make_extra(method, teacher, seed)
     nets = make_networks(student, teacher, extra, ledger, ema)
     roles: dict[str, list[nn.Parameter]] = {STUDENT: list(student.parameters())}
     for key, module in extra.items():
@@ -261,6 +269,13 @@ def make_setup(network: VelocityMLP) -> Setup:
         feature_shapes=lambda blocks: [(1, network.layers[k].out_features) for k in blocks],
         caption_width=EMBEDDINGS.shape[1],
     )
+
+
+def make_extra(method: Method, network: VelocityMLP, seed: int) -> dict[str, nn.Module]:
+    """A method's extra networks, from the seed alone: not from which rows ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "mixture", "extra"))
+        return method.extra_networks(make_setup(network))
 
 
 def make_networks(
@@ -387,9 +402,8 @@ def push(network: VelocityMLP, name: str, params: Mapping[str, Any], seed: int, 
     """
     student = copy.deepcopy(network).requires_grad_(True)
     method = methods.get(name)(dict(params))
-    setup = make_setup(network)
     ledger = Ledger({key: Cost(0.0, 0.0) for key in ("student", "ema", "teacher")})
-    nets = make_networks(student, student, method.extra_networks(setup), ledger)
+    nets = make_networks(student, student, make_extra(method, network, seed), ledger)
     batch = draw_batch(count, torch_generator(seed, "mixture", "push"))
     loss = method.losses(batch, nets, method.cycle() - 1).losses["student"]
     slopes = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
@@ -539,10 +553,11 @@ def draw_figure(results: Results) -> bytes:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    across = 5
+    across = 6
     down = -(-len(results.clouds) // across)
-    figure = Figure(figsize=(12.5, 2.15 * down + 4.6), layout="constrained")
-    grid = figure.add_gridspec(down + 1, across, height_ratios=[2.15] * down + [4.6])
+    figure = Figure(figsize=(13.5, 1.95 * down + 5.2), layout="constrained")
+    whole = figure.add_gridspec(2, 1, height_ratios=[1.95 * down, 5.2])
+    grid, below = whole[0].subgridspec(down, across), whole[1].subgridspec(1, len(FAMILIES))
     for index, (row, clouds) in enumerate(results.clouds.items()):
         axes = figure.add_subplot(grid[index // across, index % across])
         for label, (x, colour) in enumerate(zip(clouds, ("tab:blue", "tab:orange"), strict=True)):
@@ -551,21 +566,25 @@ def draw_figure(results: Results) -> bytes:
         values = results.seeds(row, "sw1")
         axes.set_title(f"{row}: {sum(values) / len(values):.2f}", fontsize=10)
         axes.set(xlim=(-4.2, 4.2), ylim=(-3.1, 3.1), aspect="equal", xticks=[], yticks=[])
-    axes = figure.add_subplot(grid[down, :])
-    names = list(dict.fromkeys(line["row"] for line in results.curves))
-    for index, name in enumerate(names):
-        by_step: dict[int, list[float]] = {}
-        for line in results.curves:
-            if line["row"] == name:
-                by_step.setdefault(line["step"], []).append(line["sw1"])
-        means = [sum(v) / len(v) for v in by_step.values()]
-        axes.plot(list(by_step), means, color=f"C{index % 10}", linestyle="--" if ROWS[name].method == "apex-eq25" else "-", label=name)
-    axes.axhline(collapsed_sw1(), color="black", linewidth=0.8, linestyle=":", label="class mean (closed form)")
-    # A row that explodes leaves the frame: the others are what is to be read.
-    axes.set(xlabel="training step", ylabel="sliced W1 at one step (mean of seeds)", yscale="log", ylim=(0.05, 5))
-    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2, 5], labels=["0.05", "0.1", "0.2", "0.5", "1", "2", "5"])
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=7, fontsize=9)
+    families = {name: methods.get(ROWS[name].method).family for name in dict.fromkeys(line["row"] for line in results.curves)}
+    for place, (title, members) in enumerate(FAMILIES.items()):
+        axes = figure.add_subplot(below[0, place])
+        for index, name in enumerate(name for name, family in families.items() if family in members):
+            by_step: dict[int, list[float]] = {}
+            for line in results.curves:
+                if line["row"] == name:
+                    by_step.setdefault(line["step"], []).append(line["sw1"])
+            means = [sum(v) / len(v) for v in by_step.values()]
+            axes.plot(list(by_step), means, color=f"C{index % 10}", linestyle="-" if index < 10 else "--", label=name)
+        axes.axhline(collapsed_sw1(), color="black", linewidth=0.8, linestyle=":", label="class mean (closed form)")
+        # A row that explodes leaves the frame: the others are what is to be read.
+        axes.set(xlabel="training step", yscale="log", ylim=(0.03, 5))
+        axes.set_title(title, fontsize=10)
+        axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2, 5], labels=["0.05", "0.1", "0.2", "0.5", "1", "2", "5"] if place == 0 else [])
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8.5)
+        if place == 0:
+            axes.set_ylabel("sliced W1 at one step (mean of seeds)")
     figure.suptitle("One-step samples (first seed; + are the modes; sliced W1, mean of seeds) and the distance in training", fontsize=11)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=90, metadata={"Software": None})

@@ -52,12 +52,14 @@ def weights(network: VelocityMLP) -> torch.Tensor:
     return torch.cat([p.flatten() for p in network.parameters()])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+@pytest.mark.parametrize("row", ["apex", "ladd", "regression"])
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(row: str):
+    """Also where a method brings networks or pairs of its own."""
     recipe = Recipe(steps=6, width=16)
 
     def once(seed: int, disturb: int) -> torch.Tensor:
         torch.manual_seed(disturb)  # the global generator must not matter
-        return weights(mixture.train(mixture.make_teacher(recipe, seed), "apex", ROWS["apex"].params, recipe, seed)[0])
+        return weights(mixture.train(mixture.make_teacher(recipe, seed), row, ROWS[row].params, recipe, seed)[0])
 
     first = once(0, 1)
     assert torch.equal(first, once(0, 2))
