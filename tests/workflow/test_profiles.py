@@ -109,6 +109,13 @@ def test_pretraining_defaults_are_what_the_bundled_networks_were_made_with():
     assert {key: int(teacher[key]) for key in asked} == asked
 
 
+def test_the_bundled_qwen_teacher_was_made_as_its_profile_says():
+    profile = load(configuration.ROOT / "workflows" / "config" / "world_qwen.yaml")
+    made, recipe = json.loads((profile.pipeline_path / "made.json").read_text())["arguments"], profile.pretraining
+    asked = {"steps": recipe.teacher_steps, "batch": recipe.batch_size, "width": recipe.width, "layers": recipe.layers, "seed": recipe.seed}
+    assert {key: int(made[key]) for key in asked} == asked and made["family"] == recipe.family
+
+
 # --------------------------------------------------------------------------------------------- reading
 
 
