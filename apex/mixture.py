@@ -1,6 +1,6 @@
 """The suite's methods on a 2-D Gaussian mixture: two classes of four modes, where the truth is known and a run takes seconds.
 
-    python -m apex.mixture --out DIR                                     all rows, three seeds: about 12 CPU minutes
+    python -m apex.mixture --out DIR                                     all rows, three seeds: about 40 CPU minutes
     python -m apex.mixture --out DIR --seeds 0 --rows apex --steps 1000  one row, short
 
 Prints the table and writes DIR/mixture.csv (a line per row and seed), DIR/curves.csv (one-step distance in training),
