@@ -33,7 +33,7 @@ from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.methods.base import STUDENT, Batch, Method, Networks, PairPlan, Pairs, Setup
-from apex.networks import Averaged, Fixed, last_matrix
+from apex.networks import Averaged, Fixed, last_matrix, parameters_by_role
 from apex.seeds import derive, torch_generator
 
 RADIUS, SPREAD, MODES = 2.0, 0.15, 4
@@ -213,12 +213,11 @@ def train(
     ledger = Ledger({key: measure_cost(student, (2, 1, 1), cond) for key in ("student", "ema", "teacher")})
     extra = make_extra(method, teacher, seed)
     nets = make_networks(student, teacher, extra, ledger, ema)
-    roles: dict[str, list[nn.Parameter]] = {STUDENT: list(student.parameters())}
+    roles = parameters_by_role(method, student, extra)
     for key, module in extra.items():
         count_calls(module, key, ledger)
-        roles.setdefault(method.roles().get(key, STUDENT), []).extend(p for p in module.parameters() if p.requires_grad)
     optimizers = {
-        role: torch.optim.AdamW(p, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True) for role, p in roles.items() if p
+        role: torch.optim.AdamW(p, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True) for role, p in roles.items()
     }
     pairs, plan, moved = None, method.pairs(), True
     if plan is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from apex.conditioning import Condition
 from apex.config import RunConfig
 from apex.ema import Ema
 from apex.errors import UserError
-from apex.methods.base import Method, Setup, frozen
+from apex.methods.base import STUDENT, Method, Role, Setup, frozen
 from apex.pipeline import Decoder, EncoderFeatures, Pipeline, load_backbone
 
 
@@ -86,6 +86,15 @@ def last_matrix(network: nn.Module) -> nn.Parameter:
     """The trained matrix nearest to a velocity network's output (modules stand in the order of their use)."""
     stock = getattr(network, "transformer", network)  # not what a backbone adds around it
     return [p for p in stock.parameters() if p.requires_grad and p.ndim > 1][-1]
+
+
+def parameters_by_role(method: Method, student: nn.Module, extra: Mapping[str, nn.Module]) -> dict[Role, list[nn.Parameter]]:
+    """Role -> the parameters that its optimiser trains, the student's first; a role without any is left out."""
+    roles: dict[Role, list[nn.Parameter]] = {STUDENT: [p for p in student.parameters() if p.requires_grad]}
+    for name, module in extra.items():
+        if trained := [p for p in module.parameters() if p.requires_grad]:
+            roles.setdefault(method.roles().get(name, STUDENT), []).extend(trained)
+    return roles
 
 
 def build_student(run: RunConfig, method: Method, folder: Path, device: torch.device) -> tuple[Backbone, nn.Module | None]:

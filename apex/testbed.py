@@ -21,7 +21,7 @@ from apex.budget import Counted, Ledger
 from apex.conditioning import Condition
 from apex.ema import Ema
 from apex.methods.base import STUDENT, Batch, Method, Networks, PairPlan, Pairs, Setup, Step
-from apex.networks import Averaged, Base, Fixed, last_matrix
+from apex.networks import Averaged, Base, Fixed, last_matrix, parameters_by_role
 from apex.seeds import torch_generator
 
 CAPTION = 16  # width of a caption's tokens
@@ -306,10 +306,7 @@ class Trial:
             weights=averaged.weights,
             last_parameter=lambda: last_matrix(self.student),
         )
-        self.roles: dict[str, list[nn.Parameter]] = {STUDENT: [p for p in self.student.parameters() if p.requires_grad]}
-        for name, module in self.extra.items():
-            if trained := [p for p in module.parameters() if p.requires_grad]:
-                self.roles.setdefault(method.roles().get(name, STUDENT), []).extend(trained)
+        self.roles = parameters_by_role(method, self.student, self.extra)
         self.optimizers = {role: torch.optim.AdamW(p, rate, betas=(0.9, 0.99), weight_decay=0.0) for role, p in self.roles.items()}
         plan = method.pairs()
         self.pairs = None if plan is None else self.make_pairs(plan)

@@ -36,7 +36,7 @@ from apex.export import export_run
 from apex.files import atomic_folder, write_atomic
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
-from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup
+from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
 from apex.pairs import PairStore, make_pairs, pair_count
 from apex.pipeline import CaptionTable, Pipeline, load_backbone
 from apex.seeds import derive, torch_generator
@@ -92,11 +92,7 @@ class Loop:
         }
         # Decay 1 means the frozen base where a method says so (`teacher`), and the online network elsewhere: no mean is kept.
         self.ema = Ema(student.parameters(), train.ema if train.ema < 1 else 0.0)
-        roles: dict[str, list[nn.Parameter]] = {STUDENT: [p for p in student.parameters() if p.requires_grad]}
-        for name, module in self.extra.items():
-            trained = [p for p in module.parameters() if p.requires_grad]
-            if trained:
-                roles.setdefault(self.method.roles().get(name, STUDENT), []).extend(trained)
+        roles = parameters_by_role(self.method, student, self.extra)
         self.rates = {role: self.method.rates().get(role, 1.0) for role in roles}
         self.optimizers = {
             role: torch.optim.AdamW(p, train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, foreach=True)
@@ -105,10 +101,10 @@ class Loop:
         wrapped = self.accelerator.prepare(student)
         base = teacher if teacher is not None else Base(student) if run.tuning == "lora" else None
         costs = {"student": measure_cost(student, shape, longest)}
-        # A method without a teacher is measured by the stock network, which is not kept.
-        stock = load_backbone(folder / "transformer").to(device) if base is None else base
-        costs["teacher"] = measure_cost(stock, shape, longest) if base is not None else Cost(measure_cost(stock, shape, longest).forward)
-        del stock
+        if base is not None:
+            costs["teacher"] = measure_cost(base, shape, longest)
+        else:  # the stock network tells the unit of the budget, and is not kept
+            costs["teacher"] = Cost(measure_cost(load_backbone(folder / "transformer").to(device), shape, longest).forward)
         costs["ema"] = costs["student"]
         self.unit = costs["teacher"].forward
         self.ledger = Ledger(costs)
