@@ -4,8 +4,8 @@
 
 From records: quality_latency, quality_memory, quality_budget, coverage_quality, paired, tasks, relative, cost, nfe, nfe_sweep, table1.
 From the paper: table2. From runs/: training, shift_visibility. From calibration/: calibration. From tune/: tuning. From images/: grid
-(all rows at one step), grid_nfe<K>, grid_unseen, grid_samples, sweep_<row> (one row, few steps to many). index.html shows them all.
-What has no source is left out with a line that says so. A results folder without images keeps the grids that its own figures/ holds.
+(all rows at one step), grid_nfe<K>, grid_unseen, grid_samples, sweep_<row> (one row, few steps to many); committed results have the
+images that these show in pictures/. index.html shows all figures. What has no source is left out with a line that says so.
 With `--config FILE`, each figure names the rows that were not run, and folders of images that the profile brings stand in the grids.
 """
 
@@ -21,7 +21,7 @@ import matplotlib
 
 from apex.errors import run_command
 from apex.files import write_atomic
-from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, published, scatter, tuning
+from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, scatter, tuning
 from paper_tables.plotting import STYLE, png
 from paper_tables.view import View
 
@@ -52,12 +52,11 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         for name, plot in plots.items():
             if figure := plot():
                 made[name] = png(figure)
-    for name, image in grids.grids(results / "images", view).items():
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", compress_level=6)
-        made[name] = buffer.getvalue()
-    if not (results / "images").is_dir():
-        made |= {path.stem: path.read_bytes() for path in sorted((results / "figures").glob("*.png")) if grids.is_grid(path.stem)}
+    with pictures.gathered(results) as images:
+        for name, image in grids.grids(images, view).items():
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG", compress_level=6)
+            made[name] = buffer.getvalue()
     for name, content in made.items():
         write_atomic(out / f"{name}.png", content)
     return page.ordered(made)

@@ -24,7 +24,7 @@ from paper_tables.view import EXTERNAL, TASKS, TEACHER, Key, View
 
 LARGEST, ABOUT = 128, 110  # pixels of one picture's side
 GAP, LABEL_WIDTH, LINE, HEADING = 5, 150, 17, 24
-COLUMNS = 12  # prompts of a grid
+COLUMNS, SAMPLES = 12, 4  # prompts of a grid; images of one prompt where a grid shows several
 SHOWN: tuple[Key, ...] = (("real", 0), ("mean", 0), TEACHER)  # above the methods, to compare with
 INK, PALE, MISSING = "#1b1f24", "#5f6770", "#eef0f2"
 
@@ -108,6 +108,11 @@ def choose(prompts: list[Prompt], columns: int = 6) -> list[Prompt]:
         places = dict.fromkeys(len(members) * (2 * turn + 1) // (2 * each) for turn in range(each))
         chosen += [members[place] for place in places]
     return chosen
+
+
+def in_four(prompts: list[Prompt]) -> list[Prompt]:
+    """Two of a grid's prompts, of which `grid_samples` shows four images each."""
+    return [prompt for prompt in prompts if prompt.task in ("single_object", "position")][::2][:2] or prompts[:2]
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
@@ -246,11 +251,6 @@ def _prompts(folders: dict[Key, Path], rows: list[Row], columns: int = COLUMNS) 
     return choose(known, columns) if known else []
 
 
-def is_grid(name: str) -> bool:
-    """Whether a figure of that name is made from images."""
-    return name.startswith(("grid", "sweep_"))
-
-
 def grids(images: Path, view: View) -> dict[str, Image.Image]:
     """The grids that the images allow.
 
@@ -270,9 +270,8 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
         name = "grid" if index == 0 else f"grid_nfe{nfe}"
         found[name] = draw(folders, rows, prompts, 1, f"NFE {nfe}, {view.split} set: {words}", foot)
         if index == 0:
-            two = [prompt for prompt in prompts if prompt.task in ("single_object", "position")][::2][:2] or prompts[:2]
             title = f"NFE {nfe}, {view.split} set: four images of one prompt; do they differ as real ones do?"
-            found["grid_samples"] = draw(folders, rows, two, 4, title, foot)
+            found["grid_samples"] = draw(folders, rows, in_four(prompts), SAMPLES, title, foot)
             rows = rows_at(view, unseen, nfe, usual)
             if rows and (prompts := _prompts(unseen, rows)):
                 found["grid_unseen"] = draw(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}", _without(view, rows, nfe, False))

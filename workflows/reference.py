@@ -2,8 +2,9 @@
 
     python -m workflows.reference --results results/world --out results/reference/world
 
-Copied: metrics.csv, records, tables, audit, figures, calibration, what tuning tried, and every run's log and record of making; no weights,
-no images. The folder `--out` is replaced as a whole, but for its tuning where these results have none.
+Copied: metrics.csv, records, tables, audit, figures, calibration, what tuning tried, every run's log and record of making, and the
+images that grids show (pictures/); no weights, no other images. The folder `--out` is replaced as a whole, but for its tuning where
+these results have none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
+from paper_tables import pictures
 
 WANTED = (
     "metrics.csv",
@@ -41,7 +43,8 @@ def copy(results: Path, out: Path) -> int:
         for file, name in sorted(wanted.items()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
-    return len(wanted)
+        kept = pictures.keep(results, folder / pictures.FOLDER)
+    return len(wanted) + len(kept)
 
 
 def main() -> None:

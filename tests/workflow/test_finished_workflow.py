@@ -101,8 +101,9 @@ def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_tor
     files = contents(copied)
     assert {"metrics.csv", "records/fm/nfe1/seed0/test/geneval.json", "records/theirs/nfe3/seed0/test/geneval.json"} <= files.keys()
     assert {"runs/fm/seed0/log.csv", "runs/fm/seed0/made.json", "tables/world.md", "audit/audit.md", "figures/index.html"} <= files.keys()
-    assert {Path(name).suffix for name in files} <= {".csv", ".json", ".md", ".tex", ".html", ".png"}
+    assert {Path(name).suffix for name in files} <= {".csv", ".json", ".md", ".tex", ".html", ".png", ".zip"}
     assert {name.split("/")[0] for name in files if name.endswith(".png")} == {"figures"}
+    assert {name for name in files if name.endswith(".zip")} == {f"pictures/{row.name}.zip" for row in (flow.results / "images").iterdir()}
 
     # A clone that has the reference and nothing else, and an environment without torch.
     (tmp_path / "blocked" / "torch").mkdir(parents=True)

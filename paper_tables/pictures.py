@@ -1,0 +1,76 @@
+"""The images that the grids show, kept with committed results: pictures/<row>.zip, laid out as images/ is.
+
+Sampled images are too many to commit. With the few that grids show, every grid is drawn again without a network, and a
+matrix that is run in several sittings has all its rows in one.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apex.errors import UserError
+from apex.files import write_atomic
+from paper_tables.grids import COLUMNS, SAMPLES, choose, in_four, read_prompts
+
+FOLDER = "pictures"
+EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first day: the same pictures make the same file
+
+
+def shown(folder: Path) -> list[Path]:
+    """The files of one point's images of one prompt set that a grid can show."""
+    prompts = choose(read_prompts(folder), COLUMNS)
+    several = in_four(prompts)
+    found = []
+    for prompt in prompts:
+        place = folder / prompt.folder
+        wanted = [place / "samples" / f"{k:04d}.png" for k in range(SAMPLES if prompt in several else 1)]
+        found += [place / "metadata.jsonl", *filter(Path.is_file, wanted)]
+    return found
+
+
+@contextmanager
+def gathered(results: Path) -> Iterator[Path]:
+    """A folder like images/: what `results` has in images/, and of other points what its pictures/ keeps."""
+    images, archives = results / "images", sorted((results / FOLDER).glob("*.zip"))
+    if not archives:
+        yield images
+        return
+    with tempfile.TemporaryDirectory(prefix="pictures.") as name:
+        merged = Path(name)
+        for path in archives:
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(merged)  # it keeps every member inside `merged`
+            except (zipfile.BadZipFile, OSError, EOFError) as error:
+                raise UserError(f"{path}: not a readable zip archive ({type(error).__name__}); remove it, or restore it from git") from None
+        for point in images.glob("[!.]*/nfe*/seed*/[!.]*"):
+            place = merged / point.relative_to(images)
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(point.resolve(), target_is_directory=True)
+        yield merged
+
+
+def keep(results: Path, out: Path) -> list[Path]:
+    """Writes one archive a row to `out`: of each of its NFEs the lowest seed. Returns their paths."""
+    written = []
+    with gathered(results) as images:
+        for row in sorted(path for path in images.glob("[!.]*") if path.is_dir()):
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w") as archive:
+                for point in sorted(row.glob("nfe*")):
+                    seeds = sorted(point.glob("seed*"), key=lambda path: (len(path.name), path.name))
+                    for folder in sorted(seeds[0].glob("[!.]*")) if seeds else []:
+                        for file in shown(folder):
+                            info = zipfile.ZipInfo(file.relative_to(images).as_posix(), EPOCH)
+                            info.external_attr = 0o644 << 16
+                            archive.writestr(info, file.read_bytes())
+            written.append(out / f"{row.name}.zip")
+            write_atomic(written[-1], buffer.getvalue())
+    return written
