@@ -1,11 +1,12 @@
 """Speed of one row: latency at batch 1, throughput at batch 10, end to end and per stage, peak memory, parameters.
 
     python -m evaluators.speed --config workflows/config/world.yaml --row apex --run results/world/runs/apex/seed0 --nfe 1 --out speed.json
-    python -m evaluators.speed --config workflows/config/world.yaml --row teacher --run apex/pretrained/world --nfe 25 --out speed.json
+    python -m evaluators.speed --config ... --row teacher --run apex/pretrained/world --nfe 1 4 25 --out 'speed-{nfe}.json'
 
 End to end is what the paper's Table 1 fits: prompts in, 8-bit images out, text encoder and decoder included. Every repeat
 draws other prompts and noise. Warm-up is left out, the device is synchronised before each reading of the clock; values are
-medians, the bounds are the interquartile range over the repeats. Peak memory is the device's on CUDA, else the process's.
+medians, the bounds are the interquartile range over the repeats. Peak memory is the device's on CUDA, else the process's, which
+only grows from one NFE to the next. Several NFEs take one process: its libraries take longer to load than a network to time.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="row to time: teacher, or a trained row")
     parser.add_argument("--run", required=True, type=Path, help="its export; for the teacher the pipeline's folder")
-    parser.add_argument("--nfe", required=True, type=int, help="function evaluations per image")
-    parser.add_argument("--out", required=True, type=Path, help="the result record (JSON) to write")
+    parser.add_argument("--nfe", required=True, type=int, nargs="+", help="function evaluations per image; one record for each")
+    parser.add_argument("--out", required=True, help="the result record (JSON) to write; with several NFEs it holds `{nfe}`")
     parser.add_argument("--repeats", type=int, help="counted repeats (default: 30 / NFE, at least 10)")
     parser.add_argument("--warmup", type=int, default=3, help="repeats before the clock counts (default: 3)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
@@ -134,32 +135,46 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     from apex.config import load
     from apex.data.prompts import load_prompts
-    from apex.sample import Generator as Sampler
 
-    started = time.time()
     if args.row in REFERENCE_ROWS:
         raise UserError(f"--row {args.row}: a reference row has no network to time; expected teacher or a trained row")
-    if args.nfe < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0:
-        raise UserError(f"--nfe {args.nfe}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
+    shown = " ".join(map(str, args.nfe))
+    if min(args.nfe) < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0:
+        raise UserError(f"--nfe {shown}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
     if not args.run.is_dir():
         raise UserError(f"{args.run}: no such run; train the row first, or give the pipeline's folder for the teacher")
-    check_out(args.out)
+    outs = {nfe: Path(args.out.replace("{nfe}", str(nfe))) for nfe in args.nfe}
+    if len(set(outs.values())) < len(args.nfe):
+        raise UserError(f"--nfe {shown}: {len(args.nfe)} records need `{{nfe}}` in --out and each NFE once; found --out {args.out}")
+    for out in outs.values():
+        check_out(out)
     set_threads(args.threads)
     device = pick_device(args.device)
     config = load(args.config, args.set)
     prompts = [row["prompt"] for row in load_prompts(config.prompts_path("test"))]
-    who = identity(args.run, args.row, args.nfe, config)
+    for nfe, out in sorted(outs.items()):
+        record = timed(args, config, nfe, device, prompts)
+        record.write(out)
+        print_metrics(record)
+
+
+def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts: Sequence[str]) -> Record:
+    """Times the row at one NFE."""
+    from apex.sample import Generator as Sampler
+
+    started = time.time()
+    who = identity(args.run, args.row, nfe, config)
     guidance = config.guidance if args.row == "teacher" else 1.0
-    sampler = Sampler.load(args.run, nfe=args.nfe, guidance=guidance, device=device)
-    repeats = args.repeats or max(10, 30 // args.nfe)
+    sampler = Sampler.load(args.run, nfe=nfe, guidance=guidance, device=device)
+    repeats = args.repeats or max(10, 30 // nfe)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for batch in (1, BATCH):
-        print(f"speed: batch {batch}, {args.warmup} + {repeats} repeats", file=sys.stderr, flush=True)
+        print(f"speed: NFE {nfe}, batch {batch}, {args.warmup} + {repeats} repeats", file=sys.stderr, flush=True)
         seconds.append(time_stages(sampler, prompts, batch, repeats=repeats, warmup=args.warmup, device=device))
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else peak_memory_mb()
-    record = Record(
+    return Record(
         **who.model_dump() | {"guidance": guidance, "parameters": sampler.parameters, "trainable_parameters": sampler.trainable_parameters},
         evaluator="speed",
         evaluator_version=VERSION,
@@ -171,8 +186,6 @@ def run(args: argparse.Namespace) -> None:
         metrics=metrics(*seconds, BATCH, round(memory, 1)),
         details={"threads": args.threads, "device": device, "warmup": args.warmup, "latent_shape": list(sampler.latent_shape)},
     )
-    record.write(args.out)
-    print_metrics(record)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,13 @@ def test_the_record_names_what_was_timed(call):
     assert {m.n for m in record.metrics} == {5, 1}
 
 
+def test_several_nfes_give_a_record_each(call, tmp_path):
+    assert call().nfe == 2
+    call("--nfe", "4", "1", "--out", str(tmp_path / "at {nfe}.json"))
+    assert [read_record(tmp_path / f"at {nfe}.json").nfe for nfe in (1, 4)] == [1, 4]
+    assert [how["nfe"] for how in call.loaded.calls] == [2, 1, 4], "the fewest steps first: a process's peak memory only grows"
+
+
 def test_only_the_teacher_is_guided(call):
     assert call().guidance == 1.0
     record = call(row="teacher")
@@ -129,6 +136,8 @@ def test_only_the_teacher_is_guided(call):
     [
         ([], "real", "a reference row has no network"),
         (["--nfe", "0"], "apex", "--nfe 0"),
+        (["--nfe", "1", "4"], "apex", r"--nfe 1 4: 2 records need `\{nfe\}` in --out"),
+        (["--nfe", "4", "4", "--out", "{nfe}.json"], "apex", "--nfe 4 4: 2 records need .* each NFE once"),
         (["--repeats", "0"], "apex", "--repeats 0"),
         (["--warmup", "-1"], "apex", "--warmup -1"),
         (["--threads", "0"], "apex", "--threads 0: expected at least 1"),

@@ -72,8 +72,18 @@ def teacher_input(wildcards):
     return CONFIG.pipeline if MADE_HERE else ancient(str(MARKER)) if MARKER.is_file() else []
 
 
-def timed_input(wildcards):
-    return teacher_input(wildcards) if wildcards.row == "teacher" else PLAN.run.format(**wildcards)
+def timed_records(nfes):
+    """The speed records of one row at these NFEs, with {row}, {seed} and {split} left open."""
+    return [PLAN.record.replace("{nfe}", str(nfe)).replace("{evaluator}", "speed") for nfe in nfes]
+
+
+def timing(wildcards):
+    """Who is timed at which NFEs, for the command: a row at the compared ones, or at one that the path names; without a row the teacher."""
+    row = wildcards.get("row", "teacher")
+    run = str(CONFIG.pipeline_path) if row == "teacher" else PLAN.run.format(**wildcards)
+    nfes = [wildcards.nfe] if "nfe" in wildcards.keys() else CONFIG.teacher_nfe if row == "teacher" else CONFIG.nfe
+    out = PLAN.record.format(**{"row": row, **wildcards, "nfe": "{nfe}"}, evaluator="speed")
+    return f"--row {row} --run {run} --nfe {' '.join(map(str, nfes))} --out '{out}'"
 
 
 def images_of(wildcards, row=None):
@@ -111,7 +121,7 @@ onstart:
         hold(Path(PLAN.root))
         _jobs = list(workflow.dag.needrun_jobs())
         _rules = {job.rule.name for job in _jobs}
-        if not MADE_HERE and _rules & {"train", "sample_teacher", "speed"} and not MARKER.is_file():
+        if not MADE_HERE and _rules & {"train", "sample_teacher", "speed_teacher"} and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
     except UserError as error:
         raise WorkflowError(str(error))

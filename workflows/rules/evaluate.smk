@@ -67,26 +67,49 @@ rule calibrate:
         "python -m evaluators.geneval.calibrate --out {output} --prompts {params.prompts} --resolution {params.resolution} > {log} 2>&1"
 
 
+# A network is timed while nothing else runs, so a row's NFEs share one process; those beyond the compared ones have their own.
 rule speed:
     input:
-        timed_input,
+        PLAN.run,
+    output:
+        timed_records(CONFIG.nfe),
+    log:
+        f"{PLAN.root}/logs/evaluate/{{row}}-seed{{seed}}-{{split}}-speed.log",
+    wildcard_constraints:
+        row=one_of(CONFIG.all_methods),
+        seed=r"\d+",
+        split=one_of(CONFIG.splits),
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores or 1
+    params:
+        config=config_arguments,
+        sampling=CONFIG.sampling.model_dump_json(),
+        guidance=CONFIG.guidance,
+        what=timing,
+    shell:
+        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config} {params.what} > {log} 2>&1"
+
+
+use rule speed as speed_at with:
     output:
         PLAN.record.replace("{evaluator}", "speed"),
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-speed.log",
     wildcard_constraints:
-        row=one_of(["teacher", *CONFIG.all_methods]),
-        nfe=r"\d+",
+        row=one_of(CONFIG.all_methods),
+        nfe=rf"(?!({one_of(map(str, CONFIG.nfe))})/)\d+",
         seed=r"\d+",
         split=one_of(CONFIG.splits),
-    conda:
-        ENVIRONMENT
-    threads: workflow.cores or 1  # all of them: nothing else runs while the clock does
-    params:
-        config=config_arguments,
-        sampling=CONFIG.sampling.model_dump_json(),
-        guidance=CONFIG.guidance,
-        run=lambda wildcards: str(CONFIG.pipeline_path) if wildcards.row == "teacher" else PLAN.run.format(**wildcards),
-    shell:
-        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config} --row {wildcards.row}"
-        " --run {params.run} --nfe {wildcards.nfe} --out {output} > {log} 2>&1"
+
+
+use rule speed as speed_teacher with:
+    input:
+        teacher_input,
+    output:
+        [path.replace("{row}", "teacher") for path in timed_records(CONFIG.teacher_nfe)],
+    log:
+        f"{PLAN.root}/logs/evaluate/teacher-seed{{seed}}-{{split}}-speed.log",
+    wildcard_constraints:
+        seed=r"\d+",
+        split=one_of(CONFIG.splits),
