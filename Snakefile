@@ -5,6 +5,7 @@
 #     snakemake all --configfile workflows/config/smoke.yaml
 #     snakemake full                                       the whole matrix: more rows, seeds and NFEs
 #     snakemake tune                                       every method's candidate settings, on the validation prompts
+#     snakemake ablations                                  the profile's grids of settings; one of them: ablation_table7
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake -n                                         what there is to do
 #
@@ -18,11 +19,13 @@ include: "workflows/rules/sample.smk"
 include: "workflows/rules/evaluate.smk"
 include: "workflows/rules/tables.smk"
 include: "workflows/rules/tune.smk"
+include: "workflows/rules/ablations.smk"
 include: "workflows/rules/pretrained.smk"
 
 
 localrules:
     all,
+    ablations,
     tables,
     figures,
     reference,

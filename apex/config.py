@@ -54,6 +54,7 @@ class Data(Strict):
     scenes: int = Field(20_000, ge=1, description="scenes to render (source `world` only)")
     resolution: int = Field(32, ge=16, le=4096, multiple_of=8, description="side of a square image, pixels")
     seed: int = Field(0, ge=0, description="seed of the rendered scenes")
+    captions: Literal["full", "shapes"] = Field("full", description="what captions say (source `world`): all, or the shapes alone")
 
 
 class Prompts(Strict):
@@ -231,6 +232,7 @@ class Config(Strict):
     tuned: str = Field("", description="file of settings by method that `snakemake tune` chose; empty: the methods' defaults")
     tuning: Tuning = Tuning()
     full: Full = Full()
+    ablations: str = Field("", description="file of the ablations that `snakemake ablations` runs; empty: none")
     external: list[External] = Field([], description="folders of images to score beside the rows")
     published: list[Published] = Field([], description="numbers that texts state of methods, shown apart from what was measured")
     _origin: str = PrivateAttr("configuration")

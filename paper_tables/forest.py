@@ -85,7 +85,7 @@ def frame(
     return figure, found, {line.name: line.level for line in lines}
 
 
-def _say(axes: Axes, level: int, words: str) -> None:
+def say(axes: Axes, level: int, words: str) -> None:
     """What stands in the place of a number that is missing."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     axes.annotate(words, (0.01, level), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=PALE, bbox=box, zorder=4)
@@ -97,7 +97,8 @@ def _why(view: View, key: Key) -> str:
     return "not run"
 
 
-def _bar(axes: Axes, one: Summary, level: float, color: str) -> None:
+def bar(axes: Axes, one: Summary, level: float, color: str) -> None:
+    """The interval of a number, as a line."""
     if one.low is not None:
         axes.plot([one.low, one.high], [level] * 2, color=color, linewidth=1.3, alpha=0.5, zorder=2, solid_capstyle="butt")
 
@@ -131,12 +132,12 @@ def paired(view: View) -> Figure | None:
         for row in rows:
             for split, down in splits:
                 if one := known.get((row, nfe, split)):
-                    _bar(axes, one, level[row] + down, look[row].color)
+                    bar(axes, one, level[row] + down, look[row].color)
                     face = look[row].color if split is None else "white"
                     axes.plot([one.value], [level[row] + down], marker="o", markersize=5.5 if split is None else 4, color=look[row].color,
                               markerfacecolor=face, linestyle="", zorder=3)  # fmt: skip
             if (row, nfe, None) not in known:
-                _say(axes, level[row], _why(view, (row, nfe)) if view.evaluators((BASELINE, nfe)) else f"{BASELINE}: not run")
+                say(axes, level[row], _why(view, (row, nfe)) if view.evaluators((BASELINE, nfe)) else f"{BASELINE}: not run")
     return figure
 
 
@@ -187,11 +188,11 @@ def relative(view: View) -> Figure | None:
             for turn, nfe in enumerate(nfes):
                 if one := known.get((row, nfe, place)):
                     at = level[row] + 0.22 * (turn - (len(nfes) - 1) / 2)
-                    _bar(axes, one, at, look[row].color)
+                    bar(axes, one, at, look[row].color)
                     axes.plot([one.value], [at], marker=STEPS[turn % len(STEPS)], markersize=4.2, color=look[row].color, linestyle="",
                               markerfacecolor=look[row].color if turn == 0 else "white", zorder=3)  # fmt: skip
             if not any((row, nfe, place) in known for nfe in nfes):
-                _say(axes, level[row], "not run" if row in view.not_run else "–")
+                say(axes, level[row], "not run" if row in view.not_run else "–")
     marks = {f"NFE {nfe}": {"marker": STEPS[turn % len(STEPS)], "color": INK, "linestyle": "", "markersize": 5,
                             "markerfacecolor": INK if turn == 0 else "white"} for turn, nfe in enumerate(nfes)}  # fmt: skip
     legend(figure, marks)
@@ -237,7 +238,7 @@ def tasks(view: View) -> Figure | None:
         for key, name in [*names.items(), *(((row, nfe), row) for row in rows)]:
             values = [view.get(key, f"geneval/{column}") for column in columns]
             if not any(values):
-                _say(axes, level[name], _why(view, key))
+                say(axes, level[name], _why(view, key))
             for place, value in enumerate(values):
                 if value:
                     tile(axes, place, level[name], value.value)
@@ -313,7 +314,7 @@ def cost(view: View) -> Figure | None:
                 if value and numbers is not pace:
                     drawn[PARTS_NAMES.get(name, name)] = {"color": tint, "linewidth": 6}
             if not parts:
-                _say(axes, level[row], "not run" if row in view.not_run else "not recorded")
+                say(axes, level[row], "not run" if row in view.not_run else "not recorded")
         axes.set_xlim(left=0)
     if drawn:
         legend(figure, drawn)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluators.result import Metric
+from evaluators.result import Metric, Record
 from paper_tables import records, stats
 from paper_tables.expected import Expected, described
 from paper_tables.logs import Log, read_logs
@@ -217,15 +217,7 @@ class View:
 
     def _per_prompt(self, key: Key, split: str) -> PerPrompt | None:
         """GenEval by prompt over the row's seeds, where its records hold it for the same prompts."""
-        chosen = [one.record for one in self._by_key.get(key, []) if one.record.evaluator == "geneval" and one.split == split]
-        rows = [record.details.get("per_prompt") for record in chosen]
-        if not rows or not all(rows):
-            return None
-        texts, tasks = (tuple(item[name] for item in rows[0]) for name in ("prompt", "tag"))
-        if any(tuple(item["prompt"] for item in row) != texts for row in rows):
-            return None
-        correct, images = (np.array([[item[name] for item in row] for row in rows], float) for name in ("correct", "images"))
-        return PerPrompt(tasks, texts, correct, images)
+        return per_prompt([one.record for one in self._by_key.get(key, []) if one.record.evaluator == "geneval" and one.split == split])
 
     def evaluators(self, key: Key) -> set[str]:
         return {one.record.evaluator for one in self._by_key.get(key, [])}
@@ -263,6 +255,18 @@ class View:
     def all_values(self, name: str) -> list[Any]:
         """Every distinct value of a record's field, in order of appearance."""
         return list(dict.fromkeys(value for one in self.found if (value := getattr(one.record, name)) not in (None, "")))
+
+
+def per_prompt(found: Sequence[Record]) -> PerPrompt | None:
+    """GenEval by prompt of records of the same prompts, one a seed; None where they are not, or where one does not hold it."""
+    rows = [record.details.get("per_prompt") for record in found]
+    if not rows or not all(rows):
+        return None
+    texts, tasks = (tuple(item[name] for item in rows[0]) for name in ("prompt", "tag"))
+    if any(tuple(item["prompt"] for item in row) != texts for row in rows):
+        return None
+    correct, images = (np.array([[item[name] for item in row] for row in rows], float) for name in ("correct", "images"))
+    return PerPrompt(tasks, texts, correct, images)
 
 
 def _mean(by_seed: dict[Any, dict[str, Any]], names: Sequence[str]) -> float | None:

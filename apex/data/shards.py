@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from apex.data.readers import INDEX, Record, Source, detect, records
-from apex.data.world import Item, PromptSampler, Scene, render, scene_for
+from apex.data.world import Item, PromptSampler, Scene, render, scene_for, shapes_alone
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 from apex.provenance import file_sha256
@@ -64,13 +64,14 @@ def progress(items: Iterable[T], total: int | None, label: str, every: float = 5
 # ---------------------------------------------------------------------------------------- writing
 
 
-def world_sample(index: int, *, seed: int, resolution: int, sampler: PromptSampler) -> Sample:
-    """Training scene number `index` of the world with this seed, at any resolution the same scene."""
+def world_sample(index: int, *, seed: int, resolution: int, sampler: PromptSampler, captions: str = "full") -> Sample:
+    """Training scene number `index` of the world with this seed, at any resolution and with any captions the same scene."""
     rng = np.random.default_rng([seed, index])
     prompt = sampler(rng)
     scene = scene_for(prompt, rng)
     meta = {"index": index, "seed": seed, "prompt": prompt, "scene": dataclasses.asdict(scene)}
-    return Sample(f"{index:08d}", render(scene, resolution), prompt["prompt"], meta)
+    caption = prompt["prompt"] if captions == "full" else shapes_alone(prompt)
+    return Sample(f"{index:08d}", render(scene, resolution), caption, meta)
 
 
 def scene_from(meta: dict[str, Any]) -> Scene:
@@ -118,14 +119,16 @@ def write_shards(samples: Iterable[Sample], out: Path, about: dict[str, Any], sh
     return index
 
 
-def write_world(out: Path, *, scenes: int, resolution: int, seed: int, shard_size: int = SHARD_SIZE) -> dict[str, Any]:
+def write_world(
+    out: Path, *, scenes: int, resolution: int, seed: int, captions: str = "full", shard_size: int = SHARD_SIZE
+) -> dict[str, Any]:
     """Renders training scenes 0..scenes-1 into shards; returns the index."""
     for name, value, least in (("scenes", scenes, 1), ("resolution", resolution, 16), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"--{name} {value}: expected {least} or more")
     sampler = PromptSampler()
-    samples = (world_sample(i, seed=seed, resolution=resolution, sampler=sampler) for i in range(scenes))
-    about = {"source": "world", "resolution": resolution, "seed": seed, "scenes": scenes}
+    samples = (world_sample(i, seed=seed, resolution=resolution, sampler=sampler, captions=captions) for i in range(scenes))
+    about = {"source": "world", "resolution": resolution, "seed": seed, "scenes": scenes, "captions": captions}
     return write_shards(progress(samples, scenes, "scenes"), out, about, shard_size)
 
 
@@ -208,12 +211,13 @@ def main() -> None:
     world.add_argument("--scenes", type=int, default=60_000)
     world.add_argument("--resolution", type=int, default=32)
     world.add_argument("--seed", type=int, default=0)
+    world.add_argument("--captions", choices=["full", "shapes"], default="full", help="what captions say: all, or the shapes alone")
     reading = commands.add_parser("check", help="read every sample of a data set")
     reading.add_argument("--data", required=True, type=Path)
     reading.add_argument("--resolution", type=int)
     args = parser.parse_args()
     if args.command == "world":
-        index = write_world(args.out, scenes=args.scenes, resolution=args.resolution, seed=args.seed)
+        index = write_world(args.out, scenes=args.scenes, resolution=args.resolution, seed=args.seed, captions=args.captions)
         print(f"{args.out}: {index['samples']} scenes in {len(index['shards'])} shards")
     else:
         print(f"{args.data}: {check(args.data, args.resolution)} samples, no defect")

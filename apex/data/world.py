@@ -171,6 +171,12 @@ def prompt_row(
     return row | {"prompt": text, "background": background, "seen": seen}
 
 
+def shapes_alone(prompt: dict) -> str:
+    """A poorer caption of the same scene: its shapes, without colours, numbers, places and background."""
+    shapes = dict.fromkeys(entry["class"] for entry in prompt["include"])
+    return " and ".join(f"a {shape}" for shape in shapes)
+
+
 def all_prompts(task: str) -> Iterator[dict]:
     """Every prompt of one task that the grammar can say, seen and unseen."""
     templates = range(len(TEMPLATES[task]))

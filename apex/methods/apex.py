@@ -20,6 +20,7 @@ class ApexParams(SelfAdversarialParams):
     b: float = Field(0.0, description="offset b = b 1 of the shifted condition (Eq. 9); public code: 0")
     shift_place: Literal[PLACES] = Field("projected", description="where in the text path the shift acts; public code: projected tokens")
     learn_shift: bool = Field(False, description="train a and b with the student")
+    negative_time: bool = Field(False, description="ask the fake branch at (-t, -r) as well, as `twinflow` does; public code: no")
 
 
 class Apex(SelfAdversarial):
@@ -33,7 +34,7 @@ class Apex(SelfAdversarial):
         return {"shift": AffineShift(p.a, p.b, place=p.shift_place, learned=p.learn_shift)}
 
     def as_fake(self, nets: Networks, t: Tensor, cond: Condition) -> tuple[Tensor, Condition]:
-        return t, nets.extra["shift"](cond)
+        return -t if self.params.negative_time else t, nets.extra["shift"](cond)
 
 
 METHOD = Apex

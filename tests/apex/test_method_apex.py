@@ -30,7 +30,7 @@ def by_hand(batch, drawn: list[Tensor], p: ApexParams, nets: dict, a: Tensor, b:
     part = [i * parts // count for i in range(count)]
     t_drawn, u, noise = drawn.pop(0), drawn.pop(0), drawn.pop(0)
     fake_noise = drawn.pop(0) if parts == 4 else None
-    student, base, fakes = nets["online"], [], 0
+    student, base, fakes, sign = nets["online"], [], 0, -1 if p.negative_time else 1
     rectified = []
     for i in range(count):
         c, null, z = batch.cond[i : i + 1], batch.null[i : i + 1], noise[i : i + 1]
@@ -47,7 +47,7 @@ def by_hand(batch, drawn: list[Tensor], p: ApexParams, nets: dict, a: Tensor, b:
             fakes += 1
             x = (start - student(start, one, c, zero)).detach()
         x_t, v = t * z + (1 - t) * x, z - x
-        prediction = student(x_t, t, shifted(c, a, b) if part[i] == FAKE else c, r)
+        prediction = student(x_t, sign * t, shifted(c, a, b), sign * r) if part[i] == FAKE else student(x_t, t, c, r)
         own = prediction.detach()
         with torch.no_grad():
             v_hat = v
@@ -75,7 +75,7 @@ def by_hand(batch, drawn: list[Tensor], p: ApexParams, nets: dict, a: Tensor, b:
             with torch.no_grad():
                 s_k = s[k : k + 1]
                 x_s = s_k * again[k : k + 1] + (1 - s_k) * (z - prediction)
-                force = student(x_s, s_k, shifted(c, a, b), s_k) - student(x_s, s_k, c, s_k)
+                force = student(x_s, sign * s_k, shifted(c, a, b), sign * s_k) - student(x_s, s_k, c, s_k)
                 force = force.clamp(-p.rectification_clip, p.rectification_clip)
             terms.append(distance(prediction, prediction.detach() - force))
         loss = loss + p.rectification * torch.stack(terms).mean()
@@ -94,6 +94,7 @@ OTHER = {
     "b": 1.0,
     "shift_place": "normed",
     "learn_shift": True,
+    "negative_time": True,
     "rho": 0.0,
     "guidance_network": "ema",
     "recursion_network": "online",

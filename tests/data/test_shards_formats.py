@@ -45,6 +45,18 @@ def test_one_file_or_limit(name: str, written: Callable[[str], Path], scenes: li
         assert [s.key for s in open_samples(single)] == [s.key for s in scenes[: 4 if "tar" in name else 5]]
 
 
+def test_poorer_captions_are_of_the_same_scenes(tmp_path: Path) -> None:
+    full, shapes = ({"scenes": 40, "resolution": 16, "seed": 3, "captions": kind} for kind in ("full", "shapes"))
+    write_world(tmp_path / "full", **full)
+    write_world(tmp_path / "shapes", **shapes)
+    a, b = (list(open_samples(tmp_path / name)) for name in ("full", "shapes"))
+    for rich, poor in zip(a, b, strict=True):
+        np.testing.assert_array_equal(rich.image, poor.image)
+        named = [shape for shape in ("circle", "square", "triangle", "cross") if shape in rich.caption]
+        assert sorted(poor.caption.replace("a ", "").split(" and ")) == sorted(named)
+    assert any(rich.caption != poor.caption for rich, poor in zip(a, b, strict=True))
+
+
 def test_shards_are_the_same_bytes_and_scenes_do_not_depend_on_their_number(tmp_path: Path) -> None:
     a = write_world(tmp_path / "a", scenes=9, resolution=32, seed=3, shard_size=4)
     write_world(tmp_path / "b", scenes=9, resolution=32, seed=3, shard_size=4)

@@ -101,6 +101,13 @@ def test_twinflow_is_apex_where_the_times_sign_is_the_shift(make_smooth, make_ba
     assert mine[2].keys() == theirs[2].keys() and "force" in mine[2]
 
 
+def test_apex_without_a_shift_at_negative_times_is_twinflow(make_smooth, make_batch, make_nets, gradients):
+    extra = {"teacher": make_smooth(3), "shift": AffineShift(1.0).double()}
+    apex = run(make("apex", a=1.0, negative_time=True), make_smooth(1), make_nets, make_batch(8), gradients, **extra)
+    twin = run(make("twinflow"), make_smooth(1), make_nets, make_batch(8), gradients, teacher=make_smooth(3))
+    assert torch.equal(apex[0], twin[0]) and torch.equal(apex[1], twin[1]) and float(twin[2]["force"]) > 0
+
+
 def test_negative_times_are_asked_for_the_fake_part_and_the_force_alone(make_smooth, make_batch, make_nets, gradients):
     """Of 8 samples 2 are fake and 2 are rectified; there r = t, so t - r stays 0, and the caption is as it was."""
     *_, nets = run(make("twinflow"), make_smooth(1), make_nets, make_batch(8), gradients)

@@ -324,3 +324,16 @@ def published_numbers() -> list[dict[str, Any]]:
 def bring_images() -> Callable[..., None]:
     """bring_images(results, row, nfe, quality) adds the records of a folder of images from elsewhere."""
     return bring
+
+
+@pytest.fixture(scope="session")
+def score_cell() -> Callable[..., None]:
+    """score_cell(folder, name, seed, quality, visibility=None) writes the records of a cell of an ablation and of its making."""
+
+    def score(folder: Path, name: str, seed: int, quality: float, visibility: float | None = None) -> None:
+        place = folder / name / f"seed{seed}"
+        for evaluator in ("geneval", "coverage"):
+            write(place / "records" / f"{evaluator}.json", record("apex", 1, seed, evaluator, quality) | {"row": "cell"})
+        write(place / "run" / "made.json", {"shift_visibility": {"0.5": visibility} if visibility is not None else {}, "training": {}})
+
+    return score

@@ -1,5 +1,6 @@
 # Reads and checks the configuration before any job; what every rule shares.
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from apex.ablations import CELL as CELL_ROW
+from apex.ablations import Plan as AblationPlan
 from apex.config import fingerprint, load, locate, method_faults
 from apex.errors import UserError
 from apex.provenance import digest
@@ -24,7 +27,7 @@ try:
     _file, _settings = profile_file(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
     _file = _file.relative_to(Path.cwd()) if _file.is_relative_to(Path.cwd()) else _file
     CONFIG = load(_file, overrides(_settings))
-    PLAN = Plan(CONFIG)
+    PLAN, ABLATIONS = Plan(CONFIG), AblationPlan(CONFIG)
     if _missing := PLAN.missing():
         raise UserError(f"{_file}: {_missing}")
     for _folder in (Path(PLAN.root), *Path(PLAN.root).parents):

@@ -13,8 +13,9 @@ rule shards:
         scenes=CONFIG.data.scenes,
         resolution=CONFIG.data.resolution,
         seed=CONFIG.data.seed,
+        captions=CONFIG.data.captions,
     shell:
-        "python -m apex.data.shards world --out {output} --scenes {params.scenes}"
+        "python -m apex.data.shards world --out {output} --scenes {params.scenes} --captions {params.captions}"
         " --resolution {params.resolution} --seed {params.seed} > {log} 2>&1"
 
 

@@ -24,9 +24,10 @@ rule tune_train:
     params:
         config=candidate_arguments,
         identity=candidate_identity,
+        row="candidate",
         seed=CONFIG.seeds[0],
     shell:
-        "python -m apex.train {params.config} --row candidate --seed {params.seed} --keep-diverged"
+        "python -m apex.train {params.config} --row {params.row} --seed {params.seed} --keep-diverged"
         " --cache {input.cache} --out {output} 2>&1 | tee {log}"
 
 
@@ -48,15 +49,17 @@ rule tune_score:
         networks=EVALUATOR_NETWORKS,
         prompts=fingerprint(CONFIG.prompts_path("val")),
         amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        row="candidate",
+        split="val",
         nfe=TUNING.nfe,
         seed=CONFIG.seeds[0],
         records=lambda wildcards: f"{PLAN.candidate}/records/{{evaluator}}.json".format(
             **wildcards, evaluator="{evaluator}"
         ),
     shell:
-        "(python -m apex.sample {params.config} --row candidate --run {input} --nfe {params.nfe}"
-        " --seed {params.seed} --split val --out {output.images}"
-        " && python -m evaluators --images {output.images} --out '{params.records}' --score val=geneval,coverage) > {log} 2>&1"
+        "(python -m apex.sample {params.config} --row {params.row} --run {input} --nfe {params.nfe}"
+        " --seed {params.seed} --split {params.split} --out {output.images} && python -m evaluators --images {output.images}"
+        " --out '{params.records}' --score {params.split}=geneval,coverage) > {log} 2>&1"
 
 
 rule tune:

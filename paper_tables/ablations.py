@@ -1,0 +1,302 @@
+"""The ablations as tables and figures: every cell of a grid, what the paper prints for it, and what it scores beside the control.
+
+    python -m paper_tables.ablations --config workflows/config/world.yaml --results results/world/ablations --out results/world/ablations/tables
+    python -m paper_tables.ablations ... --grid table7 --out DIR           one grid
+    python -m paper_tables.ablations ... --grid table7 --ends ends.json    its best, worst and control cell, for more seeds
+
+Reads <cell>/seed<S>/records/{geneval,coverage}.json and <cell>/seed<S>/run/made.json below --results. Writes <grid>.md, .tex, .csv, .html
+and .png. A cell that was not run says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from apex.ablations import Ablation, Plan
+from apex.config import load
+from apex.errors import UserError, run_command
+from apex.files import write_atomic
+from evaluators.result import Record, read_record
+from paper_tables import plotting, published, stats
+from paper_tables.cells import missing, number, plain
+from paper_tables.forest import bar, frame, say
+from paper_tables.published import Published, find
+from paper_tables.records import read_object
+from paper_tables.render import Cell, Column, Line, Table, all_formats
+from paper_tables.stats import Summary
+from paper_tables.tables_paper import NOT_PUBLISHED
+from paper_tables.view import family_name, per_prompt
+
+OVERALL = "geneval/overall"
+COVERAGE = ("spread", "recall")
+# Settings by which a cell is found in the paper's tables: the paper's column, and what its values are called there.
+CAPTIONS = {"full": "BLIP-3o", "shapes": "ShareGPT-4o"}
+STEPS = {False: {0.05: "2000", 0.2: "8000", 0.25: "10000"}, True: {0.05: "400", 0.125: "1000", 0.25: "2000"}}  # by LoRA
+RANKS = {1: "APEX 20B LoRA r=32", 2: "APEX 20B LoRA r=64"}
+MODELS = ("APEX 0.6B", "APEX 1.6B")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of a grid: its name, its settings as written, and its records by seed."""
+
+    name: str
+    settings: dict[str, Any]
+    geneval: dict[int, Record]
+    coverage: dict[int, Record]
+    made: dict[int, dict[str, Any]]
+
+    def score(self, metric: str) -> Summary | None:
+        found = [m for records in (self.geneval, self.coverage) for r in records.values() for m in r.metrics if m.metric == metric]
+        return stats.over_seeds(found) if found else None
+
+    @cached_property
+    def per_prompt(self) -> stats.PerPrompt | None:
+        return per_prompt(list(self.geneval.values()))
+
+    @property
+    def visibility(self) -> float | None:
+        """Of the shift, the mean over times and seeds; None where the method has none."""
+        found = [list(made["shift_visibility"].values()) for made in self.made.values() if made.get("shift_visibility")]
+        return sum(sum(v) / len(v) for v in found) / len(found) if found else None
+
+    @property
+    def stopped(self) -> dict[int, str]:
+        return {seed: text for seed, made in self.made.items() if (text := (made.get("training") or {}).get("stopped"))}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid with its cells; `shown`: the settings that differ between them, which are the table's first columns."""
+
+    name: str
+    ablation: Ablation
+    cells: list[Trial]
+    control: str
+    share: float
+
+    @property
+    def shown(self) -> list[str]:
+        return list(dict.fromkeys([*self.ablation.grid, *(key for cell in self.ablation.cells for key in cell)]))
+
+    @property
+    def of_control(self) -> Trial:
+        return next(cell for cell in self.cells if cell.name == self.control)
+
+    @property
+    def family(self) -> str:
+        return family_name(next((r.family or "" for cell in self.cells for r in cell.geneval.values()), "self-adversarial"))
+
+
+def load_grid(plan: Plan, name: str, results: Path) -> Grid:
+    """The grid with whatever was run of it."""
+    ablation, cells = plan.found.grids[name], []
+    for settings in ablation.settings():
+        folder = results / ablation.name(settings)
+        found: dict[str, dict[int, Any]] = {"geneval": {}, "coverage": {}, "made": {}}
+        for place in sorted(folder.glob("seed*")):
+            if match := re.fullmatch(r"seed(\d+)", place.name):
+                for evaluator in ("geneval", "coverage"):
+                    if (path := place / "records" / f"{evaluator}.json").is_file():
+                        found[evaluator][int(match[1])] = read_record(path)
+                if (path := place / "run" / "made.json").is_file():
+                    found["made"][int(match[1])] = read_object(path)
+        cells.append(Trial(ablation.name(settings), settings, **found))
+    return Grid(name, ablation, cells, plan.control(name), plan.found.share)
+
+
+def ends(grid: Grid, seeds: list[int]) -> list[str]:
+    """The cells that get more seeds: the best and the worst by GenEval of the first `seeds`, and the control.
+
+    Raises:
+        UserError: a cell has no record yet.
+    """
+    scores: dict[str, float] = {}
+    for cell in grid.cells:
+        if not all(seed in cell.geneval for seed in seeds):
+            raise UserError(f"{grid.name}: cell {cell.name!r} has no record yet; `snakemake ablation_{grid.name}` runs it")
+        values = [metric.value for seed in seeds for metric in cell.geneval[seed].metrics if metric.metric == OVERALL]
+        scores[cell.name] = sum(values) / len(values)
+    return list(dict.fromkeys([max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__), grid.control]))
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+
+
+def printed(grid: Grid, cell: Trial, data: Published) -> dict[str, str]:
+    """What the paper prints for the cell: column -> the number as printed; empty where its table has no such cell."""
+    own = grid.ablation.own | cell.settings
+    if grid.ablation.paper == "table7":
+        if own.get("params.learn_shift"):
+            return {}
+        rows = [r for r in data["table7"] if (float(r["a"]), float(r["b"])) == (own.get("params.a"), own.get("params.b"))]
+        return {"(a, b)": rows[0]["geneval"]} if rows else {}
+    if grid.ablation.paper == "table6":
+        weights = (own.get("params.fake_weight"), own.get("params.mix_weight"))
+        rows = [r for r in data["table6"] if (float(r["lambda_p"]), float(r["lambda_e"])) == weights]
+        names = {"apex_0_6b": "0.6B", "apex_1_6b": "1.6B", "apex_20b_lora_r32": "20B LoRA"}
+        return {name: rows[0][key] for key, name in names.items()} if rows else {}
+    if grid.ablation.paper == "table5":
+        rank, share = own.get("lora.rank"), own.get("share", grid.share)
+        where = {"dataset": CAPTIONS[own.get("data.captions", "full")], "steps": STEPS[rank is not None].get(share, "")}
+        models = (RANKS[rank],) if rank in RANKS else MODELS
+        return {m.removeprefix("APEX "): r["geneval"] for m in models for r in find(data["table5"], where) if r["model"] == m}
+    return {}
+
+
+def short(key: str) -> str:
+    """`params.learn_shift` -> `learn_shift`."""
+    return key.rpartition(".")[2]
+
+
+def value_words(value: Any) -> str:
+    return (
+        "–"
+        if value is None
+        else ("no", "yes")[value]
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def table(grid: Grid, data: Published) -> Table:
+    """A line per cell: its settings, the paper's number, what was measured, the difference from the control prompt by prompt."""
+    known = {cell.name: printed(grid, cell, data) for cell in grid.cells}
+    theirs = list(dict.fromkeys(name for found in known.values() for name in found))
+    columns = [Column(key, short(key), numeric=False) for key in grid.shown]
+    columns += [Column(f"pub_{name}", name, "published GenEval") for name in theirs]
+    columns += [Column("geneval", "GenEval ↑", "measured here"), Column("difference", "minus control", "measured here")]
+    columns += [Column(name, f"{name} ↑", "measured here") for name in COVERAGE]
+    columns += [Column("visibility", "shift's visibility", "measured here")] if any(c.visibility is not None for c in grid.cells) else []
+    columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
+    caption = (
+        f"{grid.ablation.about} Row `{grid.ablation.row}`, {grid.share:g} of the profile's budget where no share is given, test prompts, "
+        "one step. Intervals: 95%, over prompts and, with several seeds, over seeds. Minus control: paired over prompts. The control is "
+        "bold. Visibility: the change that the shift makes in the untrained student's velocity over that of another caption."
+    )
+    found = Table(grid.name, grid.ablation.title, caption.strip(), columns)
+    for cell in grid.cells:
+        control, own = cell.name == grid.control, grid.ablation.own | cell.settings
+        why = f"Not run yet: snakemake ablation_{grid.name} makes it."
+        line = {key: Cell(value_words(own.get(key)), strong=control) for key in grid.shown}
+        for name in theirs:
+            text = known[cell.name].get(name)
+            line[f"pub_{name}"] = Cell(text) if text else missing(NOT_PUBLISHED, merge=True)
+        score = cell.score(OVERALL)
+        line["geneval"] = number(score, 3) if score else missing(why)
+        line["difference"] = _difference(cell, grid.of_control, why)
+        for name in COVERAGE:
+            line[name] = number(one, 2, interval=False) if (one := cell.score(f"coverage/{name}")) else missing(why)
+        line["visibility"] = plain(cell.visibility, why, 2)
+        line["n"] = Cell(str(score.n), Summary(score.n)) if score else missing(why)
+        line["seeds"] = Cell(str(score.seeds), Summary(score.seeds)) if score else missing(why)
+        said = "; ".join(f"seed {seed}: {text}" for seed, text in cell.stopped.items())
+        words = ", ".join(filter(None, ["control" if control else "", "diverged" if said else ""]))
+        line["note"] = Cell(words, None, f"{cell.name}: {said}." if said else "")
+        found.lines.append(Line(line))
+    return found
+
+
+def _difference(cell: Trial, control: Trial, why: str) -> Cell:
+    if cell.name == control.name:
+        return Cell("–")
+    if cell.per_prompt is None or control.per_prompt is None:
+        return missing(why)
+    found = stats.paired_difference(cell.per_prompt, control.per_prompt)
+    return number(found, 3) if found else missing("The two records are not of the same prompts.")
+
+
+# -------------------------------------------------------------------------------------------------------- the figure
+
+
+def label(grid: Grid, cell: Trial) -> str:
+    """The cell's settings in a few words, as they differ within the grid."""
+    standard = grid.ablation.own
+    own = {key: value for key, value in (standard | cell.settings).items() if key in grid.shown}
+    own = {key: value for key, value in own.items() if not isinstance(value, bool) or standard.get(key) != value}
+    plain_words = {key: f"{short(key)} {value_words(value)}" for key, value in own.items()}
+    words = [{True: short(key), False: f"no {short(key)}"}.get(own[key], plain_words[key]) for key in grid.shown if key in own]
+    return ", ".join(words) or "as it is"
+
+
+def draw(grid: Grid, data: Published) -> Figure:
+    """A line per cell: GenEval with its interval and, as crosses, what the paper prints; spread; the shift's visibility."""
+    names = {cell.name: label(grid, cell) + (" (control)" if cell.name == grid.control else "") for cell in grid.cells}
+    look = plotting.looks({grid.ablation.row: grid.family})[grid.ablation.row]
+    seen = any(cell.visibility is not None for cell in grid.cells)
+    heads = ["GenEval ↑", "coverage: spread ↑", *(["visibility of the shift"] if seen else [])]
+    groups = [(grid.ablation.row, [(name, plotting.INK if name.endswith("(control)") else look.color) for cell, name in names.items()])]
+    wide = max(len(name) for name in names.values()) * 0.068 + 0.35
+    budget = "" if "share" in grid.shown else f"; {grid.share:g} of the budget"
+    title = f"{grid.ablation.title}{budget}; NFE 1" + ("; ×: the paper's numbers" if grid.ablation.paper else "")
+    figure, found, level = frame(groups, heads, title, [4.4, 2.2, 2.2][: len(heads)], names=max(1.25, wide))
+    found[0].set(xlim=(-0.02, 1.02))
+    found[1].set(xlim=(-0.02, 1.1))
+    control = grid.of_control.score(OVERALL)
+    if control:
+        found[0].axvline(control.value, color=plotting.PALE, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for cell in grid.cells:
+        at, color = level[names[cell.name]], look.color
+        for text in printed(grid, cell, data).values():
+            found[0].plot([float(text)], [at], marker="x", markersize=4.5, color=plotting.PALE, linestyle="", zorder=2)
+        for axes, metric in zip(found, (OVERALL, "coverage/spread"), strict=False):
+            if one := cell.score(metric):
+                bar(axes, one, at, color)
+                axes.plot([one.value], [at], marker="X" if cell.stopped else "o", markersize=5.5, color=color, linestyle="", zorder=3)
+            else:
+                say(axes, at, "not run")
+        if seen and cell.visibility is not None:
+            found[2].plot([cell.visibility], [at], marker="o", markersize=5, color=color, linestyle="", zorder=3)
+    if seen:
+        found[2].set(xlim=(0, None))
+        found[2].axvline(1, color=plotting.PALE, linewidth=0.8, zorder=1)
+        found[2].set_xlabel("1: another caption", fontsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="the profile; its `ablations` names the grids")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
+    parser.add_argument("--results", type=Path, required=True, help="results/<profile>/ablations")
+    parser.add_argument("--grid", help="one grid; default: all")
+    parser.add_argument("--out", type=Path, help="folder for the tables and figures")
+    parser.add_argument("--ends", type=Path, help="write the grid's best, worst and control cell here, as a JSON list")
+    args = parser.parse_args()
+    plan = Plan(load(args.config, args.set))
+    names = [args.grid] if args.grid else list(plan.found.grids)
+    for name in names:
+        if name not in plan.found.grids:
+            raise UserError(f"--grid {name}: unknown; {args.config} has: {', '.join(plan.found.grids) or 'none'}")
+    if args.ends:
+        if not args.grid:
+            parser.error("--ends needs --grid")
+        write_atomic(args.ends, json.dumps(ends(load_grid(plan, args.grid, args.results), plan.found.seeds)) + "\n")
+        return
+    if not args.out:
+        parser.error("give --out or --ends")
+    data = published.load()
+    for name in names:
+        grid = load_grid(plan, name, args.results)
+        for file, content in all_formats(table(grid, data)).items():
+            write_atomic(args.out / file, content)
+        with matplotlib.rc_context(plotting.STYLE):
+            write_atomic(args.out / f"{name}.png", plotting.png(draw(grid, data)))
+        done = sum(bool(cell.geneval) for cell in grid.cells)
+        print(f"{args.out}/{name}: {done} of {len(grid.cells)} cells were run")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

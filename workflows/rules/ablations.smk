@@ -1,0 +1,148 @@
+# `snakemake ablations`, `snakemake ablation_table7`, ...: grids of settings around a row, a training run a cell, scored on the test
+# prompts. Every cell has one seed; the best, the worst and the control cell of a grid have more, once the first are known.
+
+CELL = f"{ABLATIONS.root}/{{cell}}/seed{{seed}}"
+CELL_RECORDS = [f"{CELL}/records/{name}.json" for name in ("geneval", "coverage")]
+CELL_DATA = f"{ABLATIONS.root}/data/{{captions}}"
+GRIDS = list(ABLATIONS.found.grids)
+
+
+use rule shards as ablation_shards with:
+    output:
+        directory(f"{CELL_DATA}/shards"),
+    log:
+        f"{PLAN.root}/logs/ablations/shards-{{captions}}.log",
+    params:
+        scenes=CONFIG.data.scenes,
+        resolution=CONFIG.data.resolution,
+        seed=CONFIG.data.seed,
+        captions=lambda wildcards: wildcards.captions,
+
+
+use rule cache as ablation_cache with:
+    input:
+        data=f"{CELL_DATA}/shards",
+        teacher=teacher_input,
+    output:
+        directory(f"{CELL_DATA}/cache"),
+    log:
+        f"{PLAN.root}/logs/ablations/cache-{{captions}}.log",
+
+
+def cell_cache(wildcards):
+    captions = ABLATIONS.cells[wildcards.cell].captions
+    return f"{CELL_DATA}/cache".format(captions=captions) if captions else PLAN.cache
+
+
+def cell_arguments(wildcards, output):
+    return arguments(_file, [*overrides(_settings), *ABLATIONS.cells[wildcards.cell].changes])
+
+
+def cell_identity(wildcards):
+    changes = ABLATIONS.cells[wildcards.cell].changes
+    return load(_file, [*overrides(_settings), *changes]).run_hash(CELL_ROW, teacher=not MADE_HERE)
+
+
+use rule tune_train as ablation_train with:
+    input:
+        cache=cell_cache,
+        teacher=teacher_input,
+    output:
+        directory(f"{CELL}/run"),
+    log:
+        f"{PLAN.root}/logs/ablations/{{cell}}-seed{{seed}}.log",
+    wildcard_constraints:
+        cell=one_of(ABLATIONS.cells),
+        seed=r"\d+",
+    params:
+        config=cell_arguments,
+        identity=cell_identity,
+        row=CELL_ROW,
+        seed=lambda wildcards: wildcards.seed,
+
+
+use rule tune_score as ablation_score with:
+    input:
+        f"{CELL}/run",
+    output:
+        records=CELL_RECORDS,
+        images=temp(directory(f"{CELL}/images")),
+    log:
+        f"{PLAN.root}/logs/ablations/{{cell}}-seed{{seed}}-score.log",
+    wildcard_constraints:
+        cell=one_of(ABLATIONS.cells),
+        seed=r"\d+",
+    params:
+        config=cell_arguments,
+        networks=EVALUATOR_NETWORKS,
+        prompts=PROMPTS.get("test"),
+        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        row=CELL_ROW,
+        split="test",
+        nfe=ABLATIONS.found.nfe,
+        seed=lambda wildcards: wildcards.seed,
+        records=lambda wildcards: CELL_RECORDS[0].format(**wildcards).replace("geneval", "{evaluator}"),
+
+
+def grid_records(name, cells, seeds):
+    return [path.format(cell=cell, seed=seed) for cell in cells for seed in seeds for path in CELL_RECORDS]
+
+
+# What the first seeds say: which cells are the best and the worst.
+checkpoint ablation_ends:
+    input:
+        lambda wildcards: grid_records(wildcards.grid, ABLATIONS.names(wildcards.grid), ABLATIONS.found.seeds),
+    output:
+        f"{ABLATIONS.root}/ends/{{grid}}.json",
+    log:
+        f"{PLAN.root}/logs/ablations/{{grid}}-ends.log",
+    wildcard_constraints:
+        grid=one_of(GRIDS),
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        results=ABLATIONS.root,
+    shell:
+        "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --ends {output} > {log} 2>&1"
+
+
+def again(wildcards):
+    """More seeds of a grid's ends and of its control."""
+    ends = json.loads(Path(checkpoints.ablation_ends.get(grid=wildcards.grid).output[0]).read_text())
+    return grid_records(wildcards.grid, ends, ABLATIONS.found.again)
+
+
+rule ablation:
+    input:
+        f"{ABLATIONS.root}/ends/{{grid}}.json",
+        again,
+    output:
+        multiext(f"{ABLATIONS.root}/tables/{{grid}}", ".md", ".tex", ".csv", ".html", ".png"),
+    log:
+        f"{PLAN.root}/logs/ablations/{{grid}}.log",
+    wildcard_constraints:
+        grid=one_of(GRIDS),
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        results=ABLATIONS.root,
+        out=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --out {params.out} 2>&1 | tee {log}"
+
+
+for _grid in GRIDS:
+
+    rule:
+        name:
+            f"ablation_{_grid}"
+        input:
+            f"{ABLATIONS.root}/tables/{_grid}.png",
+        localrule: True
+
+
+rule ablations:
+    input:
+        [f"{ABLATIONS.root}/tables/{grid}.png" for grid in GRIDS],
