@@ -113,6 +113,10 @@ class Plan:
         for key, value in settings.items():
             where, _, last = key.rpartition(".")
             row |= {where: {**row.get(where, {}), last: value}} if where else {last: value}
+        if captions and self.config.data.source != "world":
+            raise UserError(
+                f"{self.config.ablations}: cell {name!r}: data.captions needs the rendered world, not {self.config.data.source}"
+            )
         changes = [f"budget.forward_equivalents={share * self.config.budget.forward_equivalents!r}", f"rows.{CELL}={json.dumps(row)}"]
         changes += [f"data.captions={captions}"] if captions else []
         return Cell(name, tuple(changes), captions)

@@ -1,6 +1,6 @@
 """The ablations as tables and figures: every cell of a grid, what the paper prints for it, and what it scores beside the control.
 
-    python -m paper_tables.ablations --config workflows/config/world.yaml --results results/world/ablations --out results/world/ablations/tables
+    python -m paper_tables.ablations --config workflows/config/world.yaml --results results/world/ablations --out DIR
     python -m paper_tables.ablations ... --grid table7 --out DIR           one grid
     python -m paper_tables.ablations ... --grid table7 --ends ends.json    its best, worst and control cell, for more seeds
 

@@ -95,6 +95,13 @@ def test_a_missing_file_is_one_line(tmp_path):
         Plan(load(tmp_path / "p.yaml"))
 
 
+def test_other_captions_need_the_world(plan):
+    plan()
+    plan.file.write_text(plan.file.read_text() + "data: {source: photographs}\n")
+    with pytest.raises(UserError, match=r"grids\.yaml: cell 'small,captions=shapes,.*' *: data\.captions needs the rendered world"):
+        Plan(load(plan.file))
+
+
 # ------------------------------------------------------------------------------------------------ the shipped ones
 
 

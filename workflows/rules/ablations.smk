@@ -1,9 +1,6 @@
 # `snakemake ablations`, `snakemake ablation_table7`, ...: grids of settings around a row, a training run a cell, scored on the test
 # prompts. Every cell has one seed; the best, the worst and the control cell of a grid have more, once the first are known.
 
-CELL = f"{ABLATIONS.root}/{{cell}}/seed{{seed}}"
-CELL_RECORDS = [f"{CELL}/records/{name}.json" for name in ("geneval", "coverage")]
-CELL_DATA = f"{ABLATIONS.root}/data/{{captions}}"
 GRIDS = list(ABLATIONS.found.grids)
 
 
@@ -27,20 +24,6 @@ use rule cache as ablation_cache with:
         directory(f"{CELL_DATA}/cache"),
     log:
         f"{PLAN.root}/logs/ablations/cache-{{captions}}.log",
-
-
-def cell_cache(wildcards):
-    captions = ABLATIONS.cells[wildcards.cell].captions
-    return f"{CELL_DATA}/cache".format(captions=captions) if captions else PLAN.cache
-
-
-def cell_arguments(wildcards, output):
-    return arguments(_file, [*overrides(_settings), *ABLATIONS.cells[wildcards.cell].changes])
-
-
-def cell_identity(wildcards):
-    changes = ABLATIONS.cells[wildcards.cell].changes
-    return load(_file, [*overrides(_settings), *changes]).run_hash(CELL_ROW, teacher=not MADE_HERE)
 
 
 use rule tune_train as ablation_train with:
@@ -84,10 +67,6 @@ use rule tune_score as ablation_score with:
         records=lambda wildcards: CELL_RECORDS[0].format(**wildcards).replace("geneval", "{evaluator}"),
 
 
-def grid_records(name, cells, seeds):
-    return [path.format(cell=cell, seed=seed) for cell in cells for seed in seeds for path in CELL_RECORDS]
-
-
 # What the first seeds say: which cells are the best and the worst.
 checkpoint ablation_ends:
     input:
@@ -102,15 +81,9 @@ checkpoint ablation_ends:
         ENVIRONMENT
     params:
         config=config_arguments,
-        results=ABLATIONS.root,
+        results=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
     shell:
         "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --ends {output} > {log} 2>&1"
-
-
-def again(wildcards):
-    """More seeds of a grid's ends and of its control."""
-    ends = json.loads(Path(checkpoints.ablation_ends.get(grid=wildcards.grid).output[0]).read_text())
-    return grid_records(wildcards.grid, ends, ABLATIONS.found.again)
 
 
 rule ablation:
@@ -127,7 +100,7 @@ rule ablation:
         ENVIRONMENT
     params:
         config=config_arguments,
-        results=ABLATIONS.root,
+        results=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
         "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --out {params.out} 2>&1 | tee {log}"

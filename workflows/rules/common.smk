@@ -99,6 +99,37 @@ def records_of(wildcards, row=None):
     return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
 
 
+# Ablations: a cell is a row of its own, see apex/ablations.py.
+CELL = f"{ABLATIONS.root}/{{cell}}/seed{{seed}}"
+CELL_RECORDS = [f"{CELL}/records/{name}.json" for name in ("geneval", "coverage")]
+CELL_DATA = f"{ABLATIONS.root}/data/{{captions}}"
+
+
+def cell_cache(wildcards):
+    """The latents that a cell trains on: the profile's, or those with other captions."""
+    captions = ABLATIONS.cells[wildcards.cell].captions
+    return f"{CELL_DATA}/cache".format(captions=captions) if captions else PLAN.cache
+
+
+def cell_arguments(wildcards, output):
+    return arguments(_file, [*overrides(_settings), *ABLATIONS.cells[wildcards.cell].changes])
+
+
+def cell_identity(wildcards):
+    changes = ABLATIONS.cells[wildcards.cell].changes
+    return load(_file, [*overrides(_settings), *changes]).run_hash(CELL_ROW, teacher=not MADE_HERE)
+
+
+def grid_records(name, cells, seeds):
+    return [path.format(cell=cell, seed=seed) for cell in cells for seed in seeds for path in CELL_RECORDS]
+
+
+def again(wildcards):
+    """More seeds of a grid's ends and of its control."""
+    ends = json.loads(Path(checkpoints.ablation_ends.get(grid=wildcards.grid).output[0]).read_text())
+    return grid_records(wildcards.grid, ends, ABLATIONS.found.again)
+
+
 TRAINED = []  # rows that this call trains
 FAULTS = {}  # row -> why its method cannot run
 
