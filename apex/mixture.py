@@ -192,7 +192,7 @@ class Recipe:
     width: int = 128
 
 
-Watch = Callable[[int, VelocityMLP, Ema], None]
+Watch = Callable[[int, VelocityMLP, Ema, Networks], None]
 
 
 def train(
@@ -201,7 +201,7 @@ def train(
     """Trains a copy of `network` (it is also the frozen teacher) by a method; returns it under its running mean, and what it took.
 
     Args:
-        watch: called with (step, the student, its EMA) before each step.
+        watch: called with (step, the student, its EMA, all networks) before each step.
 
     Raises:
         UserError: unknown method, or a loss that is not finite.
@@ -227,7 +227,7 @@ def train(
     seconds = 0.0
     for step in range(recipe.steps):
         if watch is not None:
-            watch(step, student, ema)
+            watch(step, student, ema, nets)
         started = time.process_time()
         rate = recipe.learning_rate * min((step + 1) / 100, 1 - step / recipe.steps)
         if moved:
@@ -476,7 +476,7 @@ def run_seed(rows: Sequence[str], seed: int, recipe: Recipe, results: Results, r
     for name in rows:
         row = ROWS[name]
 
-        def watch(step: int, student: VelocityMLP, ema: Ema, name: str = name, row: Row = row) -> None:
+        def watch(step: int, student: VelocityMLP, ema: Ema, _nets: Networks, name: str = name, row: Row = row) -> None:
             if step % every == 0:
                 with ema.applied():
                     results.curves.append({"row": name, "seed": seed, "step": step, "sw1": quality(one_step(student), data)["sw1"]})

@@ -71,7 +71,7 @@ def test_the_start_is_left_as_it_was_and_watching_changes_nothing():
     teacher = mixture.make_teacher(recipe, 0)
     before, steps = weights(teacher).clone(), []
 
-    def watch(step, student, ema):
+    def watch(step, student, ema, nets):
         steps.append(step)
         mixture.push(student, "apex", ROWS["apex"].params, 0, count=64)
         with ema.applied():
