@@ -6,6 +6,8 @@
 #     snakemake full                                       the whole matrix: more rows, seeds and NFEs
 #     snakemake tune                                       every method's candidate settings, on the validation prompts
 #     snakemake ablations                                  the profile's grids of settings; one of them: ablation_table7
+#     snakemake theory                                     closed forms and gradients on the 2-D mixture
+#     snakemake claims                                     a verdict on every claim of the paper, from the records that are there
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake -n                                         what there is to do
 #
@@ -20,6 +22,7 @@ include: "workflows/rules/evaluate.smk"
 include: "workflows/rules/tables.smk"
 include: "workflows/rules/tune.smk"
 include: "workflows/rules/ablations.smk"
+include: "workflows/rules/claims.smk"
 include: "workflows/rules/pretrained.smk"
 
 
@@ -28,6 +31,7 @@ localrules:
     ablations,
     tables,
     figures,
+    claims,
     reference,
     pretrained,
     bundle,

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from apex import flow, losses, mixture, provenance
 from apex.alignment import flat, mixture_score
-from apex.conditioning import AffineShift
+from apex.backbones.sana import SanaBackbone
+from apex.conditioning import AffineShift, Condition
 from apex.errors import run_command
 from apex.files import write_atomic
 from apex.mixture import VelocityMLP
 from apex.seeds import torch_generator
+from apex.testbed import CAPTION, seeded, tiny_sana
 
 F64 = torch.float64
 ROUNDING = 1e-9
@@ -220,6 +222,22 @@ def fake_samples() -> Check:
     return Check("fake_samples", says, distance / mixture.SCALE, 0.05, count)
 
 
+def architecture() -> Check:
+    """A one-step student that sees r, with random weights for what is new, folded into a stock network of the teacher's class and size."""
+    teacher = seeded(tiny_sana)
+    student = seeded(teacher.with_target_time, seed=1).double()
+    generator = torch_generator(0, "theory", "architecture")
+    x, embeds = (torch.randn(shape, generator=generator, dtype=F64) for shape in ((8, 4, 4, 4), (8, 5, CAPTION)))
+    cond, one = Condition(embeds, torch.ones(8, 5)), torch.ones(8, dtype=F64)
+    with torch.no_grad():
+        expected = student(x, one, cond, torch.zeros_like(one))
+        stock = student.fold_one_step()
+        found = SanaBackbone(stock)(x, one, cond)
+    same = type(stock) is type(teacher.transformer) and sum(p.numel() for p in stock.parameters()) == teacher.parameter_count()
+    says = "a student that takes one step is a stock network of the teacher's class and size, with the same output"
+    return Check("architecture", says, worst(found, expected) if same else math.inf, 1e-6, len(x))
+
+
 CHECKS: tuple[Callable[[], Check], ...] = (
     duality,
     duality_of_a_jump,
@@ -230,6 +248,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     theorem_1,
     eq25_at_noise,
     fake_samples,
+    architecture,
 )
 
 

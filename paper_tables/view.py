@@ -149,6 +149,10 @@ class View:
         nfes = [nfe for row, nfe in self.methods if row in ours]
         return sorted({nfe for nfe in nfes if nfe and 2 * nfes.count(nfe) >= len(ours)})
 
+    def recorded(self, row: str) -> bool:
+        """Whether the row has any record."""
+        return row in self._by_row
+
     @property
     def not_run(self) -> list[str]:
         """The rows that the profile names and that have no record."""
@@ -191,12 +195,16 @@ class View:
         return over_seeds([_mean_of(metrics) for metrics in zip(*(found.values() for found in by_task), strict=True)])
 
     def relative(self, key: Key, metric: str, split: str | None = None) -> Summary | None:
-        """The number over the guided 25-step teacher's. GenEval's overall is compared prompt by prompt where the records allow."""
-        ours, theirs = self.get(key, metric, split), self.get(TEACHER, metric, split)
+        """The number over the guided 25-step teacher's."""
+        return self.ratio(key, TEACHER, metric, split)
+
+    def ratio(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
+        """`key` over `other`. GenEval's overall is compared prompt by prompt where the records allow."""
+        ours, theirs = self.get(key, metric, split), self.get(other, metric, split)
         if ours is None or theirs is None:
             return None
         if metric == "geneval/overall":
-            top, bottom = (self._per_prompt(k, split or self.split) for k in (key, TEACHER))
+            top, bottom = (self._per_prompt(k, split or self.split) for k in (key, other))
             if top and bottom and (found := stats.paired_ratio(top, bottom)):
                 return found
         return stats.ratio(ours, theirs)

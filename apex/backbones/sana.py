@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
@@ -14,6 +17,12 @@ def like(new: nn.Module, old: nn.Module) -> nn.Module:
     """`new` in the dtype and on the device of `old`; untouched where they agree, for diffusers warns at every cast."""
     mine, theirs = next(new.parameters()), next(old.parameters())
     return new if (mine.dtype, mine.device) == (theirs.dtype, theirs.device) else new.to(theirs)
+
+
+def with_guidance(config: Mapping[str, Any], embeds: bool) -> dict[str, Any]:
+    """The configuration with `guidance_embeds` set. Where it was left out, as in published ones, diffusers would take its default again."""
+    told = {key: value for key, value in config.items() if key != "_use_default_values"}
+    return told | {"guidance_embeds": embeds}
 
 
 class SanaBackbone(Backbone):
@@ -51,8 +60,7 @@ class SanaBackbone(Backbone):
     def with_target_time(self) -> SanaBackbone:
         if self.target_time == "embedding":
             return self
-        config = dict(self.transformer.config) | {"guidance_embeds": True}
-        new = SanaTransformer2DModel.from_config(config)
+        new = SanaTransformer2DModel.from_config(with_guidance(self.transformer.config, True))
         state = {
             k.replace("time_embed.emb.timestep_embedder", "time_embed.timestep_embedder"): v
             for k, v in self.transformer.state_dict().items()
@@ -69,7 +77,7 @@ class SanaBackbone(Backbone):
         if self.target_time == "none":
             return self.transformer
         source = self.transformer
-        folded = SanaTransformer2DModel.from_config(dict(source.config) | {"guidance_embeds": False})
+        folded = SanaTransformer2DModel.from_config(with_guidance(source.config, False))
         state = {
             k.replace("time_embed.timestep_embedder", "time_embed.emb.timestep_embedder"): v
             for k, v in source.state_dict().items()

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from apex.backbones.qwen_image import pack, unpack
+from apex.backbones.sana import SanaBackbone
 from apex.conditioning import AffineShift, Condition
 from apex.errors import UserError
 from apex.pipeline import BACKBONES, load_backbone
@@ -371,3 +372,14 @@ def test_weights_that_are_only_pickled_are_refused(make_backbone, family: str, t
     assert [p.suffix for p in folder.iterdir() if p.suffix != ".json"] == [".bin"]
     with pytest.raises(UserError, match="cannot be read"):
         load_backbone(folder)
+
+
+def test_a_configuration_that_leaves_guidance_out_can_see_r():
+    """As published ones do: diffusers then notes that its default was used, and would take it again."""
+    small = dict(in_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, num_cross_attention_heads=2,
+                 cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=8, sample_size=4)  # fmt: skip
+    transformer = SanaTransformer2DModel(**small)
+    assert "guidance_embeds" in transformer.config["_use_default_values"]
+    student = SanaBackbone(transformer).with_target_time()
+    assert student.target_time == "embedding" and student.transformer.config.guidance_embeds
+    assert not student.fold_one_step().config.guidance_embeds

@@ -134,6 +134,11 @@ TRAINED = []  # rows that this call trains
 FAULTS = {}  # row -> why its method cannot run
 
 
+def kept(folder):
+    """results/<folder>, or the committed results/reference/<folder> where it holds nothing."""
+    return f"results/{folder}" if any(Path("results", folder).rglob("*.json")) else f"results/reference/{folder}"
+
+
 def table_commands(results):
     """From the records in `results` to this profile's metrics.csv, tables, audit and figures: one shell command each."""
     about = arguments(_file, overrides(_settings))

@@ -1,0 +1,306 @@
+"""The tests of `claims.yaml`: from records to an effect with its interval, and from that to a verdict.
+
+| kind | reads | the claim holds where |
+| --- | --- | --- |
+| theory | theory.json | the check's error is within its bound |
+| alignment | alignment.csv | the mean cosine over training, an interval over seeds, is above `at_least` |
+| gradient | alignment.csv | the smallest over the largest gradient norm, while samples are far from the data, is above (below) a limit |
+| difference | records | row minus `versus` is above 0; with `lower`, below 0 |
+| ratio | records | row over `versus` is above `at_least` |
+| speedup | speed records | seconds of `versus` over the row's are above `at_least`, with quartiles for an interval |
+| passes | the profile | network evaluations of `versus`, guidance counted, over the row's |
+| training | records | a cost of training of row over that of `versus` is above `at_least` |
+| diverged | records | how many runs of `rows` diverged |
+| ablation | ablations/ | cell minus `versus`, paired over prompts, is above 0 |
+| audit | published/ | the check of the paper's own tables finds nothing |
+| printed_difference | published/ | the difference of two printed GenEval scores is above 0, its error that of the benchmark's prompts |
+| full_scale | nothing | never here |
+
+An interval on one side of the limit decides; one that holds the limit leaves the claim undecided. Numbers that are exact decide alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from apex.ablations import Plan
+from apex.errors import UserError
+from paper_tables import ablations, checks, checks_outside, checks_text, stats
+from paper_tables.published import Published, label
+from paper_tables.stats import Summary
+from paper_tables.view import View
+
+HOLDS, FAILS, UNDECIDED, FULL, NOT_RUN = "holds here", "does not hold here", "undecided", "needs full scale", "not run"
+VERDICTS = (HOLDS, FAILS, UNDECIDED, NOT_RUN, FULL)
+FAR = 0.5  # sliced W1 of one-step samples on the mixture that is far from the data; the class mean has 1.28
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test found.
+
+    Attributes:
+        effect: in words with its unit. value, low, high: the number and its 95% interval, None where there is none.
+        seeds, n: what it is a mean over. source: what was read, or what would make it.
+    """
+
+    verdict: str
+    effect: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+    n: int | None = None
+    source: str = ""
+
+
+@dataclass
+class Evidence:
+    """Everything that tests read. `views`: by profile; `plan`, `cells`: the ablations of the first profile."""
+
+    views: dict[str, View]
+    data: Published
+    plan: Plan
+    cells: Path
+    theory: Path
+    guidance: dict[str, float] = field(default_factory=dict)  # by profile, of the teacher
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.views))
+
+    def view(self, test: dict[str, Any]) -> View | None:
+        return self.views.get(test.get("profile", self.first))
+
+    @cached_property
+    def checks(self) -> dict[str, dict[str, Any]]:
+        """theory.json's checks by id; none where it was not run."""
+        path = self.theory / "theory.json"
+        if not path.is_file():
+            return {}
+        try:
+            return {one["id"]: one for one in json.loads(path.read_text())["checks"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not what apex.theory writes ({type(error).__name__}); run `snakemake theory` again") from None
+
+    @cached_property
+    def alignment(self) -> list[dict[str, str]]:
+        """alignment.csv's lines; none where it was not run."""
+        path = self.theory / "alignment.csv"
+        return list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+
+    @cached_property
+    def audits(self) -> dict[str, Callable[[Published], checks.Checked]]:
+        own = {check.__name__: check for check in (*checks.CHECKS, *checks_outside.CHECKS)}
+        return own | dict(zip((claim["id"] for claim in self.data.claims), checks_text.checks(self.data), strict=True))
+
+
+def judged(found: Summary, test: dict[str, Any], effect: str, source: str, limit: float = 0.0) -> Outcome:
+    """The verdict on a number with an interval: `at_least` (default: `limit`) or `at_most`; with `lower`, below it."""
+    above = "at_most" not in test and not test.get("lower")
+    bound = float(test.get("at_most", test.get("at_least", limit)))
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    if not above:
+        low, high, bound = -high, -low, -bound
+    exact = found.low is None
+    verdict = HOLDS if low > bound or (exact and low >= bound) else FAILS if high < bound else UNDECIDED
+    return Outcome(verdict, effect, found.value, found.low, found.high, found.seeds, found.n, source)
+
+
+def not_run(source: str) -> Outcome:
+    return Outcome(NOT_RUN, source=source)
+
+
+# ------------------------------------------------------------------------------------------------------- closed forms
+
+
+def theory(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    if test["check"] not in evidence.checks:
+        return not_run("snakemake theory")
+    one = evidence.checks[test["check"]]
+    effect = f"{one['value']:.2g} where {one['bound']:g} is allowed: {one['says']}"
+    return Outcome(HOLDS if one["holds"] else FAILS, effect, one["value"], n=one["n"], source="theory.json")
+
+
+def _by_seed(test: dict[str, Any], evidence: Evidence) -> dict[str, list[dict[str, str]]]:
+    found = defaultdict(list)
+    for line in evidence.alignment:
+        if line["row"] == test["row"] and line["part"] == test.get("part", "whole"):
+            found[line["seed"]].append(line)
+    return found
+
+
+def _over_seeds(values: list[float], n: int) -> Summary:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Summary(mean, -math.inf, math.inf, n, 1, stats.SEEDS)
+    half = stats.t_half(values)
+    return Summary(mean, mean - half, mean + half, n, len(values), stats.SEEDS)
+
+
+def alignment(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    found = _by_seed(test, evidence)
+    if not found:
+        return not_run("snakemake theory")
+    means = [statistics.fmean(float(line["cosine"]) for line in lines) for lines in found.values()]
+    moments = len(next(iter(found.values())))
+    effect = f"mean cosine with the KL gradient over {moments} moments of training"
+    return judged(_over_seeds(means, moments), test, effect, "alignment.csv")
+
+
+def gradient(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    ratios, moments = [], 0
+    for lines in _by_seed(test, evidence).values():
+        far = [float(line["gradient"]) for line in lines if float(line["sw1"]) > FAR and int(line["step"]) > 0]
+        if len(far) > 1:
+            ratios.append(min(far) / max(far))
+            moments = max(moments, len(far))
+    if not ratios:
+        return not_run("snakemake theory")
+    effect = f"smallest over largest gradient norm while the samples are far from the data, up to {moments} moments"
+    return judged(_over_seeds(ratios, moments), test, effect, "alignment.csv")
+
+
+# ------------------------------------------------------------------------------------------------------ result records
+
+
+def _keys(test: dict[str, Any]) -> tuple[tuple[str, int], tuple[str, int]]:
+    return (test["row"], test["nfe"]), (test["versus"], test.get("versus_nfe", test["nfe"]))
+
+
+def _missing(view: View | None, rows: Iterable[str], test: dict[str, Any], evidence: Evidence) -> Outcome:
+    """What would make the records of the first of these rows that has none."""
+    profile = test.get("profile", evidence.first)
+    absent = next((row for row in rows if view is None or not view.recorded(row)), next(iter(rows)))
+    declared = view.expected.rows.get(absent) if view and view.expected else None
+    command = declared.command if declared else "snakemake all"
+    return not_run(command if profile == evidence.first else f"{command} --configfile workflows/config/{profile}.yaml")
+
+
+def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    view, (key, other) = evidence.view(test), _keys(test)
+    found = view.difference(key, other, test["metric"]) if view else None
+    if found is None:
+        return _missing(view, (test["row"], test["versus"]), test, evidence)
+    if found.low is None:
+        return Outcome(UNDECIDED, f"{test['metric']}: difference without an interval (one seed)", found.value, seeds=found.seeds, n=found.n)
+    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} minus {other[0]} at {other[1]}", "records")
+
+
+def ratio(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    view, (key, other) = evidence.view(test), _keys(test)
+    found = view.ratio(key, other, test["metric"]) if view else None
+    if found is None:
+        return _missing(view, (test["row"], test["versus"]), test, evidence)
+    if found.low is None:
+        return Outcome(UNDECIDED, f"{test['metric']}: ratio without an interval", found.value, seeds=found.seeds, n=found.n)
+    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} over {other[0]} at {other[1]}", "records")
+
+
+def speedup(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    view, (key, other) = evidence.view(test), _keys(test)
+    ours, theirs = (view.get(one, "speed/latency_b1_s") if view else None for one in (key, other))
+    if not ours or not theirs:
+        return _missing(view, (test["row"], test["versus"]), test, evidence)
+    found = Summary(theirs.value / ours.value, theirs.low / ours.high, theirs.high / ours.low, ours.n, 1, "quartiles")
+    effect = f"seconds of {other[0]} at {other[1]} over {key[0]} at {key[1]}, batch 1, quartiles; {view.info(key, 'hardware', 'speed')}"
+    return judged(found, test, effect, "records")
+
+
+def passes(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    """A guided step of the teacher is two evaluations; the row is not guided."""
+    guidance = evidence.guidance.get(test.get("profile", evidence.first), 1.0)
+    value = test["versus_nfe"] * (2 if guidance != 1.0 else 1) / test["nfe"]
+    effect = f"network evaluations of {test['versus']} at {test['versus_nfe']} steps and guidance {guidance:g} over the row's"
+    return judged(Summary(value), test, effect, "the profile")
+
+
+def training(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    view = evidence.view(test)
+    ours, theirs = (view.cost(test[name], *test["quantity"]) if view else None for name in ("row", "versus"))
+    if ours is None or not theirs:
+        return _missing(view, (test["row"], test["versus"]), test, evidence)
+    effect = f"{' '.join(test['quantity'])}: {ours:,.1f} of {test['row']} over {theirs:,.1f} of {test['versus']}"
+    return judged(Summary(ours / theirs), test, effect, "records")
+
+
+def diverged(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    view = evidence.view(test)
+    rows = test["rows"]
+    if not view or not all(map(view.recorded, rows)):
+        return _missing(view, rows, test, evidence)
+    runs = {(one.record.row, one.record.seed) for one in view.found if one.record.row in rows}
+    count = sum(len(view.stopped(row)) for row in rows)
+    return judged(Summary(float(count), seeds=len(runs)), test, f"{count} of {len(runs)} runs diverged", "records")
+
+
+def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    grid = ablations.load_grid(evidence.plan, test["grid"], evidence.cells)
+    cells = {cell.name: cell for cell in grid.cells}
+    names = [grid.ablation.name(test[which]) for which in ("cell", "versus")]
+    if absent := [name for name in names if name not in cells]:
+        raise UserError(f"claims.yaml: grid {test['grid']} has no cell {absent[0]!r}; known: {', '.join(cells)}")
+    first, second = (cells[name].per_prompt for name in names)
+    if first is None or second is None:
+        return not_run(f"snakemake ablation_{test['grid']}")
+    found = stats.paired_difference(first, second)
+    if found is None:
+        raise UserError(f"{evidence.cells}: {names[0]} and {names[1]} were not scored on the same prompts; run the cells again")
+    share = grid.share
+    return judged(found, test, f"GenEval of {names[0]} minus {names[1]}, {share:g} of the budget", "ablations")
+
+
+# -------------------------------------------------------------------------------------------------- the paper's own tables
+
+
+def audit(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    if test["check"] not in evidence.audits:
+        raise UserError(f"claims.yaml: unknown check {test['check']!r} of the audit; known: {', '.join(evidence.audits)}")
+    done = evidence.audits[test["check"]](evidence.data)
+    effect = "; ".join(f"{one.row}: {one.computed}" for one in done.findings) or f"{done.about}: {done.examined} looked at, nothing found"
+    return Outcome(FAILS if done.findings else HOLDS, effect, n=done.examined, source="the paper's own tables")
+
+
+def printed_difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    rows = {label(row): row for row in evidence.data[test["table"]]}
+    for name in (test["row"], test["versus"]):
+        if name not in rows:
+            raise UserError(f"claims.yaml: {test['table']} has no row {name!r}")
+    ours, theirs = rows[test["row"]], rows[test["versus"]]
+    value = float(ours["overall"]) - float(theirs["overall"])
+    half = 1.96 * math.hypot(*(checks_outside.geneval_error(row, clustered=True) for row in (ours, theirs)))
+    found = Summary(value, value - half, value + half, sum(checks_outside.GENEVAL_PROMPTS.values()))
+    return judged(found, test, f"printed {ours['overall']} minus {theirs['overall']}", "the paper's own tables")
+
+
+def full_scale(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    return Outcome(FULL)
+
+
+TESTS: dict[str, Callable[[dict[str, Any], Evidence], Outcome]] = {
+    function.__name__: function
+    for function in (
+        theory,
+        alignment,
+        gradient,
+        difference,
+        ratio,
+        speedup,
+        passes,
+        training,
+        diverged,
+        ablation,
+        audit,
+        printed_difference,
+        full_scale,
+    )
+}

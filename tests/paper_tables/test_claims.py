@@ -1,0 +1,274 @@
+"""The claims ledger: verdicts follow from the records and change with them; what is missing is not run; a broken ledger is one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apex.ablations import Plan
+from apex.config import load
+from apex.errors import UserError
+from paper_tables import claims, published
+from paper_tables.claims_tests import FAILS, FULL, HOLDS, NOT_RUN, TESTS, UNDECIDED, Evidence, judged
+from paper_tables.stats import Summary
+from paper_tables.view import View
+
+WORLD = Path("workflows/config/world.yaml")
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return Plan(load(WORLD))
+
+
+@pytest.fixture
+def evidence(make_results: Callable[..., Path], plan: Plan, tmp_path: Path) -> Callable[..., Evidence]:
+    """evidence(rows=..., ...): what a results folder of the synthetic profile says; theory and ablations in tmp_path."""
+
+    def make(name: str = "results", **options: Any) -> Evidence:
+        view = View.load(make_results(name, **options))
+        return Evidence({"world": view}, published.load(), plan, tmp_path / "ablations", tmp_path / "theory", {"world": 2.5})
+
+    return make
+
+
+def verdict(test: dict[str, Any], given: Evidence) -> str:
+    return TESTS[test["kind"]](test, given).verdict
+
+
+# --------------------------------------------------------------------------------------------------- the shipped ledger
+
+
+def test_the_ledger_has_every_group_and_says_what_would_decide() -> None:
+    found = claims.read()
+    assert len(found) >= 30 and {one.group for one in found} == set(claims.GROUPS)
+    assert all(test["kind"] in TESTS for one in found for test in one.tests)
+    # Objectives differ, so a claim that a trained row decides is tested as both, but where the paper has one alone.
+    for one in found:
+        rows = [test.get("row") for test in one.tests if test["kind"] in ("difference", "ratio") and test.get("profile") is None]
+        if rows and "apex-lora" not in rows:
+            assert {"apex", "apex-eq25"} <= set(rows), one.id
+
+
+def test_every_row_and_cell_of_the_ledger_is_one_that_the_profiles_run(plan: Plan) -> None:
+    known = {name: {*load(f"workflows/config/{name}.yaml").all_methods, "teacher"} for name in ("world", "world_qwen")}
+    for claim in claims.read():
+        for test in claim.tests:
+            rows = known[test.get("profile", "world")]
+            if test["kind"] in ("difference", "ratio", "speedup", "training", "passes"):
+                assert {test["row"], test["versus"]} <= rows, claim.id
+            if test["kind"] == "diverged":
+                assert set(test["rows"]) <= rows, claim.id
+            if test["kind"] == "ablation":
+                ablation = plan.found.grids[test["grid"]]
+                assert {ablation.name(test[which]) for which in ("cell", "versus")} <= set(plan.names(test["grid"])), claim.id
+
+
+def test_the_whole_ledger_is_judged_where_little_was_run(evidence: Callable[..., Evidence]) -> None:
+    given = evidence(rows={("apex", 1): 0.5, ("teacher", 25): 0.8})
+    found = claims.judge(claims.read(), given)
+    assert {one.outcome.verdict for one in found} == {HOLDS, FAILS, UNDECIDED, NOT_RUN, FULL}
+    missing = [one.outcome for one in found if one.outcome.verdict == NOT_RUN]
+    assert all(outcome.source.startswith("snakemake ") and outcome.value is None for outcome in missing)
+
+
+# ------------------------------------------------------------------------------------------- verdicts follow the numbers
+
+ABOVE = {"kind": "difference", "row": "apex", "nfe": 1, "versus": "fm", "metric": "geneval/overall"}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "expected"), [(0.7, 0.5, HOLDS), (0.5, 0.7, FAILS), (0.6, 0.6, UNDECIDED)])
+def test_another_result_is_another_verdict(evidence: Callable[..., Evidence], ours: float, theirs: float, expected: str) -> None:
+    given = evidence(rows={("apex", 1): ours, ("fm", 1): theirs})
+    assert verdict(ABOVE, given) == expected
+    assert verdict(ABOVE | {"versus": "dmd2"}, given) == NOT_RUN
+
+
+def test_a_changed_record_changes_the_written_verdict(make_results: Callable[..., Path], run: Callable[..., int], tmp_path: Path) -> None:
+    def written(quality: float) -> str:
+        results = make_results(f"r{quality}", rows={("apex", 1): quality, ("teacher", 25): 0.8, ("teacher", 1): 0.1})
+        out = tmp_path / f"out{quality}"
+        assert run(claims.main, "--config", WORLD, "--results", results, "--theory", tmp_path, "--out", out) == 0
+        assert {path.suffix for path in out.iterdir()} == {".md", ".tex", ".csv", ".html", ".png"}
+        lines = list(csv.DictReader((out / "claims.csv").open()))
+        at = next(index for index, line in enumerate(lines) if line["claim"].startswith("The objective makes a one-step generator"))
+        return lines[at]["verdict"]
+
+    # The synthetic profile is not called world, so the ledger is asked of the profile by that name.
+    assert [written(quality) for quality in (0.7, 0.2)] == [HOLDS, FAILS]
+
+
+def test_lower_is_better_where_the_test_says_so(evidence: Callable[..., Evidence]) -> None:
+    given = evidence(rows={("apex", 1): 0.8, ("fm", 1): 0.3}, seeds=(0, 1, 2))  # FID falls with quality, by 0.01 a seed
+    test = ABOVE | {"metric": "fid"}
+    assert verdict(test, given) == FAILS and verdict(test | {"lower": True}, given) == HOLDS
+    alone = evidence("alone", rows={("apex", 1): 0.8, ("fm", 1): 0.3})
+    assert verdict(test | {"lower": True}, alone) == UNDECIDED, "one seed of FID has no interval"
+
+
+@pytest.mark.parametrize(
+    ("ends", "test", "expected"),
+    [
+        ((0.1, 0.3), {}, HOLDS),
+        ((-0.3, -0.1), {}, FAILS),
+        ((-0.1, 0.1), {}, UNDECIDED),
+        ((0.4, 0.6), {"at_least": 0.5}, UNDECIDED),
+        ((0.6, 0.7), {"at_least": 0.5}, HOLDS),
+        ((0.6, 0.7), {"at_most": 0.5}, FAILS),
+        ((0.1, 0.2), {"at_most": 0.5}, HOLDS),
+        ((-0.3, -0.1), {"lower": True}, HOLDS),
+        ((None, None), {"at_least": 0.2}, HOLDS),
+        ((None, None), {"at_most": 0.2}, HOLDS),
+        ((None, None), {"at_least": 0.3}, FAILS),
+    ],
+)
+def test_the_side_of_the_limit_decides(ends: tuple, test: dict, expected: str) -> None:
+    low, high = ends
+    value = 0.2 if low is None else (low + high) / 2
+    assert judged(Summary(value, low, high), test, "", "").verdict == expected
+
+
+def test_theory_is_read_and_a_changed_error_changes_it(evidence: Callable[..., Evidence], tmp_path: Path) -> None:
+    test = {"kind": "theory", "check": "duality"}
+    assert verdict(test, evidence()) == NOT_RUN
+    (tmp_path / "theory").mkdir()
+    for holds, expected in ((True, HOLDS), (False, FAILS)):
+        one = {"id": "duality", "says": "s", "value": 1e-12, "bound": 1e-9, "n": 5, "holds": holds}
+        (tmp_path / "theory" / "theory.json").write_text(json.dumps({"checks": [one]}))
+        assert verdict(test, evidence()) == expected
+    (tmp_path / "theory" / "theory.json").write_text("{}")
+    with pytest.raises(UserError, match=r"theory\.json: not what apex\.theory writes"):
+        verdict(test, evidence())
+
+
+def alignment(folder: Path, cosines: dict[int, list[float]], gradients: tuple[float, ...] = (1.0, 0.5, 0.001), sw1: float = 0.9) -> None:
+    lines = ["row,part,seed,step,cosine,gradient,kl_gradient,sw1"]
+    for seed, values in cosines.items():
+        lines += [f"apex,whole,{seed},{50 * (k + 1)},{v},{g},1,{sw1}" for k, (v, g) in enumerate(zip(values, gradients, strict=True))]
+    folder.mkdir(exist_ok=True)
+    (folder / "alignment.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_alignment_is_a_mean_over_moments_with_an_interval_over_seeds(evidence: Callable[..., Evidence], tmp_path: Path) -> None:
+    test = {"kind": "alignment", "row": "apex", "at_least": 0.5}
+    for cosines, expected in (([0.8, 0.9, 0.7], HOLDS), ([0.1, 0.2, 0.0], FAILS)):
+        alignment(tmp_path / "theory", dict.fromkeys((0, 1, 2), cosines))
+        found = TESTS["alignment"](test, evidence())
+        assert found.verdict == expected and found.value == pytest.approx(sum(cosines) / 3) and found.seeds == 3
+    alignment(tmp_path / "theory", {0: [0.9] * 3})
+    assert verdict(test, evidence()) == UNDECIDED, "one seed has no interval"
+
+
+def test_a_gradient_vanishes_only_while_samples_are_far(evidence: Callable[..., Evidence], tmp_path: Path) -> None:
+    seeds = dict.fromkeys((0, 1, 2), [0.5] * 3)
+    keeps, falls = {"kind": "gradient", "row": "apex", "at_least": 0.01}, {"kind": "gradient", "row": "apex", "at_most": 0.01}
+    alignment(tmp_path / "theory", seeds)
+    assert verdict(keeps, evidence()) == FAILS and verdict(falls, evidence()) == HOLDS
+    alignment(tmp_path / "theory", seeds, (1.0, 0.5, 0.4))
+    assert verdict(keeps, evidence()) == HOLDS
+    alignment(tmp_path / "theory", seeds, sw1=0.1)
+    assert verdict(keeps, evidence()) == NOT_RUN
+
+
+def test_ablations_are_compared_prompt_by_prompt(
+    evidence: Callable[..., Evidence], score_cell: Callable[..., None], tmp_path: Path
+) -> None:
+    test = {"kind": "ablation", "grid": "table7", "cell": {}, "versus": {"params.a": 1.0}}
+    assert verdict(test, evidence()) == NOT_RUN
+    score_cell(tmp_path / "ablations", "apex", 0, 0.6)
+    score_cell(tmp_path / "ablations", "apex,a=1.0", 0, 0.3)
+    assert verdict(test, evidence()) == HOLDS
+    shutil.rmtree(tmp_path / "ablations")
+    score_cell(tmp_path / "ablations", "apex", 0, 0.3)
+    score_cell(tmp_path / "ablations", "apex,a=1.0", 0, 0.6)
+    assert verdict(test, evidence()) == FAILS
+    with pytest.raises(UserError, match=r"grid table7 has no cell 'apex,a=7\.0'"):
+        verdict(test | {"versus": {"params.a": 7.0}}, evidence())
+
+
+def test_costs_divergence_and_speed_come_from_records(evidence: Callable[..., Evidence]) -> None:
+    given = evidence(rows={("apex", 1): 0.6, ("ladd", 1): 0.5, ("teacher", 50): 0.8})
+    memory = {"kind": "training", "row": "ladd", "versus": "apex", "quantity": ["memory_mb", "total"], "at_least": 1.0}
+    assert verdict(memory, given) in (HOLDS, FAILS) and verdict(memory | {"row": "add"}, given) == NOT_RUN
+    assert verdict(memory | {"row": "apex", "versus": "apex", "at_least": 1.01}, given) == FAILS
+    stopped = {"kind": "diverged", "rows": ["apex"], "at_most": 0}
+    assert verdict(stopped, given) == HOLDS
+    assert verdict(stopped | {"rows": ["apex", "add"]}, given) == NOT_RUN
+    assert verdict({"kind": "diverged", "rows": ["ladd"], "at_least": 1}, given) == FAILS
+    passes = {"kind": "passes", "row": "apex", "nfe": 1, "versus": "teacher", "versus_nfe": 50}
+    assert TESTS["passes"](passes | {"at_least": 15.33}, given).value == 100
+    speed = {"kind": "speedup", "row": "apex", "nfe": 1, "versus": "teacher", "versus_nfe": 50}
+    found = TESTS["speedup"](speed | {"at_least": 0.0}, given)
+    assert found.low <= found.value <= found.high and verdict(speed | {"at_least": 1e9}, given) == FAILS
+
+
+def test_a_mended_table_of_the_paper_mends_the_verdict(evidence: Callable[..., Evidence], tmp_path: Path) -> None:
+    test = {"kind": "audit", "check": "flux_schnell"}
+    given = evidence()
+    assert verdict(test, given) == FAILS
+    folder = shutil.copytree(published.PUBLISHED, tmp_path / "published")
+    text = (folder / "table1.csv").read_text()
+    assert text.count("28.36") == 1
+    (folder / "table1.csv").write_text(text.replace("28.36", "28.96"))
+    given.data = published.load(folder)
+    assert verdict(test, given) == HOLDS
+
+
+def test_a_difference_of_printed_scores_has_the_error_of_its_prompts(evidence: Callable[..., Evidence]) -> None:
+    test = {"kind": "printed_difference", "table": "table2", "row": "APEX 20B LoRA r=64", "versus": "Qwen-Image"}
+    found = TESTS["printed_difference"](test, evidence())
+    assert found.value == pytest.approx(0.02) and found.n == 553 and found.verdict == UNDECIDED
+    assert verdict(test | {"versus": "Show-o"}, evidence()) == HOLDS
+    with pytest.raises(UserError, match="table2 has no row 'nobody'"):
+        verdict(test | {"versus": "nobody"}, evidence())
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+GOOD = {
+    "id": "one", "group": "quality", "location": "abstract", "verbatim": False, "says": "something long enough", "confirm": "if so",
+    "refute": "if not", "tests": [{"kind": "full_scale"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"group": "qualty"}, "claim one: group: found 'qualty'"),
+        ({"says": "short"}, "claim one: says: found 'short'"),
+        ({"locaton": "x"}, "claim one: locaton: unknown key 'locaton'; did you mean 'location'"),
+        ({"tests": [{"kind": "guess"}]}, "claim one: unknown kind of test 'guess'; known: theory,"),
+        ({"full": "make it"}, None),
+        ({"full": "make it so"}, "claim one: full: found 'make it so'"),
+    ],
+)
+def test_a_broken_ledger_is_one_line(tmp_path: Path, change: dict[str, Any], line: str | None) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(json.dumps([GOOD | change]))
+    if line is None:
+        assert claims.read(path)[0].command == "snakemake it --configfile workflows/config/make.yaml (a profile to come)"
+        return
+    with pytest.raises(UserError) as error:
+        claims.read(path)
+    assert str(error.value).startswith(f"{path}: {line}") and "\n" not in str(error.value)
+
+
+def test_twice_the_same_id_and_a_test_without_its_keys(tmp_path: Path, evidence: Callable[..., Evidence]) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(json.dumps([GOOD, GOOD]))
+    with pytest.raises(UserError, match="found claim one twice"):
+        claims.read(path)
+    path.write_text(json.dumps([GOOD | {"tests": [{"kind": "difference", "row": "apex"}]}]))
+    with pytest.raises(UserError, match="claim one: the test of kind difference lacks 'nfe'"):
+        claims.judge(claims.read(path), evidence())
+
+
+def test_no_records_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(claims.main, "--config", WORLD, "--results", tmp_path, "--theory", tmp_path, "--out", tmp_path) == 2
+    assert f"{tmp_path}: found no records; run `snakemake all`, or give the committed ones" in capsys.readouterr().err
