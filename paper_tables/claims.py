@@ -189,8 +189,8 @@ def counts(found: list[Judged]) -> dict[str, dict[str, int]]:
 
 def draw(found: list[Judged]) -> Figure:
     """A bar per group, a part per verdict, with the numbers of tests."""
-    figure = Figure(figsize=(8.6, 3.0))
-    axes = figure.add_axes((0.14, 0.2, 0.84, 0.62))
+    figure = Figure(figsize=(8.6, 3.2))
+    axes = figure.add_axes((0.14, 0.27, 0.84, 0.63))
     for level, its in enumerate(counts(found).values()):
         start = 0
         for verdict in VERDICTS:
