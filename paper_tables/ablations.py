@@ -226,8 +226,11 @@ def label(grid: Grid, cell: Trial) -> str:
     standard = grid.ablation.own
     own = {key: value for key, value in (standard | cell.settings).items() if key in grid.shown}
     own = {key: value for key, value in own.items() if not isinstance(value, bool) or standard.get(key) != value}
-    plain_words = {key: f"{short(key)} {value_words(value)}" for key, value in own.items()}
-    words = [{True: short(key), False: f"no {short(key)}"}.get(own[key], plain_words[key]) for key in grid.shown if key in own]
+    words = [
+        f"{short(key)} {value_words(own[key])}" if not isinstance(own[key], bool) else short(key) if own[key] else f"no {short(key)}"
+        for key in grid.shown
+        if key in own
+    ]
     return ", ".join(words) or "as it is"
 
 

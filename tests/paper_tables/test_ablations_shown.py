@@ -118,3 +118,14 @@ def test_the_reader_raises_where_a_record_is_broken(plan: Plan, score_cell: Call
     (tmp_path / "apex/seed0/records/geneval.json").write_text("{")
     with pytest.raises(UserError, match=r"apex/seed0/records/geneval\.json"):
         ablations.load_grid(plan, "order", tmp_path)
+
+
+def test_a_cell_is_named_by_what_tells_it_apart(plan: Plan, tmp_path: Path) -> None:
+    named = {}
+    for name in ("table7", "eq25_lam", "eq25_reading", "branch"):
+        grid = ablations.load_grid(plan, name, tmp_path)
+        named |= {cell.name: ablations.label(grid, cell) for cell in grid.cells}
+    assert named["apex,b=10.0"] == "a -1, b 10" and named["apex,learn_shift=True"] == "a -1, b 0, learn_shift"
+    assert named["apex-eq25,lam=0.0"] == "lam 0" and named["apex-eq25,lam=1.0"] == "lam 1"
+    assert named["apex-eq25,x_fake_gradient=False"] == "no x_fake_gradient, weighting t(1-t)"
+    assert named["apex,negative_time=True"] == "a -1, negative_time"
