@@ -23,7 +23,6 @@ from paper_tables import expected
 from paper_tables.ablations import OVERALL, label, load_grid
 from paper_tables.cells import missing
 from paper_tables.render import Cell, Column, Line, Table, all_formats
-from paper_tables.stats import Summary
 
 FILE = Path(__file__).resolve().parent / "assumptions.yaml"
 COLUMNS = (("open", "left open"), ("chosen", "chosen"), ("why", "why"), ("setting", "setting"), ("matters", "GenEval over its ablation"))
@@ -64,7 +63,7 @@ def sensitivity(plan: Plan, name: str, results: Path) -> Cell:
     least, most = (pick(known, key=lambda one: known[one].value) for pick in (min, max))
     part = "" if len(known) == len(grid.cells) else f"; {len(known)} of {len(grid.cells)} cells were run"
     words = f"{known[least].value:.2f} ({names[least]}) to {known[most].value:.2f} ({names[most]}){part}"
-    return Cell(words, Summary(known[most].value - known[least].value))
+    return Cell(words)
 
 
 def table(log: list[Assumption], plan: Plan, results: Path) -> Table:
