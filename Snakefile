@@ -8,6 +8,7 @@
 #     snakemake ablations                                  the profile's grids of settings; one of them: ablation_table7
 #     snakemake theory                                     closed forms and gradients on the 2-D mixture
 #     snakemake claims                                     a verdict on every claim of the paper, from the records that are there
+#     snakemake report                                     one HTML file with verdicts, tables, figures and where each number is from
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake -n                                         what there is to do
 #
@@ -32,6 +33,7 @@ localrules:
     tables,
     figures,
     claims,
+    report,
     reference,
     pretrained,
     bundle,
@@ -45,6 +47,7 @@ rule all:
         PLAN.metrics,
         PLAN.tables,
         PLAN.audit,
+        PLAN.claims,
         PLAN.figures,
 
 

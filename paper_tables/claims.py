@@ -2,8 +2,8 @@
 
     python -m paper_tables.claims --config workflows/config/world.yaml --results results/world --theory results/theory --out DIR
 
-Reads claims.yaml, result records, ablations, theory.json and alignment.csv; writes claims.md, .tex, .csv, .html and .png. No verdict is
-written by hand: `claims_tests.py` computes it, so another result gives another verdict.
+Reads claims.yaml, result records, ablations, theory.json and alignment.csv; writes claims.md, .tex, .csv, .html and .png, and the
+report's first page, front.rst. No verdict is written by hand: `claims_tests.py` computes it, so another result gives another verdict.
 """
 
 from __future__ import annotations
@@ -208,6 +208,41 @@ def draw(found: list[Judged]) -> Figure:
     return figure
 
 
+FRONT = """\
+Does one-step generation by condition shifting hold?
+=====================================================
+
+`arXiv 2604.12322 <https://arxiv.org/abs/2604.12322>`_ claims that a flow model becomes a one-step generator without a discriminator. This
+report sets {claims} of its claims against what was measured here: profile *{profile}*, {commits}, {hardware}.
+
+{verdicts}
+
+**What this can show.** {description} Training is real, the data's truth is known exactly, every method has the same budget, and each number
+has its seeds and interval. So it shows how an objective behaves.
+
+**What it cannot show.** A network of a million parameters that draws small scenes of coloured shapes neither confirms nor refutes a claim
+about 20 billion parameters and photographs. Where only that would decide, the verdict says so, with the command.
+
+On the left: claims and verdicts, tables, figures, the audit of the paper's own tables. Every page opens offline.
+"""
+
+
+def front(found: list[Judged], view: View, description: str) -> str:
+    """The report's first page, reStructuredText."""
+    total = {verdict: sum(its[verdict] for its in counts(found).values()) for verdict in VERDICTS}
+    about = {verdict: ", ".join(dict.fromkeys(one.claim.id for one in found if one.outcome.verdict == verdict)) for verdict in VERDICTS}
+    verdicts = "\n".join(f"- **{verdict}: {count} tests.** {about[verdict]}" for verdict, count in total.items() if count)
+    commits, hardware = ([str(value) for value in view.all_values(name)] for name in ("git_commit", "hardware"))
+    return FRONT.format(
+        claims=len({one.claim.id for one in found}),
+        profile=", ".join(map(str, view.all_values("profile"))),
+        commits=("commit " if len(commits) == 1 else "commits ") + ", ".join(commits),
+        hardware="; ".join(hardware),
+        verdicts=verdicts,
+        description=description,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     expected.add_arguments(parser)
@@ -237,6 +272,7 @@ def main() -> None:
     found = judge(read(), evidence)
     for name, content in all_formats(table(found)).items():
         write_atomic(args.out / name, content)
+    write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description))
     with matplotlib.rc_context(plotting.STYLE):
         write_atomic(args.out / "claims.png", plotting.png(draw(found)))
     total = {verdict: sum(its[verdict] for its in counts(found).values()) for verdict in VERDICTS}

@@ -40,6 +40,7 @@ class Plan:
         self.metrics = f"{self.root}/metrics.csv"
         self.tables = f"{self.root}/tables"
         self.audit = f"{self.root}/audit"
+        self.claims = f"{self.root}/claims"
         self.calibration = f"{self.root}/calibration"
         self.figures = f"{self.root}/figures"
         self.reference = f"results/reference/{config.profile}"
@@ -59,7 +60,8 @@ class Plan:
             points += [Point(row, nfe, seed) for row in config.full.methods for nfe in config.nfe for seed in config.seeds]
             points += [Point(row, nfe, seed) for row, seeds in config.full.seeds.items() for nfe in config.nfe for seed in seeds]
             points += [Point(row, nfe, first) for row, nfes in config.full.nfe.items() for nfe in nfes]
-            points = list(dict.fromkeys(points))
+            named = {"teacher", *config.references, *config.all_methods}
+            points = [point for point in dict.fromkeys(points) if point.row in named]
         return points + [Point(external.row, external.nfe, first) for external in config.external]
 
     def scored(self) -> dict[str, list[str]]:

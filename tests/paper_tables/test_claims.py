@@ -95,7 +95,7 @@ def test_a_changed_record_changes_the_written_verdict(make_results: Callable[...
         results = make_results(f"r{quality}", rows={("apex", 1): quality, ("teacher", 25): 0.8, ("teacher", 1): 0.1})
         out = tmp_path / f"out{quality}"
         assert run(claims.main, "--config", WORLD, "--results", results, "--theory", tmp_path, "--out", out) == 0
-        assert {path.suffix for path in out.iterdir()} == {".md", ".tex", ".csv", ".html", ".png"}
+        assert {path.suffix for path in out.iterdir()} == {".md", ".tex", ".csv", ".html", ".png", ".rst"}
         lines = list(csv.DictReader((out / "claims.csv").open()))
         at = next(index for index, line in enumerate(lines) if line["claim"].startswith("The objective makes a one-step generator"))
         return lines[at]["verdict"]

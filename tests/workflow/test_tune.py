@@ -61,7 +61,7 @@ def test_more_than_four_candidates_are_refused(profile):
         ("full: {methods: [fmm]}\n", "full.methods: unknown method 'fmm'"),
         ("full: {seeds: {apx: [0, 1]}}\n", "full.seeds: unknown row 'apx'"),
         ("full: {nfe: {apx: [3]}}\n", "full.nfe: unknown row 'apx'"),
-        ("full: {methods: [fm]}\nmethods: [fm]\n", "full.methods: found fm twice"),
+        ("full: {methods: [fm, fm]}\n", "full.methods: found fm twice"),
         ("tuning: {candidates: {fm: [{param: {}}]}}\n", "tuning.candidates.fm.0.param: unknown key 'param'"),
     ],
 )
@@ -142,6 +142,14 @@ def test_the_text_of_the_choice_is_yaml_that_names_its_source():
     text = tuned_text(tuning, "here.json")
     assert "here.json" in text
     assert "fm:" in text and "learning_rate: 0.0003" in text
+
+
+def test_a_call_for_some_rows_leaves_the_fulls_others_out(root):
+    """`snakemake all --config methods=apex,fm` of the README, on the profile that has much more in `full`."""
+    config = load(root / "workflows" / "config" / "world.yaml", ["methods=apex,fm", "full.methods="])
+    assert set(config.full.seeds) - set(config.all_methods)
+    assert {point.row for point in Plan(config).points(full=True)} == {"teacher", *config.references, "apex", "fm"}
+    load(root / "workflows" / "config" / "world.yaml", ["methods=lcm"])  # which `full` names too
 
 
 def test_full_adds_rows_seeds_and_nfes_and_times_each_point_once(profile):

@@ -1,15 +1,13 @@
 # `snakemake theory`: what needs no world. `snakemake claims`: a verdict on every claim of the paper, from the records that are there.
 
-THEORY = "results/theory"
-
 
 # Closed forms, and gradients on the 2-D mixture: the same for every profile.
 rule theory:
     output:
-        f"{THEORY}/theory.json",
-        f"{THEORY}/alignment.csv",
+        "results/theory/theory.json",
+        "results/theory/alignment.csv",
     log:
-        f"{THEORY}/theory.log",
+        "results/theory/theory.log",
     conda:
         ENVIRONMENT
     params:
@@ -22,6 +20,30 @@ rule theory:
         "(python -m apex.theory --out {params.out} && python -m apex.alignment --out {params.out}) 2>&1 | tee {log}"
 
 
+# The verdicts and the assumptions of this profile's results; part of `all`.
+rule judge:
+    input:
+        PLAN.metrics,
+    output:
+        report(
+            directory(PLAN.claims),
+            patterns=["{name}.html", "{name}.png"],
+            caption="../report/claims.rst",
+            category="1. Claims and verdicts",
+            labels={"page": "{name}"},
+        ),
+    log:
+        f"{PLAN.root}/logs/judge.log",
+    conda:
+        ENVIRONMENT
+    params:
+        command=claim_commands(PLAN.root),
+        code=fingerprint(BASEDIR / "paper_tables" / "claims.yaml"),
+        expected=digest(CONFIG.as_profile()),
+    shell:
+        "({params.command}) > {log} 2>&1"
+
+
 # Without inputs, as `tables`: it takes what is there and never trains.
 rule claims:
     log:
@@ -29,7 +51,25 @@ rule claims:
     conda:
         ENVIRONMENT
     params:
-        command=f"python -m paper_tables.claims {arguments(_file, overrides(_settings))} --results {RECORDED} --theory {kept('theory')}"
-        f" --also workflows/config/world_qwen.yaml={kept('world_qwen')} --out {PLAN.root}/claims",
+        command=claim_commands(RECORDED),
     shell:
-        "{params.command} 2>&1 | tee {log}"
+        "({params.command}) 2>&1 | tee {log}"
+
+
+# One HTML file with everything that the profile's results show. The same by hand: snakemake all --report FILE.
+rule report:
+    input:
+        [PLAN.claims, PLAN.tables, PLAN.audit, PLAN.figures],
+    output:
+        f"{PLAN.root}/report.html",
+    log:
+        f"{PLAN.root}/logs/report.log",
+    conda:
+        ENVIRONMENT
+    params:
+        call=snakemake_arguments(),
+    shell:
+        "snakemake all --report {output} {params.call} > {log} 2>&1"
+
+
+report: os.path.abspath(f"{PLAN.claims}/front.rst")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,22 @@ def table_commands(results):
         f"python -m paper_tables.audit --out {PLAN.audit}",
         f"python -m paper_tables.figures --results {results} --out {PLAN.figures} {about}",
     ]
+
+
+def claim_commands(results):
+    """From the records in `results` to this profile's claims and assumptions."""
+    about = arguments(_file, overrides(_settings))
+    return (
+        f"python -m paper_tables.claims {about} --results {results} --theory {kept('theory')}"
+        f" --also workflows/config/world_qwen.yaml={kept('world_qwen')} --out {PLAN.claims}"
+        f" && python -m paper_tables.assumptions {about} --results {results}/ablations --out {PLAN.claims}"
+    )
+
+
+def snakemake_arguments():
+    """This call's profile and settings, for a call of Snakemake from within."""
+    settings = [f"{key}={json.dumps(value)}" for key, value in _settings.items()]
+    return shlex.join(["--configfile", str(_file), *(["--config", *settings] if settings else [])])
 
 
 def say_faults():

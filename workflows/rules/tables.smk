@@ -27,7 +27,7 @@ rule build_tables:
             directory(PLAN.tables),
             patterns=["{name}.html"],
             caption="../report/tables.rst",
-            category="Tables",
+            category="2. Tables",
             labels={"table": "{name}"},
         ),
     log:
@@ -48,7 +48,7 @@ rule audit:
             directory(PLAN.audit),
             patterns=["{name}.html"],
             caption="../report/audit.rst",
-            category="Audit of the paper's tables",
+            category="4. Audit of the paper's tables",
             labels={"audit": "{name}"},
         ),
     log:
@@ -70,7 +70,7 @@ rule draw_figures:
             directory(PLAN.figures),
             patterns=["{name}.png"],
             caption="../report/figures.rst",
-            category="Figures",
+            category="3. Figures",
             labels={"figure": "{name}"},
         ),
     log:
