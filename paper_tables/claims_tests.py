@@ -244,6 +244,8 @@ def diverged(test: dict[str, Any], evidence: Evidence) -> Outcome:
 
 
 def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    if test["grid"] not in evidence.plan.found.grids:
+        return not_run(f"a profile with the ablation {test['grid']}, such as workflows/config/world.yaml,")
     grid = ablations.load_grid(evidence.plan, test["grid"], evidence.cells)
     cells = {cell.name: cell for cell in grid.cells}
     names = [grid.ablation.name(test[which]) for which in ("cell", "versus")]

@@ -52,7 +52,7 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         for name, plot in plots.items():
             if figure := plot():
                 made[name] = png(figure)
-    with pictures.gathered(results) as images:
+    with pictures.gathered([results]) as images:
         for name, image in grids.grids(images, view).items():
             buffer = io.BytesIO()
             image.save(buffer, format="PNG", compress_level=6)

@@ -10,7 +10,7 @@ import io
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,11 +35,11 @@ def shown(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def gathered(results: Path) -> Iterator[Path]:
-    """A folder like images/: what `results` has in images/, and of other points what its pictures/ keeps."""
-    images, archives = results / "images", sorted((results / FOLDER).glob("*.zip"))
-    if not archives:
-        yield images
+def gathered(results: Sequence[Path]) -> Iterator[Path]:
+    """A folder like images/: of every point what the last of `results` has that holds it, in images/ or else in its pictures/."""
+    archives = [path for one in results for path in sorted((one / FOLDER).glob("*.zip"))]
+    if not archives and len(results) == 1:
+        yield results[0] / "images"
         return
     with tempfile.TemporaryDirectory(prefix="pictures.") as name:
         merged = Path(name)
@@ -49,19 +49,20 @@ def gathered(results: Path) -> Iterator[Path]:
                     archive.extractall(merged)  # it keeps every member inside `merged`
             except (zipfile.BadZipFile, OSError, EOFError) as error:
                 raise UserError(f"{path}: not a readable zip archive ({type(error).__name__}); remove it, or restore it from git") from None
-        for point in images.glob("[!.]*/nfe*/seed*/[!.]*"):
-            place = merged / point.relative_to(images)
-            shutil.rmtree(place, ignore_errors=True)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(point.resolve(), target_is_directory=True)
+        for images in (one / "images" for one in results):
+            for point in images.glob("[!.]*/nfe*/seed*/[!.]*"):
+                place = merged / point.relative_to(images)
+                shutil.rmtree(place, ignore_errors=True)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(point.resolve(), target_is_directory=True)
         yield merged
 
 
-def keep(results: Path, out: Path) -> list[Path]:
-    """Writes one archive a row to `out`: of each of its NFEs the lowest seed. Returns their paths."""
+def keep(results: Sequence[Path], out: Path, rows: Collection[str] | None = None) -> list[Path]:
+    """Writes one archive a row to `out` (of `rows`, if given): of each of its NFEs the lowest seed. Returns their paths."""
     written = []
     with gathered(results) as images:
-        for row in sorted(path for path in images.glob("[!.]*") if path.is_dir()):
+        for row in sorted(path for path in images.glob("[!.]*") if path.is_dir() and (rows is None or path.name in rows)):
             buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w") as archive:
                 for point in sorted(row.glob("nfe*")):

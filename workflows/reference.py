@@ -1,58 +1,107 @@
-"""Copies the small files of a finished run to where reference results are committed.
+"""Copies the small files of a run to where reference results are committed, beside what is there of other rows.
 
-    python -m workflows.reference --results results/world --out results/reference/world
+    python -m workflows.reference --config workflows/config/world.yaml --results results/world --out results/reference/world
 
-Copied: metrics.csv, records, tables, audit, figures, calibration, what tuning tried, every run's log and record of making, and the
-images that grids show (pictures/); no weights, no other images. The folder `--out` is replaced as a whole, but for its tuning where
-these results have none.
+Copied: records, calibration, every run's log and record of making, the images that grids show (pictures/), what tuning tried, the
+ablations; no weights, no other images. A matrix takes several sittings: points that these results lack stay as they were, as long as
+the profile trains their row with the settings that they were trained with. Tables and figures are made again from the whole (`snakemake
+reference` does both).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from apex.config import LOOP_ONLY, RESERVED_ROWS, Config, RunConfig, load
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 from paper_tables import pictures
 
-WANTED = (
-    "metrics.csv",
-    "records/**/*.json",
-    "tables/*",
-    "audit/*",
-    "figures/*",
-    "calibration/*.json",
-    "runs/*/*/log.csv",
-    "runs/*/*/*.json",
-)
+POINTS = ("records/**/*.json", "runs/*/*/log.csv", "runs/*/*/*.json")
+WHOLE = ("calibration/*.json", "ablations/*/*/records/*.json", "ablations/*/*/run/*.json", "ablations/*/*/run/log.csv")
 TUNING = ("tune/tuning*", "tune/*/*/records/*.json", "tune/*/*/run/log.csv")
 
 
-def copy(results: Path, out: Path) -> int:
-    """Copies the wanted files; returns their number."""
-    if not (results / "metrics.csv").is_file():
-        raise UserError(f"{results}: found no metrics.csv; make the results first: snakemake all")
+def found(root: Path, patterns: tuple[str, ...]) -> dict[Path, Path]:
+    """Path below `root` -> file, of what matches; hidden files and folders are left out."""
+    files = {file.relative_to(root): file for pattern in patterns for file in root.glob(pattern) if file.is_file()}
+    return {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.parts)}
+
+
+def settings(run: RunConfig) -> dict:
+    return run.model_dump(mode="json", exclude={"method_files": True, "train": LOOP_ONLY})
+
+
+def outdated(config: Config, reference: Path, row: str) -> str:
+    """Why a row of the reference cannot stay; empty where it can."""
+    if row in RESERVED_ROWS or row in {external.row for external in config.external}:
+        return ""
+    try:
+        wanted = settings(config.run_config(row))
+    except UserError:
+        return "the profile has no such row"
+    for path in sorted((reference / "runs" / row).glob("seed*/made.json")):
+        try:
+            had = settings(RunConfig.model_validate(json.loads(path.read_text())["run"]))
+        except (ValueError, KeyError, TypeError, ValidationError):
+            return f"{path} is not a record of making"
+        if had != wanted:
+            changed = sorted(key for key in wanted if had[key] != wanted[key])
+            return f"it was trained with another {', '.join(changed)}"
+    return ""
+
+
+def row_of(name: Path) -> str:
+    """The row that a file of records/ or runs/ belongs to."""
+    return name.parts[1]
+
+
+def copy(config: Config, results: Path, out: Path) -> tuple[int, dict[str, str]]:
+    """Copies and merges; returns the number of files, and why rows that were there did not stay.
+
+    Raises:
+        UserError: the results hold no record.
+    """
+    if not found(results, POINTS[:1]):
+        raise UserError(f"{results}: found no records; make the results first: snakemake all")
+    new, old = found(results, (*POINTS, *WHOLE)), found(out, (*POINTS, *WHOLE))
+    pointed = {name: file for name, file in old.items() if name.parts[0] in ("records", "runs")}
+    dropped = {row: why for row in sorted(set(map(row_of, pointed))) if (why := outdated(config, out, row))}
+    old = {name: file for name, file in old.items() if name not in pointed or row_of(name) not in dropped}
     tuned = results if (results / "tune" / "tuning.json").is_file() else out
-    files = {file: root for root, patterns in ((results, WANTED), (tuned, TUNING)) for pattern in patterns for file in root.glob(pattern)}
-    wanted = {file: file.relative_to(root) for file, root in files.items() if file.is_file()}
-    wanted = {file: name for file, name in wanted.items() if not any(part.startswith(".") for part in name.parts)}
+    wanted = old | new | found(tuned, TUNING)
+    rows = {row_of(name) for name in wanted if name.parts[0] == "records"}
     with atomic_folder(out) as folder:
-        for file, name in sorted(wanted.items()):
+        for name, file in sorted(wanted.items()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
-        kept = pictures.keep(results, folder / pictures.FOLDER)
-    return len(wanted) + len(kept)
+        kept = pictures.keep([out, results], folder / pictures.FOLDER, rows)
+    return len(wanted) + len(kept), dropped
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="the profile")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--results", required=True, type=Path, help="results/<profile>")
     parser.add_argument("--out", required=True, type=Path, help="results/reference/<profile>")
+    parser.add_argument("--theory", type=Path, help="results/theory, copied beside --out where it is there")
     args = parser.parse_args()
-    print(f"{args.out}: {copy(args.results, args.out)} files")
+    count, dropped = copy(load(args.config, args.set), args.results, args.out)
+    for row, why in dropped.items():
+        print(f"{args.out}: row {row} is gone: {why}")
+    if args.theory and (args.theory / "theory.json").is_file():
+        with atomic_folder(args.out.parent / "theory") as folder:
+            for name in ("theory.json", "alignment.csv"):
+                if (args.theory / name).is_file():
+                    shutil.copyfile(args.theory / name, folder / name)
+    print(f"{args.out}: {count} files")
 
 
 if __name__ == "__main__":

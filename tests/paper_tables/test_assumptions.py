@@ -42,5 +42,8 @@ def test_a_broken_log_is_one_line(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"id": "a", "open": "something", "chosen": "x", "why": "because", "grids": "order"}]))
     with pytest.raises(UserError, match=r"log\.yaml: entry a: grids: unknown key 'grids'; did you mean 'grid'"):
         assumptions.read(path)
-    with pytest.raises(UserError, match="grid 'nothing' is none of the profile's ablations"):
-        assumptions.sensitivity(Plan(load(WORLD)), "nothing", tmp_path)
+
+
+def test_a_profile_without_the_ablation_says_so(tmp_path: Path) -> None:
+    cell = assumptions.sensitivity(Plan(load("workflows/config/smoke.yaml")), "order", tmp_path)
+    assert cell.text == "not run" and "The profile has no ablation order" in cell.note

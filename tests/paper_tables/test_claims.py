@@ -184,6 +184,7 @@ def test_ablations_are_compared_prompt_by_prompt(
     score_cell(tmp_path / "ablations", "apex", 0, 0.6)
     score_cell(tmp_path / "ablations", "apex,a=1.0", 0, 0.3)
     assert verdict(test, evidence()) == HOLDS
+    assert verdict(test | {"grid": "of another profile"}, evidence()) == NOT_RUN
     shutil.rmtree(tmp_path / "ablations")
     score_cell(tmp_path / "ablations", "apex", 0, 0.3)
     score_cell(tmp_path / "ablations", "apex,a=1.0", 0, 0.6)

@@ -320,12 +320,12 @@ def test_kept_pictures_give_the_same_grids(full_results: Path, made: Path, run: 
     """As in a clone: records and pictures/, no images/. Kept again, they are the same files."""
     results, again = tmp_path / "results", tmp_path / "again"
     shutil.copytree(full_results, results, ignore=shutil.ignore_patterns("images"))
-    kept = pictures.keep(full_results, results / pictures.FOLDER)
+    kept = pictures.keep([full_results], results / pictures.FOLDER)
     assert {path.stem for path in kept} == {path.name for path in (full_results / "images").iterdir()}
     assert run(figures.main, "--results", results, "--out", tmp_path / "new") == 0
     for name in GRIDS:
         assert (tmp_path / "new" / f"{name}.png").read_bytes() == (made / "figures" / f"{name}.png").read_bytes(), name
-    pictures.keep(results, again)
+    pictures.keep([results], again)
     assert all((again / path.name).read_bytes() == path.read_bytes() for path in kept)
     with zipfile.ZipFile(results / pictures.FOLDER / "apex.zip") as archive:
         images = [name for name in archive.namelist() if name.startswith("apex/nfe1/seed0/test") and name.endswith(".png")]
@@ -335,29 +335,29 @@ def test_kept_pictures_give_the_same_grids(full_results: Path, made: Path, run: 
 def test_new_images_stand_beside_kept_ones_and_replace_those_of_the_same_point(make_results: Callable[..., Path], tmp_path: Path) -> None:
     """apex and fm are kept, apex is made again and lcm is new: the grid has the new apex, the kept fm, and lcm."""
     results = make_results(rows={("apex", 1): 0.5, ("fm", 1): 0.5}, images=True)
-    kept = pictures.keep(results, results / pictures.FOLDER)
+    kept = pictures.keep([results], results / pictures.FOLDER)
     shutil.rmtree(results / "images")
     make_results(rows={("apex", 1): 0.5, ("lcm", 1): 0.5}, images=True)
     paint(results / "images/apex/nfe1/seed0/test", (255, 0, 0))
-    with pictures.gathered(results) as images:
+    with pictures.gathered([results]) as images:
         rows = grids.rows_at(View.load(results), grids.image_folders(images, "test"), 1)
         assert [row.key[0] for row in rows] == ["lcm", "apex", "fm"]
         sheet = np.asarray(grids.grids(images, View.load(results))["grid"])
     assert (cell_of(sheet, rows, 1, 0) == (255, 0, 0)).all()
     assert all(cell_of(sheet, rows, place, 0).std() > 0 for place in (0, 2))
     assert (results / "images/apex/nfe1/seed0/test").is_dir()  # what was gathered is gone, the images are not
-    assert {path.stem for path in pictures.keep(results, results / pictures.FOLDER)} == {"apex", "fm", "lcm"} and len(kept) == 2
+    assert {path.stem for path in pictures.keep([results], results / pictures.FOLDER)} == {"apex", "fm", "lcm"} and len(kept) == 2
 
 
 def test_an_archive_that_cannot_be_read_or_leads_outside(make_results: Callable[..., Path], tmp_path: Path) -> None:
     results = make_results(rows={("apex", 1): 0.5}, images=True)
-    path = pictures.keep(results, results / pictures.FOLDER)[0]
+    path = pictures.keep([results], results / pictures.FOLDER)[0]
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("../../outside.txt", "x")
-    with pictures.gathered(results) as images:
+    with pictures.gathered([results]) as images:
         assert not (images.parent / "outside.txt").exists() and not (images.parent.parent / "outside.txt").exists()
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"pictures/apex\.zip: not a readable zip archive"), pictures.gathered(results):
+    with pytest.raises(UserError, match=r"pictures/apex\.zip: not a readable zip archive"), pictures.gathered([results]):
         pass
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from apex.config import load
 from apex.errors import UserError
 from workflows import reference
 
@@ -118,13 +119,50 @@ def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_tor
     assert {f.name for f in (clone.results / "figures").iterdir()} == {f.name for f in (copied / "figures").iterdir()}
 
 
-def test_a_reference_is_not_made_of_unfinished_results(tmp_path):
+def test_a_reference_is_not_made_of_nothing(flow, tmp_path):
     out = tmp_path / "reference"
     out.mkdir()
     (out / "metrics.csv").write_text("old")
-    with pytest.raises(UserError, match=r"results: found no metrics\.csv; make the results first: snakemake all"):
-        reference.copy(tmp_path / "results", out)
+    with pytest.raises(UserError, match=r"results: found no records; make the results first: snakemake all"):
+        reference.copy(load(flow.profile), tmp_path / "results", out)
     assert (out / "metrics.csv").read_text() == "old"
+
+
+def test_another_sitting_joins_the_reference(flow, tmp_path):
+    """Rows that the new results lack stay, if the profile trains them as they were trained; a point that is made again is the new one."""
+    config = load(flow.profile, ["rows.slow={method: fm, train: {learning_rate: 1e-4}}", "methods=fm,slow"])
+    point = "records/{}/nfe1/seed0/test/geneval.json"
+
+    def results(name: str, row: str, rate: float, geneval: float) -> Path:
+        folder = tmp_path / name
+        record = json.loads((flow.results / point.format("fm")).read_text()) | {"row": row, "wall_seconds": geneval}
+        made = json.loads((flow.results / "runs/fm/seed0/made.json").read_text()) | {"row": row}
+        made["run"] |= {"row": row, "train": made["run"]["train"] | {"learning_rate": rate}}
+        made["run"]["variant"] = "" if row == "fm" else row
+        for path, content in ((point.format(row), record), (f"runs/{row}/seed0/made.json", made)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(json.dumps(content))
+        shutil.copytree(flow.results / "images/fm", folder / "images" / row)
+        return folder
+
+    def seconds(row: str) -> float | None:
+        path = tmp_path / "reference" / point.format(row)
+        return json.loads(path.read_text())["wall_seconds"] if path.is_file() else None
+
+    out, usual = tmp_path / "reference", config.train.learning_rate
+    reference.copy(config, results("first", "fm", usual, 1.0), out)
+    assert reference.copy(config, results("second", "slow", 1e-4, 2.0), out)[1] == {}
+    assert (seconds("fm"), seconds("slow")) == (1.0, 2.0)
+    assert {path.stem for path in (out / "pictures").iterdir()} == {"fm", "slow"}
+    reference.copy(config, results("third", "fm", usual, 3.0), out)
+    assert (seconds("fm"), seconds("slow")) == (3.0, 2.0)
+    # The profile trains `slow` at another rate now, and has forgotten it at last.
+    changed = load(flow.profile, ["rows.slow={method: fm, train: {learning_rate: 3e-4}}", "methods=fm,slow"])
+    assert reference.copy(changed, tmp_path / "third", out)[1] == {"slow": "it was trained with another train"}
+    assert (seconds("fm"), seconds("slow")) == (3.0, None) and not (out / "runs/slow").exists()
+    assert [path.stem for path in (out / "pictures").iterdir()] == ["fm"]
+    reference.copy(config, tmp_path / "second", out)
+    assert reference.copy(load(flow.profile), tmp_path / "third", out)[1] == {"slow": "the profile has no such row"}
 
 
 # --------------------------------------------------------------------------------------------- what goes wrong

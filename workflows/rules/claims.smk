@@ -37,7 +37,7 @@ rule judge:
     conda:
         ENVIRONMENT
     params:
-        command=claim_commands(PLAN.root),
+        command=" && ".join(claim_commands(PLAN.root)),
         code=fingerprint(BASEDIR / "paper_tables" / "claims.yaml"),
         expected=digest(CONFIG.as_profile()),
     shell:
@@ -51,7 +51,7 @@ rule claims:
     conda:
         ENVIRONMENT
     params:
-        command=claim_commands(RECORDED),
+        command=" && ".join(claim_commands(RECORDED)),
     shell:
         "({params.command}) 2>&1 | tee {log}"
 

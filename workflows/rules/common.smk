@@ -140,25 +140,33 @@ def kept(folder):
     return f"results/{folder}" if any(Path("results", folder).rglob("*.json")) else f"results/reference/{folder}"
 
 
-def table_commands(results):
-    """From the records in `results` to this profile's metrics.csv, tables, audit and figures: one shell command each."""
+def table_commands(results, out=PLAN.root):
+    """From the records in `results` to metrics.csv, tables, audit and figures in `out`: one shell command each."""
     about = arguments(_file, overrides(_settings))
     return [
-        f"python -m paper_tables.collect --results {results} --out {PLAN.metrics}",
-        f"python -m paper_tables.build --results {results} --out {PLAN.tables} {about}",
-        f"python -m paper_tables.audit --out {PLAN.audit}",
-        f"python -m paper_tables.figures --results {results} --out {PLAN.figures} {about}",
+        f"python -m paper_tables.collect --results {results} --out {out}/metrics.csv",
+        f"python -m paper_tables.build --results {results} --out {out}/tables {about}",
+        f"python -m paper_tables.audit --out {out}/audit",
+        f"python -m paper_tables.figures --results {results} --out {out}/figures {about}",
     ]
 
 
-def claim_commands(results):
-    """From the records in `results` to this profile's claims and assumptions."""
+def claim_commands(results, out=PLAN.root):
+    """From the records in `results` to claims and assumptions in `out`."""
     about = arguments(_file, overrides(_settings))
-    return (
+    return [
         f"python -m paper_tables.claims {about} --results {results} --theory {kept('theory')}"
-        f" --also workflows/config/world_qwen.yaml={kept('world_qwen')} --out {PLAN.claims}"
-        f" && python -m paper_tables.assumptions {about} --results {results}/ablations --out {PLAN.claims}"
-    )
+        f" --also {BASEDIR}/workflows/config/world_qwen.yaml={kept('world_qwen')} --out {out}/claims",
+        f"python -m paper_tables.assumptions {about} --results {results}/ablations --out {out}/claims",
+    ]
+
+
+def reference_commands():
+    """What this profile's results have, to the committed reference; then its tables and figures from the whole of it."""
+    about, out = arguments(_file, overrides(_settings)), PLAN.reference
+    copying = f"python -m workflows.reference {about} --results {PLAN.root} --out {out} --theory results/theory"
+    grids = f"python -m paper_tables.ablations {about} --results {out}/ablations --out {out}/ablations/tables"
+    return [copying, *table_commands(out, out), *([grids] if ABLATIONS.cells else []), *claim_commands(out, out)]
 
 
 def snakemake_arguments():
