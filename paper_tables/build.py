@@ -4,7 +4,7 @@
 
 Writes comparison (all methods by family and NFE), paired (each against apex, prompt by prompt), cost (budget, memory and time of
 training), stability (how each training went), sweep (from one step to many), relative (each row beside the guided 25-step teacher),
-world (all measurements), table1 and table2 (the paper's shape, published and measured side by side), each as .md, .tex, .csv and
+world (all measurements), table1 to table4 (the paper's shape, published and measured side by side), each as .md, .tex, .csv and
 .html, and all.tex, which inputs them. Records are enough: no images, no weights, no torch. With `--config FILE`, rows that the profile
 names and that were not run stand there as "not run".
 """
@@ -21,7 +21,7 @@ from paper_tables import expected, published
 from paper_tables.render import Table, all_formats, latex_document
 from paper_tables.tables_cost import cost
 from paper_tables.tables_methods import comparison, paired
-from paper_tables.tables_paper import table1, table2
+from paper_tables.tables_paper import table1, table2, table3, table4
 from paper_tables.tables_sweep import sweep
 from paper_tables.tables_training import stability
 from paper_tables.tables_world import relative, world
@@ -30,7 +30,7 @@ from paper_tables.view import View
 
 def tables(view: View, data: published.Published) -> list[Table]:
     made = [comparison(view), paired(view), cost(view), stability(view), sweep(view), relative(view), world(view)]
-    return [*filter(None, made), table1(view, data), table2(view, data)]
+    return [*filter(None, made), *(make(view, data) for make in (table1, table2, table3, table4))]
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
     python -m paper_tables.figures --results results/world --out results/world/figures
 
 From records: quality_latency, quality_memory, quality_budget, coverage_quality, paired, tasks, relative, cost, nfe, nfe_sweep, table1.
-From the paper: table2. From runs/: training, shift_visibility. From calibration/: calibration. From tune/: tuning. From images/: grid
-(all rows at one step), grid_nfe<K>, grid_unseen, grid_samples, sweep_<row> (one row, few steps to many); committed results have the
-images that these show in pictures/. index.html shows all figures. What has no source is left out with a line that says so.
+From the paper: table2, table3, table4. From runs/: training, shift_visibility. From calibration/: calibration. From tune/: tuning. From
+images/: grid (all rows at one step), grid_nfe<K>, grid_unseen, grid_samples, sweep_<row> (one row, few steps to many); committed results
+have the images that these show in pictures/. index.html shows all figures. What has no source is left out with a line that says so.
 With `--config FILE`, each figure names the rows that were not run, and folders of images that the profile brings stand in the grids.
 """
 
@@ -40,6 +40,8 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         "cost": lambda: forest.cost(view),
         "table1": lambda: paper_plots.table1(view, data),
         "table2": lambda: paper_plots.table2(view, data),
+        "table3": lambda: paper_plots.table3(view, data),
+        "table4": lambda: paper_plots.table4(view, data),
         "nfe": lambda: curves.against_nfe(view),
         "nfe_sweep": lambda: curves.nfe_sweep(view),
         "training": lambda: dynamics.training(view),

@@ -249,14 +249,14 @@ def tasks(view: View) -> Figure | None:
 LIGHT, DARK = np.array([0.94, 0.955, 0.97]), np.array([0.03, 0.25, 0.43])
 
 
-def tile(axes: Axes, place: int, level: int, value: float) -> None:
-    """A square of a heat map: a share, dark where it is high, with its number."""
+def tile(axes: Axes, place: int, level: int, value: float, text: str = "") -> None:
+    """A square of a heat map: a share, dark where it is high, with its number, or with `text`."""
     share = min(1.0, max(0.0, value))
     axes.fill_between([place - 0.47, place + 0.47], level - 0.46, level + 0.46, color=LIGHT + share * (DARK - LIGHT), linewidth=0, zorder=2)
     axes.text(
         place,
         level,
-        f"{share:.2f}".removeprefix("0"),
+        text or f"{share:.2f}".removeprefix("0"),
         ha="center",
         va="center",
         fontsize=7,

@@ -1,4 +1,4 @@
-"""The plots of the paper's Tables 1 and 2: its published numbers beside what was measured here, never in one panel."""
+"""The plots of the paper's Tables 1 to 4: its published numbers beside what was measured here, never in one panel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paper_tables.expected import described
 from paper_tables.forest import frame, tile
 from paper_tables.plotting import FAMILY_LOOKS, INK, PALE, Label, Look, looks, panels, place_labels, plain_ticks, row_looks
 from paper_tables.published import GENEVAL_TASKS, Published, Row, label
-from paper_tables.tables_paper import PAPER_MACHINE
+from paper_tables.tables_paper import PAPER_MACHINE, TABLE3, TABLE4
 from paper_tables.view import TASK_NAMES, View, family_name
 
 NFES = (1, 2)  # of Table 1
@@ -63,17 +63,32 @@ def _cloud(axes: Axes, points: list[tuple[str, float, float, Look]], size: float
 
 def table2(view: View, data: Published) -> Figure:
     """GenEval by task as the paper prints it, in its order; ours stand in `tasks`."""
-    rows = data["table2"]
-    names = [label(row) + (f", NFE {row['nfe']}" if row["nfe"] else "") for row in rows]
+    heads = {name: TASK_NAMES[task] for name, task in GENEVAL_TASKS.items()} | {"overall": "overall"}
+    return _printed(data, "table2", "GenEval by task", heads, 1.0)
+
+
+def table3(view: View, data: Published) -> Figure:
+    """DPG-Bench by category, shaded from 50 to 100."""
+    return _printed(data, "table3", "DPG-Bench by category", {name: name for name, *_ in TABLE3}, 100.0, 50.0)
+
+
+def table4(view: View, data: Published) -> Figure:
+    """WISE by category."""
+    return _printed(data, "table4", "WISE by category", {name: name for name, *_ in TABLE4}, 1.0)
+
+
+def _printed(data: Published, table: str, title: str, heads: dict[str, str], most: float, least: float = 0.0) -> Figure:
+    """The numbers of one of the paper's tables in its order, dark where they are high; `most` and `least` are the ends of the shades."""
+    rows = data[table]
+    names = [label(row) + (f", NFE {row['nfe']}" if row.get("nfe") else "") for row in rows]
     methods = {label(row): _color(row) for row in data["table1"]}
     groups = [("published", [(name, methods.get(label(row), INK)) for name, row in zip(names, rows, strict=True)])]
-    figure, (axes,), level = frame(groups, ["Table 2 of arXiv 2604.12322"], "GenEval by task, as published", [6.4], names=2.2)
-    columns = [*GENEVAL_TASKS, "overall"]
+    figure, (axes,), level = frame(groups, [f"Table {table[-1]} of arXiv 2604.12322"], f"{title}, as published", [6.4], names=2.2)
     axes.grid(visible=False)
-    axes.set(xlim=(-0.5, len(columns) - 0.5))
-    axes.set_xticks(range(len(columns)), [TASK_NAMES.get(GENEVAL_TASKS.get(name, name), name) for name in columns], rotation=25, ha="right")
+    axes.set(xlim=(-0.5, len(heads) - 0.5))
+    axes.set_xticks(range(len(heads)), list(heads.values()), rotation=25, ha="right")
     for name, row in zip(names, rows, strict=True):
-        for place, column in enumerate(columns):
+        for place, column in enumerate(heads):
             if row[column]:
-                tile(axes, place, level[name], float(row[column]))
+                tile(axes, place, level[name], (float(row[column]) - least) / (most - least), row[column].removeprefix("0"))
     return figure

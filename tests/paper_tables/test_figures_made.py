@@ -24,7 +24,7 @@ from paper_tables.view import TASKS, View
 
 PLOTS = (
     *("quality_latency", "quality_memory", "quality_budget", "coverage_quality", "nfe", "training", "tuning"),
-    *("paired", "relative", "tasks", "cost", "table1", "table2", "shift_visibility", "calibration"),
+    *("paired", "relative", "tasks", "cost", "table1", "table2", "table3", "table4", "shift_visibility", "calibration"),
 )
 GRIDS = ("grid", "grid_nfe2", "grid_nfe4", "grid_unseen", "grid_samples", "sweep_apex", "sweep_apex-eq25", "sweep_fm", "sweep_teacher")
 LOOK = looks({"apex": "self-adversarial", "apex-eq25": "self-adversarial", "fm": "control"})
@@ -370,7 +370,7 @@ def test_page_shows_every_figure_and_table(made: Path) -> None:
     assert sorted(sources) == sorted(path.name for path in (made / "figures").glob("*.png"))
     assert sources[:5] == ["quality_latency.png", "grid.png", "grid_nfe2.png", "grid_nfe4.png", "grid_unseen.png"]
     targets = re.findall(r'href="#([^"]+)"', text)
-    tables = {"comparison", "paired", "cost", "stability", "relative", "world", "table1", "table2", "audit", "tuning"}
+    tables = {"comparison", "paired", "cost", "stability", "relative", "world", "table1", "table2", "table3", "table4", "audit", "tuning"}
     assert set(targets) == tables | {f"figure-{source.removesuffix('.png')}" for source in sources}
     assert all(text.count(f'id="{target}"') == 1 for target in targets)
     assert "http" not in text.replace("https://arxiv.org", "") and "<script" not in text
@@ -406,7 +406,17 @@ def test_without_logs_and_images_the_rest_is_made_and_said(
     assert run(figures.main, "--results", results, "--out", tmp_path / "figures") == 0
     said = capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
-        *("cost.png", "coverage_quality.png", "index.html", "nfe.png", "quality_memory.png", "table2.png", "tasks.png")
+        *(
+            "cost.png",
+            "coverage_quality.png",
+            "index.html",
+            "nfe.png",
+            "quality_memory.png",
+            "table2.png",
+            "table3.png",
+            "table4.png",
+            "tasks.png",
+        )
     ]
     absent = said.split("has no source of them: ")[1].strip().split(", ")
     assert absent == [

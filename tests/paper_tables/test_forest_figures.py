@@ -151,6 +151,8 @@ FIGURES: dict[str, Callable[[View], Figure | None]] = {
     "training": dynamics.training,
     "table1": lambda view: paper_plots.table1(view, published.load()),
     "table2": lambda view: paper_plots.table2(view, published.load()),
+    "table3": lambda view: paper_plots.table3(view, published.load()),
+    "table4": lambda view: paper_plots.table4(view, published.load()),
 }
 
 
@@ -195,7 +197,7 @@ def test_no_text_covers_another_or_is_cut_with_twenty_rows(name: str, matrix_vie
         check_legible(FIGURES[name](matrix_view))
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("nfe_sweep", "table1", "table2")])
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("nfe_sweep", "table1", "table2", "table3", "table4")])
 def test_no_text_covers_another_where_all_rows_are_alike(name: str, make_results: Callable[..., Path]) -> None:
     with matplotlib.rc_context(STYLE):
         check_legible(FIGURES[name](crowd(make_results, 17)))

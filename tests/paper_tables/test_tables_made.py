@@ -17,10 +17,10 @@ from paper_tables import build, cells, published
 from paper_tables.expected import Expected
 from paper_tables.render import Cell, Column, Line, Table, html_fragment, tex_escape, to_latex, to_markdown
 from paper_tables.stats import Summary
-from paper_tables.tables_paper import TABLE1, TABLE2
+from paper_tables.tables_paper import TABLE1, TABLE2, table3
 from paper_tables.view import View
 
-NAMES = ("comparison", "paired", "cost", "stability", "relative", "world", "table1", "table2")
+NAMES = ("comparison", "paired", "cost", "stability", "relative", "world", "table1", "table2", "table3", "table4")
 KEYS = [
     *(("real", 0), ("mean", 0), ("shuffled", 0), ("noise", 0), ("teacher", 50), ("teacher", 25), ("teacher", 1)),
     *((row, nfe) for row in ("apex", "apex-eq25", "fm") for nfe in (1, 2, 4)),
@@ -66,6 +66,21 @@ def test_every_line_is_there_in_order(tables: dict[str, Table]) -> None:
         assert [(line.cells["model"].text, line.cells["nfe"].text) for line in tables[name].lines[-len(KEYS) :]] == [
             name_of(key) for key in KEYS
         ]
+
+
+def test_a_row_with_numbers_of_dpg_stands_beside_the_papers(make_results: Callable[..., Path]) -> None:
+    """Its line has them, the paper's rows keep theirs, and a row without such numbers has no line."""
+    results = make_results(rows={("apex", 1): 0.5, ("fm", 1): 0.3})
+    path = results / "records/apex/nfe1/seed0/test/dpg.json"
+    one = json.loads((path.parent / "geneval.json").read_text())
+    overall = {"metric": "dpg/overall", "value": 81.5, "unit": "points", "n": 100, "higher_is_better": True}
+    path.write_text(json.dumps(one | {"evaluator": "dpg", "metrics": [overall], "details": {}}))
+    lines = table3(View.load(results), published.load()).lines
+    (ours,) = [line for line in lines if line.cells["model"].text == "apex"]
+    assert ours.cells["our_overall"].text == "81.50" and ours.cells["our_global"].text == "not run"
+    assert not [line for line in lines if line.cells["model"].text == "fm"]
+    theirs = next(line for line in lines if line.cells["model"].text == "APEX 0.6B (1-NFE)")
+    assert theirs.cells["nfe"].text == "1" and theirs.cells["pub_overall"].text and theirs.cells["our_overall"].text == "not run"
 
 
 def test_world_cells_of_three_seeds(tables: dict[str, Table]) -> None:
@@ -269,7 +284,7 @@ def test_csv_has_the_numbers_in_full_with_their_intervals(name: str, tables: dic
                 compared += 1
         reasons = {cell.note for cell in line.cells.values() if cell.note}
         assert all(reason in row["remarks"] for reason in reasons)
-    assert compared > {"paired": 30, "cost": -1, "stability": 5}.get(name, 50)
+    assert compared > {"paired": 30, "cost": -1, "stability": 5, "table3": -1, "table4": -1}.get(name, 50)
 
 
 @pytest.mark.parametrize("name", NAMES)
