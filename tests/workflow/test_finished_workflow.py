@@ -58,13 +58,22 @@ def test_nothing_is_made_again_where_nothing_changed(flow, tiny_pipeline):
 def test_another_nfe_samples_and_scores_without_training(flow):
     code, output = flow.run("all", "--dry-run", "--config", "nfe=1,2")
     assert code == 0, output
-    assert planned(output) == {"all": 1, "sample": 1, "evaluate": 1, "collect": 1, "build_tables": 1, "draw_figures": 1}
+    assert planned(output) == {"all": 1, "sample": 1, "evaluate": 1, "collect": 1, "build_tables": 1, "draw_figures": 1, "judge": 1}
 
 
 def test_another_budget_trains_again_from_the_same_data(flow):
     code, output = flow.run("all", "--dry-run", "--config", "set=budget.forward_equivalents=3000")
     assert code == 0, output
-    assert planned(output) == {"all": 1, "train": 1, "sample": 1, "evaluate": 1, "collect": 1, "build_tables": 1, "draw_figures": 1}
+    assert planned(output) == {
+        "all": 1,
+        "train": 1,
+        "sample": 1,
+        "evaluate": 1,
+        "collect": 1,
+        "build_tables": 1,
+        "draw_figures": 1,
+        "judge": 1,
+    }
 
 
 def test_a_failed_job_shows_its_own_error_and_leaves_what_was_there(flow, external):
@@ -102,8 +111,8 @@ def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_tor
     files = contents(copied)
     assert {"metrics.csv", "records/fm/nfe1/seed0/test/geneval.json", "records/theirs/nfe3/seed0/test/geneval.json"} <= files.keys()
     assert {"runs/fm/seed0/log.csv", "runs/fm/seed0/made.json", "tables/world.md", "audit/audit.md", "figures/index.html"} <= files.keys()
-    assert {Path(name).suffix for name in files} <= {".csv", ".json", ".md", ".tex", ".html", ".png", ".zip"}
-    assert {name.split("/")[0] for name in files if name.endswith(".png")} == {"figures"}
+    assert {Path(name).suffix for name in files} <= {".csv", ".json", ".md", ".tex", ".html", ".png", ".zip", ".rst"}
+    assert {name.split("/")[0] for name in files if name.endswith(".png")} == {"figures", "claims"}
     assert {name for name in files if name.endswith(".zip")} == {f"pictures/{row.name}.zip" for row in (flow.results / "images").iterdir()}
 
     # A clone that has the reference and nothing else, and an environment without torch.
