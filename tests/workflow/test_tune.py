@@ -149,7 +149,7 @@ def test_a_call_for_some_rows_leaves_the_fulls_others_out(root):
     config = load(root / "workflows" / "config" / "world.yaml", ["methods=apex,fm", "full.methods="])
     assert set(config.full.seeds) - set(config.all_methods)
     assert {point.row for point in Plan(config).points(full=True)} == {"teacher", *config.references, "apex", "fm"}
-    load(root / "workflows" / "config" / "world.yaml", ["methods=lcm"])  # which `full` names too
+    load(root / "workflows" / "config" / "world.yaml", ["methods=scm"])  # which `full` names too
 
 
 def test_full_adds_rows_seeds_and_nfes_and_times_each_point_once(profile):
