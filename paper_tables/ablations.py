@@ -5,7 +5,7 @@
     python -m paper_tables.ablations ... --grid table7 --ends ends.json    its best, worst and control cell, for more seeds
 
 Reads <cell>/seed<S>/records/{geneval,coverage}.json and <cell>/seed<S>/run/made.json below --results. Writes <grid>.md, .tex, .csv, .html
-and .png. A cell that was not run says so.
+and .png. A cell that was not run says so; without --grid, a grid of which nothing was run is left out.
 """
 
 from __future__ import annotations
@@ -293,11 +293,14 @@ def main() -> None:
     data = published.load()
     for name in names:
         grid = load_grid(plan, name, args.results)
+        done = sum(bool(cell.geneval) for cell in grid.cells)
+        if not done and not args.grid:
+            print(f"{name}: not run yet, left out; snakemake ablation_{name} makes it")
+            continue
         for file, content in all_formats(table(grid, data)).items():
             write_atomic(args.out / file, content)
         with matplotlib.rc_context(plotting.STYLE):
             write_atomic(args.out / f"{name}.png", plotting.png(draw(grid, data)))
-        done = sum(bool(cell.geneval) for cell in grid.cells)
         print(f"{args.out}/{name}: {done} of {len(grid.cells)} cells were run")
 
 

@@ -48,7 +48,7 @@ def outdated(config: Config, reference: Path, row: str) -> str:
         return "the profile has no such row"
     for path in sorted((reference / "runs" / row).glob("seed*/made.json")):
         try:
-            had = settings(RunConfig.model_validate(json.loads(path.read_text())["run"]))
+            had = settings(RunConfig.model_validate({"method_files": []} | json.loads(path.read_text())["run"]))
         except (ValueError, KeyError, TypeError, ValidationError):
             return f"{path} is not a record of making"
         if had != wanted:

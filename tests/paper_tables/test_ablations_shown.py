@@ -129,3 +129,12 @@ def test_a_cell_is_named_by_what_tells_it_apart(plan: Plan, tmp_path: Path) -> N
     assert named["apex-eq25,lam=0.0"] == "lam 0" and named["apex-eq25,lam=1.0"] == "lam 1"
     assert named["apex-eq25,x_fake_gradient=False"] == "no x_fake_gradient, weighting t(1-t)"
     assert named["apex,negative_time=True"] == "a -1, negative_time"
+
+
+def test_grids_of_which_nothing_was_run_are_left_out(
+    score_cell: Callable[..., None], run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_cell(tmp_path, "apex,order=1", 0, 0.5)
+    assert run(ablations.main, "--config", WORLD, "--results", tmp_path, "--out", tmp_path / "out") == 0
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"order"}
+    assert "table7: not run yet, left out; snakemake ablation_table7 makes it" in capsys.readouterr().out
