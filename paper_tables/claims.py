@@ -231,14 +231,14 @@ def front(found: list[Judged], view: View, description: str) -> str:
     """The report's first page, reStructuredText."""
     total = {verdict: sum(its[verdict] for its in counts(found).values()) for verdict in VERDICTS}
     about = {verdict: ", ".join(dict.fromkeys(one.claim.id for one in found if one.outcome.verdict == verdict)) for verdict in VERDICTS}
-    verdicts = "\n".join(f"- **{verdict}: {count} {"test" if count == 1 else "tests"}.** {about[verdict]}" for verdict, count in total.items() if count)
+    lines = [f"- **{verdict}: {count} test{'s' * (count != 1)}.** {about[verdict]}" for verdict, count in total.items() if count]
     commits, hardware = ([str(value) for value in view.all_values(name)] for name in ("git_commit", "hardware"))
     return FRONT.format(
         claims=len({one.claim.id for one in found}),
         profile=", ".join(map(str, view.all_values("profile"))),
         commits=("commit " if len(commits) == 1 else "commits ") + ", ".join(commits),
         hardware="; ".join(hardware),
-        verdicts=verdicts,
+        verdicts="\n".join(lines),
         description=description,
     )
 
