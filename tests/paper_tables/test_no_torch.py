@@ -20,7 +20,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
-from paper_tables import audit, build, collect, figures, tuning
+from paper_tables import ablations, assumptions, audit, build, claims, collect, figures, tuning
 results, out, profile = map(Path, sys.argv[1:4])
 for main, arguments in (
     (collect.main, ["--results", results, "--out", out / "metrics.csv"]),
@@ -28,6 +28,9 @@ for main, arguments in (
     (audit.main, ["--out", out / "audit"]),
     (figures.main, ["--results", results, "--config", profile, "--out", out / "figures"]),
     (tuning.main, ["--results", results / "tune", "--out", out / "tuning"]),
+    (claims.main, ["--results", results, "--config", profile, "--theory", out, "--out", out / "claims"]),
+    (assumptions.main, ["--results", results / "ablations", "--config", profile, "--out", out / "claims"]),
+    (ablations.main, ["--results", results / "ablations", "--config", profile, "--out", out / "ablations"]),
 ):
     sys.argv = ["command", *map(str, arguments)]
     main()
@@ -44,7 +47,7 @@ def test_the_commands_import_no_torch(make_results: Callable[..., Path], profile
     assert (tmp_path / "out" / "figures" / "grid.png").is_file()
 
 
-@pytest.mark.parametrize("module", ["collect", "build", "audit", "figures", "tuning"])
+@pytest.mark.parametrize("module", ["collect", "build", "audit", "figures", "tuning", "claims", "assumptions", "ablations"])
 def test_help_runs(module: str, capsys: pytest.CaptureFixture[str], run: Callable[..., int]) -> None:
     program = __import__(f"paper_tables.{module}", fromlist=["main"])
     with pytest.raises(SystemExit) as end:
