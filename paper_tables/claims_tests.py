@@ -16,7 +16,8 @@
 | printed_difference | published/ | the difference of two printed GenEval scores is above 0, its error that of the benchmark's prompts |
 | full_scale | nothing | never here |
 
-An interval on one side of the limit decides; one that holds the limit leaves the claim undecided. Numbers that are exact decide alone.
+Where a row has one seed, its interval is widened by the training noise of the rows that have three. An interval on one side of the limit
+decides; one that holds the limit leaves the claim undecided. Numbers that are exact decide alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,21 @@ def _missing(view: View | None, rows: Iterable[str], test: dict[str, Any], evide
     return not_run(command if profile == evidence.first else f"{command} --configfile workflows/config/{profile}.yaml")
 
 
+def with_noise(found: Summary, view: View, test: dict[str, Any], scale: float = 1.0) -> tuple[Summary, str]:
+    """A comparison in which a row has one seed, its interval widened by the training noise of the rows that have three; and what to say.
+
+    scale: what a change of the metric by one changes the number by.
+    """
+    noise = view.training_noise(test["metric"], test["nfe"])
+    if found.seeds != 1 or found.low is None:
+        return found, ""
+    if noise is None:
+        return found, "; one seed, and no row has three to tell training noise"
+    extra = 1.96 * noise * scale
+    low, high = found.value - math.hypot(found.value - found.low, extra), found.value + math.hypot(found.high - found.value, extra)
+    return replace(found, low=low, high=high), f"; one seed, training noise of {noise:.2g} from rows with three"
+
+
 def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
     view, (key, other) = evidence.view(test), _keys(test)
     found = view.difference(key, other, test["metric"]) if view else None
@@ -193,7 +209,8 @@ def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
         return _missing(view, (test["row"], test["versus"]), test, evidence)
     if found.low is None:
         return Outcome(UNDECIDED, f"{test['metric']}: difference without an interval (one seed)", found.value, seeds=found.seeds, n=found.n)
-    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} minus {other[0]} at {other[1]}", "records")
+    found, words = with_noise(found, view, test)
+    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} minus {other[0]} at {other[1]}{words}", "records")
 
 
 def ratio(test: dict[str, Any], evidence: Evidence) -> Outcome:
@@ -203,7 +220,8 @@ def ratio(test: dict[str, Any], evidence: Evidence) -> Outcome:
         return _missing(view, (test["row"], test["versus"]), test, evidence)
     if found.low is None:
         return Outcome(UNDECIDED, f"{test['metric']}: ratio without an interval", found.value, seeds=found.seeds, n=found.n)
-    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} over {other[0]} at {other[1]}", "records")
+    found, words = with_noise(found, view, test, 1 / view.get(other, test["metric"]).value)
+    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} over {other[0]} at {other[1]}{words}", "records")
 
 
 def speedup(test: dict[str, Any], evidence: Evidence) -> Outcome:

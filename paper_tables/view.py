@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,11 @@ class View:
         by_seed = next((found for name in splits if (found := self._metrics.get((*key, name, metric)))), {})
         chosen = [number for its, number in by_seed.items() if seed is None or its == seed]
         return over_seeds(chosen) if chosen else None
+
+    def training_noise(self, metric: str, nfe: int) -> float | None:
+        """The largest standard deviation over seeds of a trained row with three or more at that NFE; None where no row has so many."""
+        found = [self._metrics.get((*key, self.split, metric), {}) for key in self.methods if key[1] == nfe]
+        return max((statistics.stdev(one.value for one in by_seed.values()) for by_seed in found if len(by_seed) >= 3), default=None)
 
     def common_seed(self, row: str, metric: str) -> int | None:
         """The seed at which the row has the number at most of its NFEs, the lowest of equals; None where no record names a seed.

@@ -90,6 +90,25 @@ def test_another_result_is_another_verdict(evidence: Callable[..., Evidence], ou
     assert verdict(ABOVE | {"versus": "dmd2"}, given) == NOT_RUN
 
 
+def test_one_seed_borrows_the_training_noise_of_rows_with_three(
+    evidence: Callable[..., Evidence], make_results: Callable[..., Path]
+) -> None:
+    """apex has three seeds that differ by 0.01 each: a standard deviation of 0.01. A difference of 0.02 that prompts alone decide is
+    undecided with it."""
+    given = evidence(rows={("apex", 1): 0.6})
+    make_results(rows={("fm", 1): 0.6})
+    make_results(rows={("apex", 1): 0.6}, seeds=(0, 1, 2))
+    view = View.load(make_results(rows={("fm", 1): 0.6}))
+    given.views["world"] = view
+    assert view.training_noise("geneval/overall", 1) == pytest.approx(0.01)
+    assert view.training_noise("geneval/overall", 2) is None
+    narrow = view.difference(("apex", 1), ("fm", 1), "geneval/overall")
+    found = TESTS["difference"](ABOVE, given)
+    assert narrow.seeds == 1 and found.low < narrow.low and found.high > narrow.high
+    assert found.high - found.value == pytest.approx(((narrow.high - narrow.value) ** 2 + 0.0196**2) ** 0.5)
+    assert "one seed, training noise of 0.01" in found.effect
+
+
 def test_a_changed_record_changes_the_written_verdict(make_results: Callable[..., Path], run: Callable[..., int], tmp_path: Path) -> None:
     def written(quality: float) -> str:
         results = make_results(f"r{quality}", rows={("apex", 1): quality, ("teacher", 25): 0.8, ("teacher", 1): 0.1})
