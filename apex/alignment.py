@@ -13,10 +13,8 @@ the method's own parameter gradient with that gradient, the norms of both, and h
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +46,14 @@ LOW, HIGH = 0.02, 0.98  # of s: at 0 the samples' own score is a sum of peaks
 SAMPLES = 4096  # per class
 
 
+def variance_at(s: Tensor) -> Tensor:
+    """Of one diffused mode per axis, (N, 1)."""
+    return (mixture.SPREAD * (1 - s)).square() + s.square()
+
+
 def data_score(x: Tensor, s: Tensor, label: int) -> Tensor:
     """Score of the class's data at time s, (N, 2): a mixture of four Gaussians about (1 - s) times their modes. x (N, 2), s (N, 1)."""
-    centres = (1 - s)[:, None] * mixture.modes(label)[None].to(x)
-    variance = (mixture.SPREAD * (1 - s)).square() + s.square()
-    return mixture_score(x, centres, variance)
+    return mixture_score(x, (1 - s)[:, None] * mixture.modes(label).to(x), variance_at(s))
 
 
 def sample_score(x: Tensor, s: Tensor, samples: Tensor) -> Tensor:
@@ -124,14 +125,6 @@ def watch_row(name: str, teacher: VelocityMLP, recipe: Recipe, seed: int) -> lis
     return lines
 
 
-def as_csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-    return text.getvalue()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, help="folder for alignment.csv")
@@ -150,7 +143,7 @@ def main() -> None:
             lines += found
             last = [line for line in found if line["part"] == "whole"]
             print(f"seed {seed} {name:14}", "  ".join(f"{line['step']}: {line['cosine']:+.2f}" for line in last), flush=True)
-            write_atomic(args.out / "alignment.csv", as_csv(lines))
+            write_atomic(args.out / "alignment.csv", mixture.as_csv(lines))
 
 
 if __name__ == "__main__":

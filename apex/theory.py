@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from apex import flow, losses, mixture, provenance
-from apex.alignment import flat, mixture_score
+from apex.alignment import data_score, flat, variance_at
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import AffineShift, Condition
 from apex.errors import run_command
@@ -55,7 +55,7 @@ def points(count: int, seed: str) -> tuple[Tensor, Tensor]:
 
 def clean_mean(x: Tensor, t: Tensor, modes: Tensor) -> Tensor:
     """E[x0 | x_t = x] for data that are an even mixture of N(mode, SPREAD^2 I), (N, 2)."""
-    variance = (mixture.SPREAD * (1 - t)).square() + t.square()
+    variance = variance_at(t)
     weights = torch.softmax(-(x[:, None] - (1 - t)[:, None] * modes).square().sum(2) / (2 * variance), dim=1)
     gain = (1 - t) * mixture.SPREAD**2 / variance
     each = modes + gain[:, None] * (x[:, None] - (1 - t)[:, None] * modes)
@@ -80,7 +80,7 @@ def duality() -> Check:
     x, t = points(2000, "duality")
     modes = mixture.modes(0).to(F64)
     x = x.requires_grad_(True)
-    variance = (mixture.SPREAD * (1 - t)).square() + t.square()
+    variance = variance_at(t)
     density = torch.logsumexp(-(x[:, None] - (1 - t)[:, None] * modes).square().sum(2) / (2 * variance), 1)
     true = torch.autograd.grad(density.sum(), x)[0]
     with torch.no_grad():
@@ -108,10 +108,9 @@ def score_difference() -> Check:
     x, t = points(2000, "difference")
     real, fake = mixture.modes(0).to(F64), mixture.modes(1).to(F64)
     found = -(1 - t) / t * (marginal_velocity(x, t, fake) - marginal_velocity(x, t, real))
-    variance = (mixture.SPREAD * (1 - t)).square() + t.square()
-    scores = [mixture_score(x, (1 - t)[:, None] * modes, variance) for modes in (fake, real)]
+    true = data_score(x, t, 1) - data_score(x, t, 0)
     says = "where both branches are exact, v_fake - v is the score difference times a weight of t alone: a KL gradient"
-    return Check("score_difference", says, worst(found, scores[0] - scores[1]), ROUNDING, len(x))
+    return Check("score_difference", says, worst(found, true), ROUNDING, len(x))
 
 
 def discriminator_weight() -> Check:
@@ -119,11 +118,11 @@ def discriminator_weight() -> Check:
     x, t = points(2000, "weight")
     real, fake = mixture.modes(0).to(F64), mixture.modes(1).to(F64)
     x = x.requires_grad_(True)
-    variance = (mixture.SPREAD * (1 - t)).square() + t.square()
+    variance = variance_at(t)
     logs = [torch.logsumexp(-(x[:, None] - (1 - t)[:, None] * m).square().sum(2) / (2 * variance), 1) for m in (real, fake)]
     d = torch.sigmoid(logs[0] - logs[1])
     gradient = torch.autograd.grad(nn.functional.logsigmoid(logs[1] - logs[0]).sum(), x)[0]
-    difference = mixture_score(x, (1 - t)[:, None] * fake, variance) - mixture_score(x, (1 - t)[:, None] * real, variance)
+    difference = data_score(x, t, 1) - data_score(x, t, 0)
     says = "the generator's gradient under the best discriminator is the same score difference, weighted by D(x) of the sample"
     return Check("discriminator_weight", says, worst(gradient, (d[:, None] * difference).detach()), ROUNDING, len(x))
 
@@ -135,7 +134,7 @@ def separated() -> Tensor:
     fake = torch.tensor([[1.0, 0.0]], dtype=F64)
     x = (1 - t) * (fake + mixture.SPREAD * torch.randn(4000, 2, generator=generator, dtype=F64))
     x = x + t * torch.randn(4000, 2, generator=generator, dtype=F64)
-    variance = (mixture.SPREAD * (1 - t)).square() + t.square()
+    variance = variance_at(t)
     logs = [-(x - (1 - t) * centre).square().sum(1) / (2 * variance[:, 0]) for centre in (torch.zeros_like(fake), fake)]
     return torch.sigmoid(logs[0] - logs[1])
 

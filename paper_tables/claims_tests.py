@@ -74,6 +74,7 @@ class Evidence:
     cells: Path
     theory: Path
     guidance: dict[str, float] = field(default_factory=dict)  # by profile, of the teacher
+    _grids: dict[str, ablations.Grid] = field(default_factory=dict)
 
     @property
     def first(self) -> str:
@@ -99,16 +100,22 @@ class Evidence:
         path = self.theory / "alignment.csv"
         return list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
 
+    def grid(self, name: str) -> ablations.Grid:
+        """An ablation of the plan with its records, which are read once."""
+        if name not in self._grids:
+            self._grids[name] = ablations.load_grid(self.plan, name, self.cells)
+        return self._grids[name]
+
     @cached_property
     def audits(self) -> dict[str, Callable[[Published], checks.Checked]]:
         own = {check.__name__: check for check in (*checks.CHECKS, *checks_outside.CHECKS)}
         return own | dict(zip((claim["id"] for claim in self.data.claims), checks_text.checks(self.data), strict=True))
 
 
-def judged(found: Summary, test: dict[str, Any], effect: str, source: str, limit: float = 0.0) -> Outcome:
-    """The verdict on a number with an interval: `at_least` (default: `limit`) or `at_most`; with `lower`, below it."""
+def judged(found: Summary, test: dict[str, Any], effect: str, source: str) -> Outcome:
+    """The verdict on a number with an interval: `at_least` (default: 0) or `at_most`; with `lower`, below it."""
     above = "at_most" not in test and not test.get("lower")
-    bound = float(test.get("at_most", test.get("at_least", limit)))
+    bound = float(test.get("at_most", test.get("at_least", 0.0)))
     low, high = (found.value if end is None else end for end in (found.low, found.high))
     if not above:
         low, high, bound = -high, -low, -bound
@@ -264,7 +271,7 @@ def diverged(test: dict[str, Any], evidence: Evidence) -> Outcome:
 def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
     if test["grid"] not in evidence.plan.found.grids:
         return not_run(f"a profile with the ablation {test['grid']}, such as workflows/config/world.yaml,")
-    grid = ablations.load_grid(evidence.plan, test["grid"], evidence.cells)
+    grid = evidence.grid(test["grid"])
     cells = {cell.name: cell for cell in grid.cells}
     names = [grid.ablation.name(test[which]) for which in ("cell", "versus")]
     if absent := [name for name in names if name not in cells]:
@@ -275,8 +282,7 @@ def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
     found = stats.paired_difference(first, second)
     if found is None:
         raise UserError(f"{evidence.cells}: {names[0]} and {names[1]} were not scored on the same prompts; run the cells again")
-    share = grid.share
-    return judged(found, test, f"GenEval of {names[0]} minus {names[1]}, {share:g} of the budget", "ablations")
+    return judged(found, test, f"GenEval of {names[0]} minus {names[1]}, {grid.share:g} of the budget", "ablations")
 
 
 # -------------------------------------------------------------------------------------------------- the paper's own tables
