@@ -109,6 +109,11 @@ def build_student(run: RunConfig, method: Method, folder: Path, device: torch.de
     if run.tuning == "lora":
         from peft import LoraConfig
 
+        if method.time_scale != 1.0:
+            raise UserError(
+                f"row {run.row}: time_scale: found {method.time_scale:g} with tuning 'lora', expected 1: the teacher is the student "
+                "without its adapter, and keeps its own time embedding; take tuning 'full'"
+            )
         student.requires_grad_(False)
         lora = LoraConfig(
             r=run.lora.rank,
@@ -121,6 +126,10 @@ def build_student(run: RunConfig, method: Method, folder: Path, device: torch.de
     teacher = load_backbone(folder / "transformer").eval().requires_grad_(False).to(device) if "teacher" in method.needs else None
     if method.target_time == "embedding":
         student = student.with_target_time()
+    try:
+        student = student.with_time_scale(method.time_scale)
+    except UserError as error:
+        raise UserError(f"row {run.row}: {error}") from None
     return student.to(device), teacher
 
 

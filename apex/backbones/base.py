@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from apex.conditioning import Condition
+from apex.errors import UserError
 
 TargetTime = Literal["none", "embedding"]
 TIME_SCALE = 1000.0  # diffusers' schedulers count time in [0, 1000]
@@ -60,6 +61,16 @@ class Backbone(nn.Module):
     def with_target_time(self) -> Backbone:
         """A copy of this backbone that sees r, equal to this one for every r until it is trained."""
         raise NotImplementedError
+
+    def with_time_scale(self, factor: float) -> Backbone:
+        """This backbone with `factor` times the time in its embedding: the same weights, another function, smoother in t below 1.
+
+        Raises:
+            UserError: the family's stock class fixes that scale, so what is trained would not load in stock diffusers.
+        """
+        if factor == 1.0:
+            return self
+        raise UserError(f"time_scale: found {factor:g}, expected 1: {self.family} has its scale in code, not in its configuration")
 
     def fold_one_step(self) -> nn.Module:
         """A stock transformer without r whose output at t = 1 equals this network's at (t = 1, r = 0)."""

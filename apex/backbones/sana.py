@@ -72,6 +72,11 @@ class SanaBackbone(Backbone):
         nn.init.zeros_(slot.linear_2.bias)
         return SanaBackbone(like(new, self.transformer))
 
+    def with_time_scale(self, factor: float) -> SanaBackbone:
+        """The scale is the stock configuration's `timestep_scale`, 0.001 of Sana-Sprint's published one."""
+        self.transformer.register_to_config(timestep_scale=factor * self.transformer.config.timestep_scale)
+        return self
+
     @torch.no_grad()
     def fold_one_step(self) -> SanaTransformer2DModel:
         if self.target_time == "none":

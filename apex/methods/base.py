@@ -183,6 +183,11 @@ class Method:
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = self.Params(**(params or {}))
 
+    @property
+    def time_scale(self) -> float:
+        """Factor on the time that the student's embedding sees; the teacher keeps its own. Not 1 with LoRA."""
+        return 1.0
+
     def extra_networks(self, setup: Setup) -> dict[str, nn.Module]:
         """Modules besides the student, by name. Parameters that require grad are trained; all of their state is saved."""
         return {}

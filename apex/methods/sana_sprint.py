@@ -33,6 +33,10 @@ class SanaSprint(Method):
     needs = frozenset({"teacher"})
     Params = SanaSprintParams
 
+    @property
+    def time_scale(self) -> float:
+        return self.params.time_scale
+
     def extra_networks(self, setup: Setup) -> dict[str, nn.Module]:
         self.blocks = check_blocks(self.params.blocks, setup.blocks)
         return {"heads": make_heads(self.params, self.blocks, setup)}

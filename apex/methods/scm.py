@@ -3,9 +3,11 @@
 g = (v_hat - sg F) - warm t dF/dt along (v_hat, 1), g <- g / (||g|| + c), and the loss ||F - sg(F + g)||^2, whose gradient
 -2 g is what counts. From sCM (arXiv 2410.11081) as Sana-Sprint (arXiv 2503.09641) and FastGen train it, in this suite's
 flow time rather than TrigFlow's. The student has no r, so F moves with t alone. Not here: the learned log-variance
-weight of sCM, the guidance scale that Sana-Sprint gives the student as an input, and the change of the network's time
-embedding: sCM and Sana-Sprint make F smooth in t first, here it keeps the teacher's embedding of 1000 t. Where F has fine
-waves in t the exact derivative and a difference over 0.005 disagree, so `derivative` chooses between two objectives.
+weight of sCM, and the guidance scale that Sana-Sprint gives the student as an input.
+
+Both papers first make F smooth in t: the embedding gets t where the teacher's gets 1000 t, and the network is trained on until it
+is used to that. `time_scale` and `adapt` do so here. By default F keeps the teacher's embedding, whose fine waves in t make
+the exact derivative large, and another objective than a difference over 0.005.
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ from apex.methods.base import Batch, Method, Networks, Step
 
 
 class ScmParams(ContinuousParams):
+    time_scale: float = Field(
+        1.0, gt=0, description="factor on the time in the student's embedding; published: 0.001 (t, not 1000 t). Not with LoRA"
+    )
+    adapt: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the budget before the warm-up, in which the student follows v_hat; published: 5,000 steps of flow matching",
+    )
     warmup: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="share of the budget in which the derivative's part grows to 1; published: 4,000 or 10,000 steps",
+        description="share of the budget in which the derivative's part then grows to 1; published: 4,000 or 10,000 steps",
     )
     tangent_c: float = Field(0.1, ge=0, description="c of the tangent's normalisation; published: 0.1")
     tangent_norm: losses.TangentNorm = Field("rms", description="its norm: RMS (FastGen) or L2 (Sana-Sprint)")
@@ -39,9 +50,20 @@ class ContinuousConsistency(Method):
     needs = frozenset({"teacher"})
     Params = ScmParams
 
+    @property
+    def time_scale(self) -> float:
+        return self.params.time_scale
+
     def losses(self, batch: Batch, nets: Networks, step: int) -> Step:
         loss, logs = consistency(self.params, batch, nets)
         return Step({"student": loss}, logs)
+
+
+def warm_up(p: ScmParams, progress: float) -> float:
+    """Weight of the derivative after this share of the budget: 0 in the adaptation, then a line from 0 to 1."""
+    if p.warmup == 0:
+        return float(progress >= p.adapt)
+    return min(max(progress - p.adapt, 0.0) / p.warmup, 1.0)
 
 
 def consistency(p: ScmParams, batch: Batch, nets: Networks) -> tuple[torch.Tensor, dict[str, torch.Tensor | float]]:
@@ -50,11 +72,12 @@ def consistency(p: ScmParams, batch: Batch, nets: Networks) -> tuple[torch.Tenso
     noise = batch.normal_like(batch.x0)
     x_t = interpolate(batch.x0, noise, t)
     predicted = nets.student(x_t, t, batch.cond)
-    warm = min(batch.progress / p.warmup, 1.0) if p.warmup > 0 else 1.0
+    warm = warm_up(p, batch.progress)
     with torch.no_grad():
         own = predicted.detach().to(x_t)
         guided = target_velocity(p, nets, x_t, t, noise, batch)
-        derivative = time_derivative(p, nets, own, x_t, t, batch.cond, None, guided)
+        adapting = batch.progress < p.adapt  # the derivative does not count yet, and is not paid for
+        derivative = torch.zeros_like(own) if adapting else time_derivative(p, nets, own, x_t, t, batch.cond, None, guided)
         tangent = losses.consistency_tangent(own, guided, derivative, t, warm)
         target = own + losses.normalised(tangent, p.tangent_c, p.tangent_norm)
     loss = losses.mean_square(predicted - target).mean()

@@ -60,6 +60,31 @@ def test_sana_keeps_its_time_scale(make_backbone, make_condition):
     torch.testing.assert_close(seen[0], t)
 
 
+def test_a_scaled_time_is_the_same_network_at_the_scaled_time(make_backbone, make_condition, tmp_path):
+    """What makes F smooth in t is stock configuration: the weights are the same, and what is saved is loaded so."""
+    plain, cond, (x, t) = make_backbone("sana"), make_condition(3), inputs()
+    scaled = load_saved(plain, tmp_path / "plain").with_time_scale(0.01)
+    assert scaled.with_time_scale(0.1).transformer.config.timestep_scale == pytest.approx(1e-3)
+    assert plain.transformer.config.timestep_scale == 1.0
+    with torch.no_grad():
+        torch.testing.assert_close(scaled.velocity(x, t, cond), plain.velocity(x, 1e-3 * t, cond))
+        assert not torch.allclose(scaled.velocity(x, t, cond), plain.velocity(x, t, cond), atol=1e-4)
+        torch.testing.assert_close(load_saved(scaled, tmp_path / "scaled").velocity(x, t, cond), scaled.velocity(x, t, cond))
+        torch.testing.assert_close(scaled.with_target_time().velocity(x, t, cond, 0.5 * t), scaled.velocity(x, t, cond))
+
+
+def load_saved(backbone, folder):
+    backbone.transformer.save_pretrained(folder, safe_serialization=True)
+    return load_backbone(folder)
+
+
+def test_a_family_whose_time_scale_is_code_refuses_another(make_backbone):
+    backbone = make_backbone("qwen_image")
+    assert backbone.with_time_scale(1.0) is backbone
+    with pytest.raises(UserError, match=r"time_scale: found 0.001, expected 1: qwen_image has its scale in code"):
+        backbone.with_time_scale(0.001)
+
+
 def test_every_input_matters(make_backbone, make_condition, family: str):
     x, t = inputs()
     backbone, cond = make_backbone(family, "embedding"), make_condition(3)

@@ -320,6 +320,15 @@ def test_an_unknown_row_and_an_unsupported_tuning_are_named(make_loop, tiny_prof
         make_loop("fm", tuning="lora")
 
 
+@pytest.mark.parametrize("method", ["scm", "sana-sprint"])
+def test_the_student_alone_gets_another_time_scale(make_loop, method: str):
+    loop = make_loop(method, params={"time_scale": 0.01})
+    assert loop.student.transformer.config.timestep_scale == pytest.approx(0.01)
+    assert loop.teacher.transformer.config.timestep_scale == 1.0
+    with pytest.raises(UserError, match=r"row row: time_scale: found 0.01 with tuning 'lora', expected 1: the teacher is the student"):
+        make_loop(method, params={"time_scale": 0.01}, tuning="lora")
+
+
 # ------------------------------------------------------------------------------------------------------- the budget
 
 

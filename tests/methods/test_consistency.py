@@ -317,6 +317,8 @@ PASSES = [  # of a batch of 8: with gradient; forward by student, ema, teacher; 
     ("scm", {"derivative": "finite_difference"}, (8, 8, 0, 16, 0, 0)),
     ("scm", {"velocity": "data"}, (8, 0, 0, 16, 8, 0)),
     ("scm", {"velocity": "data", "guidance": 1.0}, (8, 0, 0, 0, 8, 0)),
+    ("scm", {"guidance": 2.5, "adapt": 0.6}, (8, 0, 0, 16, 0, 0)),  # half of the budget is spent
+    ("scm", {"guidance": 2.5, "adapt": 0.5}, (8, 0, 0, 16, 8, 0)),
     ("meanflow", {"guidance": 1.0, "equal_share": 0.0}, (8, 0, 0, 8, 8, 0)),
     ("meanflow", {"guidance": 1.0, "equal_share": 1.0}, (8, 0, 0, 8, 0, 0)),
     ("meanflow", {"guidance": 1.0, "equal_share": 0.5}, (8, 0, 0, 8, 5, 0)),
@@ -500,13 +502,13 @@ def test_scm_on_data_is_zero_where_the_paths_are_straight(make_exact, make_batch
 
 @pytest.mark.parametrize("norm", ["rms", "l2"])
 @pytest.mark.parametrize("velocity", ["teacher", "data"])
-@pytest.mark.parametrize("progress", [0.05, 0.6])
+@pytest.mark.parametrize(("progress", "adapt"), [(0.05, 0.0), (0.6, 0.0), (0.05, 0.1), (0.15, 0.1)])
 def test_the_gradient_of_scm_is_minus_two_normalised_tangents(
-    make_smooth, make_batch, make_nets, gradients, norm: str, velocity: str, progress: float
+    make_smooth, make_batch, make_nets, gradients, norm: str, velocity: str, progress: float, adapt: float
 ):
-    """g from central differences; only the t dF/dt part is warmed up, over a fifth of the budget."""
+    """g from central differences; only the t dF/dt part is warmed up, over a fifth of the budget after the adaptation."""
     student, teacher, batch = make_smooth(1), make_smooth(3), make_batch(6, progress=progress)
-    method = make("scm", guidance=2.5, velocity=velocity, tangent_norm=norm, tangent_c=0.3, warmup=0.2)
+    method = make("scm", guidance=2.5, velocity=velocity, tangent_norm=norm, tangent_c=0.3, warmup=0.2, adapt=adapt)
     loss = method.losses(batch, make_nets(student, teacher=teacher), 0).losses["student"]
     t, noise = torch.sigmoid(0.89 + 1.6 * batch.normals[0]), batch.noises[0]
     x_t = interpolate(batch.x0, noise, t)
@@ -514,7 +516,7 @@ def test_the_gradient_of_scm_is_minus_two_normalised_tangents(
     with torch.no_grad():
         with_c, without_c = teacher(x_t, t, batch.cond), teacher(x_t, t, batch.null)
         v = guide(with_c, without_c, 2.5) if velocity == "teacher" else noise - batch.x0 + 1.5 * (with_c - without_c)
-        g = v - predicted - min(progress / 0.2, 1.0) * expand(t, v) * along(student, x_t, t, batch.cond, None, v)
+        g = v - predicted - min(max(progress - adapt, 0) / 0.2, 1.0) * expand(t, v) * along(student, x_t, t, batch.cond, None, v)
         size = g.square().flatten(1).sum(1).sqrt() / (1 if norm == "l2" else 2**0.5)
         g = g / expand(size + 0.3, g)
     torch.testing.assert_close(gradients(loss, student), gradients(predicted, student, -2 * g / g.numel()), rtol=1e-6, atol=1e-9)
@@ -522,10 +524,14 @@ def test_the_gradient_of_scm_is_minus_two_normalised_tangents(
 
 
 @pytest.mark.parametrize(
-    ("warmup", "progress", "warm"), [(0.2, 0.0, 0.0), (0.2, 0.05, 0.25), (0.2, 0.2, 1.0), (0.2, 0.9, 1.0), (0.0, 0.0, 1.0)]
+    ("warmup", "adapt", "progress", "warm"),
+    [
+        *((0.2, 0, 0.0, 0.0), (0.2, 0, 0.05, 0.25), (0.2, 0, 0.2, 1.0), (0.2, 0, 0.9, 1.0), (0.0, 0, 0.0, 1.0)),
+        *((0.2, 0.1, 0.1, 0.0), (0.2, 0.1, 0.15, 0.25), (0.2, 0.1, 0.9, 1.0), (0.0, 0.1, 0.09, 0.0), (0.0, 0.1, 0.1, 1.0)),
+    ],
 )
-def test_the_warm_up_of_scm_is_a_share_of_the_budget(make_smooth, make_batch, make_nets, warmup: float, progress: float, warm: float):
-    out = make("scm", warmup=warmup).losses(make_batch(2, progress=progress), make_nets(make_smooth(1)), 0)
+def test_the_warm_up_of_scm_is_a_share_of_the_budget(make_smooth, make_batch, make_nets, warmup, adapt, progress, warm):
+    out = make("scm", warmup=warmup, adapt=adapt).losses(make_batch(2, progress=progress), make_nets(make_smooth(1)), 0)
     assert out.logs["warm"] == pytest.approx(warm)
 
 
