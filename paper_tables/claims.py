@@ -2,7 +2,7 @@
 
     python -m paper_tables.claims --config workflows/config/world.yaml --results results/world --theory results/theory --out DIR
 
-Reads claims.yaml, result records, ablations, theory.json and alignment.csv; writes claims.md, .tex, .csv, .html and .png, and the
+Reads claims.yaml, result records, ablations, theory.json and alignment.csv; writes claims.md, .tex, .csv and .html, verdicts.png, and the
 report's first page, front.rst. No verdict is written by hand: `claims_tests.py` computes it, so another result gives another verdict.
 """
 
@@ -274,7 +274,7 @@ def main() -> None:
         write_atomic(args.out / name, content)
     write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description))
     with matplotlib.rc_context(plotting.STYLE):
-        write_atomic(args.out / "claims.png", plotting.png(draw(found)))
+        write_atomic(args.out / "verdicts.png", plotting.png(draw(found)))
     total = {verdict: sum(its[verdict] for its in counts(found).values()) for verdict in VERDICTS}
     tests = ", ".join(f"{count} {name}" for name, count in total.items())
     print(f"{args.out}: {len({one.claim.id for one in found})} claims; tests: {tests}")

@@ -78,11 +78,14 @@ def main() -> None:
         metavar="DIR",
         help="results at another budget, for quality_budget",
     )
+    parser.add_argument("--gallery", type=Path, metavar="FILE", help="also one page that holds every picture grid")
     expected.add_arguments(parser)
     args = parser.parse_args()
     view = View.load(args.results, expected.from_arguments(args))
     made = draw(args.results, args.out, view, scatter.beside(args.beside))
     write_atomic(args.out / "index.html", page.index(view, made))
+    if args.gallery:
+        write_atomic(args.gallery, page.gallery(args.out, made))
     absent = [name for name in page.CAPTIONS if name not in made]
     print(
         f"{args.out}: index.html, {', '.join(made)}"

@@ -1,9 +1,11 @@
-"""index.html: headline, figures, tables and the audit on one page, with no script and no outside resource."""
+"""index.html: headline, figures, tables and the audit on one page, with no outside resource."""
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Iterable
+from pathlib import Path
 
 from paper_tables import audit, build, published, tuning
 from paper_tables.render import html_fragment
@@ -113,11 +115,22 @@ def headline(view: View) -> str:
     return "<br>".join([*out, f"For comparison, GenEval of: {', '.join(told)}."] if told else out)
 
 
-def _figure(name: str) -> str:
+def _figure(name: str, source: str = "") -> str:
     title, words = map(html.escape, caption(name))
     return (
         f'<figure id="figure-{name}"><h3>{title}</h3><figcaption>{words}</figcaption>'
-        f'<img src="{name}.png" alt="{title}" loading="lazy"></figure>'
+        f'<img src="{source or name + ".png"}" alt="{title}" loading="lazy"></figure>'
+    )
+
+
+def gallery(folder: Path, figures: list[str]) -> str:
+    """All picture grids on one page that holds them, for the report: it has no files beside it."""
+    names = [name for name in figures if name.startswith(("grid", "sweep_"))]
+    links = " ".join(f'<a href="#figure-{name}">{html.escape(caption(name)[0])}</a>' for name in names)
+    sources = {name: "data:image/png;base64," + base64.b64encode((folder / f"{name}.png").read_bytes()).decode() for name in names}
+    shown = [_figure(name, source) for name, source in sources.items()]
+    return html_page(
+        "Pictures", "\n".join(["<h1>Pictures</h1>", "<p>A click shows one at its full size.</p>", f"<nav>{links}</nav>", *shown])
     )
 
 

@@ -10,8 +10,12 @@ import csv
 import html
 import io
 import itertools
+import math
+import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from paper_tables.stats import Summary
 
@@ -125,7 +129,8 @@ def to_markdown(table: Table) -> str:
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}", "]": "{]}",
-    "–": "--", "—": "---", "“": "``", "”": "''", "’": "'", "×": r"$\times$", "±": r"$\pm$", "−": "$-$", "↑": r"$\uparrow$",
+    "–": r"\textendash{}", "—": r"\textemdash{}", "“": "``", "”": "''", "’": "'", "×": r"$\times$", "±": r"$\pm$", "−": "$-$",
+    "↑": r"$\uparrow$",
     "↓": r"$\downarrow$", "≥": r"$\ge$", "≤": r"$\le$", "→": r"$\to$", "λ": r"$\lambda$", "α": r"$\alpha$", "Σ": r"$\Sigma$",
     "·": r"$\cdot$", "µ": r"$\mu$", "…": r"\ldots{}", "|": r"\textbar{}", "\n": " ",
 }  # fmt: skip
@@ -133,26 +138,57 @@ _TEX = {
 
 def tex_escape(text: str) -> str:
     """Plain text as LaTeX: special characters escaped, symbols as maths, what pdfTeX has no glyph for as `?`."""
-    return "".join(_TEX.get(char, char if ord(char) < 0x250 and char.isprintable() else "?") for char in text)
+    return "".join(_TEX.get(char, char if ord(char) < 0x250 and char.isprintable() else "?") for char in text).replace("--", "-{}-")
 
 
 PAGE_LINES = 46  # of a LaTeX page
+LONG, NARROW, WIDE = 30, 12, 44  # characters: what is longer is wrapped, into columns from NARROW to WIDE
 
 
-def _pages(lines: list[Line]) -> list[list[Line]]:
+def _wrapped(table: Table, columns: list[Column]) -> dict[str, int]:
+    """Column with long texts -> its width in characters: somewhat above the median of its texts, and no word is wider."""
+    widths = {}
+    for column in columns:
+        texts = [cell.text for line in table.lines if (cell := table.cell(line, column.key)).text and not cell.merge]
+        if not column.numeric and max(map(len, texts), default=0) > LONG:
+            word = max(len(word) for text in texts for word in re.split(r"(?<=[/_])|\s", text))
+            widths[column.key] = min(WIDE, max(NARROW, word, round(1.3 * statistics.median(map(len, texts)))))
+    return widths
+
+
+def _height(table: Table, line: Line, widths: dict[str, int]) -> int:
+    """Printed lines of a row."""
+    return max([math.ceil(len(table.cell(line, key).text) / width) for key, width in widths.items()] + [1]) + bool(line.section)
+
+
+def _pages(table: Table, widths: dict[str, int]) -> list[list[Line]]:
     """The lines in pieces that fit a page, parted where a section begins if one does in the second half of the page."""
-    pages, rest = [], lines
-    while len(rest) > PAGE_LINES:
-        at = next((index for index in range(PAGE_LINES, PAGE_LINES // 2, -1) if rest[index].section), PAGE_LINES)
+    pages, rest = [], table.lines
+    while True:
+        ends = list(itertools.accumulate(_height(table, line, widths) for line in rest))
+        if not ends or ends[-1] <= PAGE_LINES:
+            return [*pages, rest]
+        most = max(1, sum(end <= PAGE_LINES for end in ends))
+        at = next((index for index in range(most, 0, -1) if ends[index - 1] > PAGE_LINES // 2 and rest[index].section), most)
         pages.append(rest[:at])
         rest = rest[at:]
-    return [*pages, rest]
 
 
-def _tex_panel(table: Table, columns: list[Column], notes: dict[str, str], lines: list[Line]) -> list[str]:
+def _tex_cell(cell: Cell, wrapped: bool) -> str:
+    text = tex_escape(cell.text)
+    if wrapped:
+        text = text.replace("/", "/\\allowbreak{}").replace(r"\_", r"\_\allowbreak{}")
+    return rf"\textbf{{{text}}}" if cell.strong else text
+
+
+def _tex_panel(table: Table, columns: list[Column], notes: dict[str, str], lines: list[Line], widths: dict[str, int]) -> list[str]:
     """One tabular, scaled down where it is wider than the page."""
+    kinds = [
+        rf">{{\raggedright\arraybackslash}}p{{{0.5 * widths[c.key]:g}em}}" if c.key in widths else "r" if c.numeric else "l"
+        for c in columns
+    ]
     out = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-    out += [r"\begin{tabular}{" + "".join("r" if column.numeric else "l" for column in columns) + "}", r"\toprule"]
+    out += [r"\begin{tabular}{" + "".join(kinds) + "}", r"\toprule"]
     groups, start, rules, heads = _groups(columns), 1, [], []
     for name, width in groups:
         heads.append(rf"\multicolumn{{{width}}}{{c}}{{{tex_escape(name)}}}" if name else " & " * (width - 1))
@@ -167,8 +203,8 @@ def _tex_panel(table: Table, columns: list[Column], notes: dict[str, str], lines
             out += [r"\addlinespace"] * (index > 0)
             out.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{tex_escape(line.section)}}}}} \\")
         cells = []
-        for cell, _, width in _runs(table, line, columns):
-            text = rf"\textbf{{{tex_escape(cell.text)}}}" if cell.strong else tex_escape(cell.text)
+        for cell, column, width in _runs(table, line, columns):
+            text = _tex_cell(cell, column.key in widths)
             text += rf"\textsuperscript{{{notes[cell.note]}}}" if cell.note else ""
             cells.append(rf"\multicolumn{{{width}}}{{c}}{{{text}}}" if width > 1 else text)
         out.append(" & ".join(cells) + r" \\")
@@ -176,10 +212,11 @@ def _tex_panel(table: Table, columns: list[Column], notes: dict[str, str], lines
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment for each panel and page (packages booktabs and graphicx); the first has the whole caption."""
-    out = [f"% {tex_escape(table.title)}. Needs \\usepackage{{booktabs,graphicx}}."]
+    """A `table` environment for each panel and page (packages array, booktabs and graphicx); the first has the whole caption."""
+    out = [f"% {tex_escape(table.title)}. Needs \\usepackage{{array,booktabs,graphicx}}."]
     for index, (title, columns) in enumerate(table.views()):
-        for number, lines in enumerate(_pages(table.lines)):
+        widths = _wrapped(table, columns)
+        for number, lines in enumerate(_pages(table, widths)):
             notes = replace(table, lines=lines).notes(columns)
             parts = [f"{title}." if title else "", "Continued." if number else "", table.words if index == number == 0 else ""]
             words = tex_escape(" ".join(filter(None, parts)))
@@ -189,7 +226,7 @@ def to_latex(table: Table) -> str:
                 rf"\caption{{\textbf{{{tex_escape(table.title)}.}} {words}}}",
             ]
             out += [rf"\label{{tab:{table.name}}}"] * (index == number == 0)
-            out += _tex_panel(table, columns, notes, lines)
+            out += _tex_panel(table, columns, notes, lines, widths)
             if notes:
                 words = r"\quad ".join(rf"\textsuperscript{{{mark}}}{tex_escape(text)}" for text, mark in notes.items())
                 out.append(r"\par\smallskip\raggedright " + words)
@@ -200,7 +237,7 @@ def to_latex(table: Table) -> str:
 def latex_document(names: Iterable[str]) -> str:
     """A document that inputs the tables, to see and to compile them: `pdflatex all.tex`."""
     body = "\n".join(f"\\input{{{name}.tex}}\n\\clearpage" for name in names)
-    packages = "\\usepackage[utf8]{inputenc}\n\\usepackage{booktabs,graphicx}\n\\usepackage[a4paper,landscape,margin=12mm]{geometry}"
+    packages = "\\usepackage[utf8]{inputenc}\n\\usepackage{array,booktabs,graphicx}\n\\usepackage[a4paper,landscape,margin=12mm]{geometry}"
     return f"\\documentclass{{article}}\n{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
 
 
@@ -242,6 +279,7 @@ def _number(value: float | None) -> str:
 
 # ---------------------------------------------------------------- HTML
 
+SCRIPT = Path(__file__).resolve().parent / "page.js"
 STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1b1f24;background:#fff}
@@ -260,6 +298,11 @@ th:first-child:not(.g),td:first-child{position:sticky;left:0;background:#fff}
 td.wrap{white-space:normal;min-width:16em}
 .notes,.small{font-size:12.5px;color:#48505a}.notes p{margin:.15em 0;max-width:110ch}
 nav a,.formats a{margin-right:1em}a{color:#0b5cad}
+th[aria-sort]{cursor:pointer}th[aria-sort=ascending]::after{content:" ↑"}th[aria-sort=descending]::after{content:" ↓"}
+tr[hidden]{display:none}input.filter{font:inherit;font-size:12.5px;padding:2px 6px;margin:.4em 0 0;width:22em;max-width:100%}
+figure img{cursor:zoom-in}
+figure.zoom{position:fixed;inset:0;margin:0;padding:12px;overflow:auto;background:#fff;z-index:9}
+figure.zoom img{max-width:none;cursor:zoom-out}
 .box{border-left:4px solid #c8862a;background:#fdf7ec;padding:.6em 1em;margin:1em 0;max-width:80ch}
 """
 
@@ -310,9 +353,13 @@ def html_fragment(table: Table, heading: str = "h2", remark: bool = True) -> str
 
 
 def page(title: str, body: str) -> str:
-    """A complete HTML page: no script, no outside resource."""
+    """A complete HTML page with its style and script in it: no outside resource. Tables sort and filter, pictures open at full size."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
+    script = SCRIPT.read_text(encoding="utf-8")
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n'
+        f"<script>\n{script}</script></body></html>\n"
+    )
 
 
 def all_formats(table: Table) -> dict[str, str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +41,44 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
     return folder
+
+
+def program(*names: str, package: str) -> str:
+    """Where one of these programs is. Without any the test is skipped, but not in CI, which installs it."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        (pytest.fail if os.getenv("CI") else pytest.skip)(f"found none of {', '.join(names)}; on Debian: apt-get install {package}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def find_program() -> Callable[..., str]:
+    """find_program("pdflatex", package="texlive-latex-recommended"): its path, or the test is skipped."""
+    return program
+
+
+@pytest.fixture
+def open_page() -> Iterator[Callable[[Path], Any]]:
+    """open_page(file): a page of an offline browser; the test fails if a script, a picture or anything else of it does."""
+    from playwright.sync_api import sync_playwright
+
+    path, faults = program("chromium", "chromium-browser", "google-chrome", package="chromium"), []
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        page = browser.new_context(offline=True, viewport={"width": 1400, "height": 900}).new_page()
+        page.set_default_timeout(60_000)  # a busy machine is not a defect
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+        page.on("requestfailed", lambda request: faults.append(f"{request.url[:200]}: {request.failure}"))
+
+        def visit(file: Path) -> Any:
+            page.goto(file.resolve().as_uri())
+            return page
+
+        yield visit
+        browser.close()
+    assert not faults
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ class Plan:
         self.claims = f"{self.root}/claims"
         self.calibration = f"{self.root}/calibration"
         self.figures = f"{self.root}/figures"
+        self.gallery = f"{self.root}/pictures.html"
         self.reference = f"results/reference/{config.profile}"
         self.pretrained = f"results/pretrained/{config.profile}"
 

@@ -172,7 +172,15 @@ def reference_commands():
 def snakemake_arguments():
     """This call's profile and settings, for a call of Snakemake from within."""
     settings = [f"{key}={json.dumps(value)}" for key, value in _settings.items()]
-    return shlex.join(["--configfile", str(_file), *(["--config", *settings] if settings else [])])
+    return shlex.join(
+        [
+            "--snakefile",
+            str(BASEDIR / "Snakefile"),
+            "--configfile",
+            str(_file),
+            *(["--config", *settings] if settings else []),
+        ]
+    )
 
 
 def say_faults():

@@ -68,10 +68,16 @@ rule draw_figures:
     output:
         report(
             directory(PLAN.figures),
-            patterns=["{name}.png"],
+            patterns=["{name,(?!grid|sweep_).*}.png"],  # those stand in the gallery
             caption="../report/figures.rst",
             category="3. Figures",
             labels={"figure": "{name}"},
+        ),
+        report(
+            PLAN.gallery,
+            caption="../report/pictures.rst",
+            category="3. Figures",
+            labels={"figure": "all picture grids"},
         ),
     log:
         f"{PLAN.root}/logs/figures.log",
@@ -82,7 +88,8 @@ rule draw_figures:
         results=lambda wildcards, output: os.path.dirname(output[0]),
         expected=digest(CONFIG.as_profile()),
     shell:
-        "python -m paper_tables.figures --results {params.results} --out {output} {params.config} > {log} 2>&1"
+        "python -m paper_tables.figures --results {params.results} --out {output[0]} --gallery {output[1]} {params.config}"
+        " > {log} 2>&1"
 
 
 # Targets without inputs: they take the records that are there and never train.

@@ -1,0 +1,87 @@
+"""`snakemake report`: one file that shows all results in a browser that has no network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def report(story, tmp_path_factory):
+    """The report of the finished workflow, in a folder of its own."""
+    assert story.code == 0, story.output
+    code, output = story.flow.run("report")
+    assert code == 0, output
+    return shutil.copy(story.flow.results / "report.html", tmp_path_factory.mktemp("report") / "report.html")
+
+
+def entries(page, category: str) -> list[str]:
+    """The names of what a category lists; leaves it open."""
+    page.locator("a, button, li").filter(has_text=re.compile(f"^{re.escape(category)}$")).last.click()
+    page.wait_for_function("document.querySelectorAll('table a').length > 0")
+    return [row.locator("td").first.inner_text().strip() for row in page.locator("table tbody tr").all()]
+
+
+def categories(page) -> list[str]:
+    return re.findall(r"^\d\. .*$", page.inner_text("body"), flags=re.MULTILINE)
+
+
+def test_the_front_page_says_what_a_small_world_can_show(report, open_page):
+    page = open_page(report)
+    page.get_by_text("What it cannot show").wait_for()
+    said = page.inner_text("body")
+    assert "Does one-step generation by condition shifting hold?" in said and "neither confirms nor refutes a claim" in said
+    assert re.search(r"holds here: \d+ tests?\.", said) and re.search(r"not run: \d+ tests?\.", said)
+    assert categories(page) == ["1. Claims and verdicts", "2. Tables", "3. Figures", "4. Audit of the paper's tables"]
+
+
+def test_every_entry_opens(report, open_page, story):
+    """Verdicts, tables and audit as pages, figures as pictures, all from the one file."""
+    page = open_page(report)
+    page.get_by_text("What it cannot show").wait_for()
+    found = {}
+    for category in categories(page):
+        page.goto(page.url.split("#")[0])
+        page.get_by_text("What it cannot show").wait_for()
+        found[category] = entries(page, category)
+        for number, name in enumerate(found[category]):
+            page.locator("table tbody tr").nth(number).locator("a[iconname=eye]").click()
+            shown = page.locator("iframe, img[src^=data]").last
+            shown.wait_for()
+            if shown.evaluate("it => it.tagName") == "IMG":
+                shown.evaluate("image => image.decode()")
+                assert shown.evaluate("image => image.naturalWidth") > 100, name
+            else:
+                heading = page.frame_locator("iframe").locator("h1, h2").first
+                heading.wait_for()
+                assert len(heading.inner_text()) > 5, name
+    assert found["1. Claims and verdicts"] == ["assumptions", "claims", "verdicts"]
+    tables = {path.stem for path in (story.flow.results / "tables").glob("*.html")}
+    assert set(found["2. Tables"]) == tables and len(tables) >= 9
+    drawn = {path.stem for path in (story.flow.results / "figures").glob("*.png")}
+    grids = {name for name in drawn if name.startswith(("grid", "sweep_"))}
+    assert grids and set(found["3. Figures"]) == (drawn - grids) | {"all picture grids"}
+
+
+def test_tables_sort_and_filter_and_pictures_open_within_the_report(report, open_page):
+    page = open_page(report)
+    page.get_by_text("What it cannot show").wait_for()
+    at = entries(page, "1. Claims and verdicts").index("claims")
+    page.locator("table tbody tr").nth(at).locator("a[iconname=eye]").click()
+    frame = page.frame_locator("iframe")
+    rows = frame.locator("tbody tr:not(.s)")
+    rows.first.wait_for()
+    frame.locator("input.filter").fill("holds here -holds")
+    assert not any(row.is_visible() for row in rows.all())
+    frame.locator("input.filter").fill("duality")
+    seen = [row.inner_text() for row in rows.all() if row.is_visible()]
+    assert 0 < len(seen) < 6 and all("duality" in text.lower() for text in seen)
+    page.goto(page.url.split("#")[0])
+    page.get_by_text("What it cannot show").wait_for()
+    at = entries(page, "3. Figures").index("all picture grids")
+    page.locator("table tbody tr").nth(at).locator("a[iconname=eye]").click()
+    grid = page.frame_locator("iframe").locator("figure img").first
+    grid.click()
+    assert grid.bounding_box()["width"] == grid.evaluate("image => image.naturalWidth") > 100
