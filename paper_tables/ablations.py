@@ -4,16 +4,20 @@
     python -m paper_tables.ablations ... --grid table7 --out DIR           one grid
     python -m paper_tables.ablations ... --grid table7 --ends ends.json    its best, worst and control cell, for more seeds
 
-Reads <cell>/seed<S>/records/{geneval,coverage}.json and <cell>/seed<S>/run/made.json below --results. Writes <grid>.md, .tex, .csv, .html
-and .png. A cell that was not run says so; without --grid, a grid of which nothing was run is left out.
+Reads <cell>/seed<S>/records/{geneval,coverage}.json, run/made.json and pictures.zip below --results. Writes <grid>.md, .tex, .csv, .html,
+.png and, of what has pictures, <grid>_pictures.png. A cell that was not run says so; without --grid, a grid of which nothing was run
+is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
+import statistics
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +25,14 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from PIL import Image
 
 from apex.ablations import Ablation, Plan
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
-from paper_tables import plotting, published, stats
+from paper_tables import grids, pictures, plotting, published, stats
 from paper_tables.cells import missing, number, plain
 from paper_tables.forest import bar, frame, say
 from paper_tables.published import Published, find
@@ -88,6 +93,12 @@ class Grid:
     @property
     def shown(self) -> list[str]:
         return list(dict.fromkeys([*self.ablation.grid, *(key for cell in self.ablation.cells for key in cell)]))
+
+    @property
+    def noise(self) -> float | None:
+        """Training noise: the largest standard deviation of GenEval over seeds of a cell with three or more; None without one."""
+        found = [cell.per_prompt.by_seed() for cell in self.cells if len(cell.geneval) >= 3 and cell.per_prompt]
+        return max(map(statistics.stdev, found), default=None)
 
     @property
     def of_control(self) -> Trial:
@@ -269,6 +280,31 @@ def draw(grid: Grid, data: Published) -> Figure:
     return figure
 
 
+PICTURES = "pictures.zip"
+
+
+def draw_pictures(grid: Grid, results: Path, seed: int, nfe: int) -> Image.Image | None:
+    """A line of pictures per cell that keeps some, the same prompts and noise for all; None where none does."""
+    family = plotting.looks({grid.ablation.row: grid.family})[grid.ablation.row].color
+    with tempfile.TemporaryDirectory(prefix="cells.") as name:
+        folders, rows = {}, []
+        for at, cell in enumerate(grid.cells):
+            if not (archive := results / cell.name / f"seed{seed}" / PICTURES).is_file():
+                continue
+            key = (cell.name, nfe)
+            folders[key] = Path(name) / str(at)
+            pictures.unpack(archive, folders[key])
+            control = cell.name == grid.control
+            below = ("control, " if control else "") + (f"{score.value:.3f}" if (score := cell.score(OVERALL)) else "not scored")
+            rows.append(grids.Row(key, label(grid, cell), below, color=grids.INK if control else plotting.ink(family)))
+        if not rows:
+            return None
+        without = [label(grid, cell) for cell in grid.cells if (cell.name, nfe) not in folders]
+        title = f"{grid.ablation.title}: NFE {nfe}, seed {seed}, GenEval below each; prompts chosen by place in the list"
+        foot = f"no images yet: {'; '.join(without)}" if without else ""
+        return grids.draw(folders, rows, grids.prompts_of(folders, rows), 1, title, foot)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="the profile; its `ablations` names the grids")
@@ -301,6 +337,10 @@ def main() -> None:
             write_atomic(args.out / file, content)
         with matplotlib.rc_context(plotting.STYLE):
             write_atomic(args.out / f"{name}.png", plotting.png(draw(grid, data)))
+        if image := draw_pictures(grid, args.results, plan.found.seeds[0], plan.found.nfe):
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG", compress_level=6)
+            write_atomic(args.out / f"{name}_pictures.png", buffer.getvalue())
         print(f"{args.out}/{name}: {done} of {len(grid.cells)} cells were run")
 
 

@@ -16,8 +16,8 @@
 | printed_difference | published/ | the difference of two printed GenEval scores is above 0, its error that of the benchmark's prompts |
 | full_scale | nothing | never here |
 
-Where a row has one seed, its interval is widened by the training noise of the rows that have three. An interval on one side of the limit
-decides; one that holds the limit leaves the claim undecided. Numbers that are exact decide alone.
+Where a row or a cell has one seed, the interval is widened by the training noise of the rows, or of the grid's cells, that have three.
+An interval on one side of the limit decides; one that holds the limit leaves the claim undecided. Numbers that are exact decide alone.
 """
 
 from __future__ import annotations
@@ -194,19 +194,26 @@ def _missing(view: View | None, rows: Iterable[str], test: dict[str, Any], evide
     return not_run(command if profile == evidence.first else f"{command} --configfile workflows/config/{profile}.yaml")
 
 
-def with_noise(found: Summary, view: View, test: dict[str, Any], scale: float = 1.0) -> tuple[Summary, str]:
-    """A comparison in which a row has one seed, its interval widened by the training noise of the rows that have three; and what to say.
+def with_noise(found: Summary, noise: float | None, trained: Iterable[int], what: str, scale: float = 1.0) -> tuple[Summary, str]:
+    """A comparison, its interval widened by the training noise of those of the two that have one seed; and what to say.
 
-    scale: what a change of the metric by one changes the number by.
+    noise: standard deviation over seeds of what has three or more (`what`), None where nothing has. trained: the number of seeds of
+    each trained row of the two. scale: what a change of the metric by one changes the number by.
     """
-    noise = view.training_noise(test["metric"], test["nfe"])
-    if found.seeds != 1 or found.low is None:
+    alone = sum(seeds == 1 for seeds in trained)
+    if not alone or found.low is None:
         return found, ""
     if noise is None:
-        return found, "; one seed, and no row has three to tell training noise"
-    extra = 1.96 * noise * scale
+        return found, f"; one seed, and none of the {what} has three to tell training noise"
+    extra = 1.96 * noise * scale * math.sqrt(alone)
     low, high = found.value - math.hypot(found.value - found.low, extra), found.value + math.hypot(found.high - found.value, extra)
-    return replace(found, low=low, high=high), f"; one seed, training noise of {noise:.2g} from rows with three"
+    return replace(found, low=low, high=high), f"; one seed, training noise of {noise:.2g} from {what} with three"
+
+
+def _noise_of(view: View, test: dict[str, Any]) -> tuple[float | None, list[int], str]:
+    """For `with_noise`, of a test that compares two rows; the teacher is not trained here."""
+    both = [found for key in _keys(test) if key[0] != "teacher" and (found := view.get(key, test["metric"]))]
+    return view.training_noise(test["metric"], test["nfe"]), [one.seeds for one in both], "rows"
 
 
 def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
@@ -216,7 +223,7 @@ def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
         return _missing(view, (test["row"], test["versus"]), test, evidence)
     if found.low is None:
         return Outcome(UNDECIDED, f"{test['metric']}: difference without an interval (one seed)", found.value, seeds=found.seeds, n=found.n)
-    found, words = with_noise(found, view, test)
+    found, words = with_noise(found, *_noise_of(view, test))
     return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} minus {other[0]} at {other[1]}{words}", "records")
 
 
@@ -227,7 +234,7 @@ def ratio(test: dict[str, Any], evidence: Evidence) -> Outcome:
         return _missing(view, (test["row"], test["versus"]), test, evidence)
     if found.low is None:
         return Outcome(UNDECIDED, f"{test['metric']}: ratio without an interval", found.value, seeds=found.seeds, n=found.n)
-    found, words = with_noise(found, view, test, 1 / view.get(other, test["metric"]).value)
+    found, words = with_noise(found, *_noise_of(view, test), scale=1 / view.get(other, test["metric"]).value)
     return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} over {other[0]} at {other[1]}{words}", "records")
 
 
@@ -282,7 +289,8 @@ def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
     found = stats.paired_difference(first, second)
     if found is None:
         raise UserError(f"{evidence.cells}: {names[0]} and {names[1]} were not scored on the same prompts; run the cells again")
-    return judged(found, test, f"GenEval of {names[0]} minus {names[1]}, {grid.share:g} of the budget", "ablations")
+    found, words = with_noise(found, grid.noise, [len(cells[name].geneval) for name in names], "cells")
+    return judged(found, test, f"GenEval of {names[0]} minus {names[1]}, {grid.share:g} of the budget{words}", "ablations")
 
 
 # -------------------------------------------------------------------------------------------------- the paper's own tables

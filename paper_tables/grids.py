@@ -101,7 +101,7 @@ def choose(prompts: list[Prompt], columns: int = 6) -> list[Prompt]:
     """`columns` prompts, as many of each task as there is room for, in GenEval's order of tasks. The choice knows no result."""
     tasks = [task for task in TASKS if any(prompt.task == task for prompt in prompts)]
     tasks += sorted({prompt.task for prompt in prompts} - set(tasks))
-    each = max(1, columns // len(tasks))
+    each = max(1, columns // max(1, len(tasks)))
     chosen: list[Prompt] = []
     for task in tasks:
         members = [prompt for prompt in prompts if prompt.task == task]
@@ -246,9 +246,9 @@ def rows_at(view: View, folders: dict[Key, Path], nfe: int, usual: int | None = 
     ]
 
 
-def _prompts(folders: dict[Key, Path], rows: list[Row], columns: int = COLUMNS) -> list[Prompt]:
+def prompts_of(folders: dict[Key, Path], rows: list[Row], columns: int = COLUMNS) -> list[Prompt]:
     known = next((found for row in rows if (found := read_prompts(folders[row.key]))), [])
-    return choose(known, columns) if known else []
+    return choose(known, columns)
 
 
 def grids(images: Path, view: View) -> dict[str, Image.Image]:
@@ -264,7 +264,7 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
     nfes = view.compared or sorted({nfe for _, nfe in folders if nfe})
     for index, nfe in enumerate(nfes):
         rows = rows_at(view, folders, nfe, usual, elsewhere=index == 0)
-        if not any(row.key[1] == nfe for row in rows) or not (prompts := _prompts(folders, rows)):
+        if not any(row.key[1] == nfe for row in rows) or not (prompts := prompts_of(folders, rows)):
             continue
         foot = _without(view, rows, nfe)
         name = "grid" if index == 0 else f"grid_nfe{nfe}"
@@ -273,7 +273,7 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
             title = f"NFE {nfe}, {view.split} set: four images of one prompt; do they differ as real ones do?"
             found["grid_samples"] = draw(folders, rows, in_four(prompts), SAMPLES, title, foot)
             rows = rows_at(view, unseen, nfe, usual)
-            if rows and (prompts := _prompts(unseen, rows)):
+            if rows and (prompts := prompts_of(unseen, rows)):
                 found["grid_unseen"] = draw(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}", _without(view, rows, nfe, False))
     for name in [*view.rows, "teacher"]:
         if made := _sweep(view, name, every):
@@ -299,7 +299,7 @@ def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Im
     folders |= {key: min(every[key].items())[1] for key in SHOWN[:1] if key in every}
     order = sorted(folders, key=lambda key: (key not in SHOWN, key[1]))
     rows = [Row(key, row_name(key, view), _below(key, folders[key], seed)) for key in order]
-    prompts = _prompts(folders, rows)
+    prompts = prompts_of(folders, rows)
     words = f"{name}, {view.split} set, seed {seed}: the same prompts and seed at every NFE; prompts chosen by place in the list"
     absent = [str(nfe) for row, nfe in view.methods if row == name and (row, nfe) not in folders]
     return (

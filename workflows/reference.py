@@ -24,7 +24,13 @@ from apex.files import atomic_folder
 from paper_tables import pictures
 
 POINTS = ("records/**/*.json", "runs/*/*/log.csv", "runs/*/*/*.json")
-WHOLE = ("calibration/*.json", "ablations/*/*/records/*.json", "ablations/*/*/run/*.json", "ablations/*/*/run/log.csv")
+WHOLE = (
+    "calibration/*.json",
+    "ablations/*/*/records/*.json",
+    "ablations/*/*/pictures.zip",
+    "ablations/*/*/run/*.json",
+    "ablations/*/*/run/log.csv",
+)
 TUNING = ("tune/tuning*", "tune/*/*/records/*.json", "tune/*/*/run/log.csv")
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from apex.ablations import Plan
 from apex.config import load
 from apex.errors import UserError
-from paper_tables import ablations, published
+from paper_tables import ablations, grids, pictures, published
 
 WORLD = Path("workflows/config/world.yaml")
 
@@ -97,6 +100,32 @@ def test_the_ends_are_the_best_the_worst_and_the_control(
     assert run(ablations.main, *call) == 0 and json.loads(out.read_text()) == ["apex,rho=3.0", "apex"]
     score_cell(results, "apex", 1, 0.9)  # a second seed does not choose
     assert run(ablations.main, *call) == 0 and json.loads(out.read_text()) == ["apex,rho=3.0", "apex"]
+
+
+def test_the_pictures_of_a_grid_are_those_of_its_cells(
+    score_cell: Callable[..., None], make_results: Callable[..., Path], run: Callable[..., int], tmp_path: Path
+) -> None:
+    """A line for each cell that keeps pictures, the same prompts across; a cell without is named below."""
+    images = make_results(rows={("apex", 1): 0.5, ("lcm", 1): 0.5}, images=True) / "images"
+    results, out = tmp_path / "ablations", tmp_path / "out"
+    for name, row in {"apex": "apex", "apex,order=1": "lcm", "apex,order=2": ""}.items():
+        score_cell(results, name, 0, 0.5)
+        if row:
+            folder = images / row / "nfe1/seed0/test"
+            assert run(pictures.main, "--images", folder, "--out", results / name / "seed0/pictures.zip") == 0
+    call = ("--config", WORLD, "--results", results, "--grid", "order", "--out", out)
+    assert run(ablations.main, *call) == 0
+    sheet = np.asarray(Image.open(out / "order_pictures.png"))
+    (results / "apex/seed0/pictures.zip").unlink()
+    assert run(ablations.main, *call) == 0
+    fewer = np.asarray(Image.open(out / "order_pictures.png"))
+    side = grids.cell_side(32)
+    assert side <= sheet.shape[0] - fewer.shape[0] < side + 30  # a line of pictures
+    shutil.rmtree(results)
+    score_cell(results, "apex", 0, 0.5)
+    (out / "order_pictures.png").unlink()
+    assert run(ablations.main, *call) == 0 and not (out / "order_pictures.png").exists()
+    assert run(pictures.main, "--images", tmp_path / "nothing", "--out", out / "p.zip") == 2 and not (out / "p.zip").exists()
 
 
 def test_an_unknown_grid_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

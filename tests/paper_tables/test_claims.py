@@ -212,6 +212,33 @@ def test_ablations_are_compared_prompt_by_prompt(
         verdict(test | {"versus": {"params.a": 7.0}}, evidence())
 
 
+def test_cells_of_one_seed_borrow_the_training_noise_of_their_grid(
+    evidence: Callable[..., Evidence], score_cell: Callable[..., None], tmp_path: Path
+) -> None:
+    """Of the cells with three seeds; twice where both have one. Another grid's cells lend nothing."""
+    test = {"kind": "ablation", "grid": "guidance", "cell": {"params.rho": 0.5}, "versus": {"params.rho": 3.0}}
+    cells = tmp_path / "ablations"
+    score_cell(cells, "apex,rho=0.5", 0, 0.6)
+    score_cell(cells, "apex,rho=3.0", 0, 0.5)
+    for seed in (0, 1, 2):
+        score_cell(cells, "apex,order=1", seed, 0.2 + 0.2 * seed)
+    alone = TESTS["ablation"](test, evidence())
+    assert alone.verdict == HOLDS and "one seed, and none of the cells has three" in alone.effect
+    for seed, quality in enumerate((0.3, 0.4, 0.5)):
+        score_cell(cells, "apex", seed, quality)  # what the records score is a line of it
+    (noise,) = {evidence().grid("guidance").noise}
+    assert noise > 0.05
+    wider = TESTS["ablation"](test, evidence())
+    assert wider.verdict == UNDECIDED and f"training noise of {noise:.2g} from cells with three" in wider.effect
+    half = [(one.high - one.low) / 2 for one in (alone, wider)]
+    assert half[1] == pytest.approx((half[0] ** 2 + 2 * (1.96 * noise) ** 2) ** 0.5, rel=0.02)
+    known = TESTS["ablation"](test | {"versus": {}}, evidence())
+    assert "one seed, training noise" in known.effect  # one of the two has three
+    for seed in (1, 2):
+        score_cell(cells, "apex,rho=0.5", seed, 0.6)
+    assert "one seed" not in TESTS["ablation"](test | {"versus": {}}, evidence()).effect
+
+
 def test_costs_divergence_and_speed_come_from_records(evidence: Callable[..., Evidence]) -> None:
     given = evidence(rows={("apex", 1): 0.6, ("ladd", 1): 0.5, ("teacher", 50): 0.8})
     memory = {"kind": "training", "row": "ladd", "versus": "apex", "quantity": ["memory_mb", "total"], "at_least": 1.0}

@@ -145,7 +145,11 @@ def test_a_grid_is_one_target_and_its_ends_run_again(make_workflow, tmp_path):
     lines = list(csv.DictReader((folder / "tables" / "captions.csv").open()))
     assert [(line["data.captions"], line["note"], line["seeds"]) for line in lines] == [("shapes", "", "2"), ("full", "control", "2")]
     assert {path.name for path in folder.glob("fm*")} == {"fm", "fm,captions=shapes"}
-    assert not list(folder.glob("fm*/seed*/images")), "only records are kept of a cell"
+    assert not list(folder.glob("fm*/seed*/images")), "records and a few pictures are kept of a cell"
+    assert {path.parent.relative_to(folder).as_posix() for path in folder.glob("fm*/seed*/pictures.zip")} == {
+        "fm/seed0", "fm,captions=shapes/seed0"
+    }  # fmt: skip
+    assert (folder / "tables" / "captions_pictures.png").is_file()
     assert (folder / "tables" / "captions.png").is_file() and not (folder / "tables" / "other.png").exists()
     code, output = flow.run("ablation_captions")
     assert code == 0 and "Nothing to be done" in output, output

@@ -2,6 +2,17 @@
 # prompts. Every cell has one seed; the best, the worst and the control cell of a grid have more, once the first are known.
 
 GRIDS = list(ABLATIONS.found.grids)
+SHOWN = {".html": "table", ".png": "figure", "_pictures.png": "pictures"}
+
+
+def in_report(path, what):
+    """An output that the report shows; the report takes the grids that were run."""
+    return report(
+        path,
+        caption="../report/ablations.rst",
+        category="5. Ablations",
+        labels={"grid": "{grid}", "as": what},
+    )
 
 
 use rule shards as ablation_shards with:
@@ -67,6 +78,23 @@ use rule tune_score as ablation_score with:
         records=lambda wildcards: CELL_RECORDS[0].format(**wildcards).replace("geneval", "{evaluator}"),
 
 
+# Of a cell's images those that its grid's pictures show.
+rule ablation_pictures:
+    input:
+        f"{CELL}/images",
+    output:
+        CELL_PICTURES,
+    log:
+        f"{PLAN.root}/logs/ablations/{{cell}}-seed{{seed}}-pictures.log",
+    wildcard_constraints:
+        cell=one_of(ABLATIONS.cells),
+        seed=r"\d+",
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m paper_tables.pictures --images {input} --out {output} > {log} 2>&1"
+
+
 # What the first seeds say: which cells are the best and the worst.
 checkpoint ablation_ends:
     input:
@@ -90,8 +118,10 @@ rule ablation:
     input:
         f"{ABLATIONS.root}/ends/{{grid}}.json",
         again,
+        lambda wildcards: expand(CELL_PICTURES, cell=ABLATIONS.names(wildcards.grid), seed=ABLATIONS.found.seeds[:1]),
     output:
-        multiext(f"{ABLATIONS.root}/tables/{{grid}}", ".md", ".tex", ".csv", ".html", ".png"),
+        multiext(f"{ABLATIONS.root}/tables/{{grid}}", ".md", ".tex", ".csv"),
+        [in_report(f"{ABLATIONS.root}/tables/{{grid}}{end}", what) for end, what in SHOWN.items()],
     log:
         f"{PLAN.root}/logs/ablations/{{grid}}.log",
     wildcard_constraints:

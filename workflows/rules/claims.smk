@@ -68,8 +68,9 @@ rule report:
         ENVIRONMENT
     params:
         call=snakemake_arguments(),
+        grids=[f"ablation_{grid}" for grid in GRIDS if Path(ABLATIONS.root, "tables", f"{grid}.png").is_file()],
     shell:
-        "snakemake all --report {output} {params.call} > {log} 2>&1"
+        "snakemake all {params.grids} --report {output} {params.call} > {log} 2>&1"
 
 
 report: os.path.abspath(f"{PLAN.claims}/front.rst")

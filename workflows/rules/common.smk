@@ -103,6 +103,7 @@ def records_of(wildcards, row=None):
 # Ablations: a cell is a row of its own, see apex/ablations.py.
 CELL = f"{ABLATIONS.root}/{{cell}}/seed{{seed}}"
 CELL_RECORDS = [f"{CELL}/records/{name}.json" for name in ("geneval", "coverage")]
+CELL_PICTURES = f"{CELL}/pictures.zip"
 CELL_DATA = f"{ABLATIONS.root}/data/{{captions}}"
 
 
