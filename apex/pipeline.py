@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, T5EncoderModel
 
 from apex.backbones.base import Backbone
 from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
-from apex.data.cache import load_vae
+from apex.data.cache import decode_latents, load_vae, pixels_per_latent
 from apex.errors import UserError, readable
+from apex.text import TextPath
 
 # Progress bars of a few milliseconds' loading would bury our own lines.
 diffusers.utils.logging.disable_progress_bar()
@@ -51,7 +51,8 @@ class Pipeline:
     """The frozen parts: prompts to `Condition`, latents to images. The velocity network is loaded apart.
 
     Attributes:
-        path: the folder. latent_scale, latent_shift, latent_size: of the codec's configuration.
+        path: the folder. text: the text path. pixels: image pixels a side for one latent. latent_size: of the codec's configuration,
+            None where it names no image size.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
@@ -61,29 +62,21 @@ class Pipeline:
                 raise UserError(
                     f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's"
                 )
-        with readable(path / "tokenizer", "restore the folder"):
-            self.tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer")
-        with readable(path / "text_encoder", "restore the folder"):
-            text_encoder = T5EncoderModel.from_pretrained(path / "text_encoder", use_safetensors=True)
-        self.text_encoder = text_encoder.eval().requires_grad_(False).to(device)
+        self.text = TextPath(path, device)
         self.vae = load_vae(path).eval().requires_grad_(False).to(device)
-        self.latent_scale = self.vae.config.scaling_factor
-        levels = len(getattr(self.vae.config, "block_out_channels", ()))
-        self.latent_size = self.vae.config.sample_size // 2 ** (levels - 1) if levels else None
-        self.latent_shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        self.pixels = pixels_per_latent(self.vae)
+        size = getattr(self.vae.config, "sample_size", None)
+        self.latent_size = size // self.pixels if size else None
 
-    @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
         """Captions to their condition: embeds (B, L, D), mask (B, L); "" is the null condition."""
-        tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.device)
-        hidden = self.text_encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-        return Condition(hidden, tokens["attention_mask"].to(hidden.dtype))
+        return self.text.encode(prompts)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to uint8 images (B, H, W, 3)."""
-        decoded = self.vae.decode(latents.to(self.vae.dtype) / self.latent_scale + self.latent_shift, return_dict=False)[0]
-        return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        decoded = decode_latents(self.vae, latents)
+        return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 class Decoder(nn.Module):
@@ -93,10 +86,10 @@ class Decoder(nn.Module):
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
-        self.vae, self.scale, self.shift = pipeline.vae, pipeline.latent_scale, pipeline.latent_shift
+        self.vae = pipeline.vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents.to(self.vae.dtype) / self.scale + self.shift, return_dict=False)[0].float()
+        return decode_latents(self.vae, latents)
 
 
 class EncoderFeatures(nn.Module):

@@ -54,16 +54,18 @@ class Generator:
         self.device = pipeline.device
         config = backbone.transformer.config
         channels = config.in_channels if backbone.family == "sana" else config.out_channels
-        # Qwen-Image's configuration has no size of its own: a run says what it was trained at, else the codec does.
-        side = getattr(config, "sample_size", None) or made.get("latent_size") or pipeline.latent_size
+        # A run says what it was trained at; a teacher's configuration what it draws, but Qwen-Image's has no size of its own.
+        side = made.get("latent_size") or getattr(config, "sample_size", None) or pipeline.latent_size
         self.latent_shape = (channels, side, side)
         self.parameters = made.get("parameters") or backbone.parameter_count()
         self.trainable_parameters = made.get("trainable_parameters", self.parameters)
         self.passes = len(sigmas) * (2 if guidance != 1.0 else 1)
 
     @classmethod
-    def load(cls, run: Path, *, nfe: int, guidance: float = 1.0, device: str = "cpu") -> Generator:
+    def load(cls, run: Path, *, nfe: int, guidance: float = 1.0, device: str = "cpu", resolution: int | None = None) -> Generator:
         """Opens an exported run, or a pipeline folder as the teacher (Euler on a uniform grid).
+
+        resolution: of the teacher's images, where its networks can draw several; None: the one that its configuration names.
 
         Raises:
             UserError: a folder that is neither.
@@ -73,9 +75,8 @@ class Generator:
         if not recipe_file.is_file():
             pipeline = Pipeline(run, device)
             backbone = load_backbone(run / "transformer", device)
-            return cls(
-                pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made={"trainable_parameters": 0}
-            )
+            made = {"trainable_parameters": 0} | ({"latent_size": resolution // pipeline.pixels} if resolution else {})
+            return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made=made)
         recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
         sigmas = recipe["sigmas"].get(str(nfe)) or flow.uniform_sigmas(nfe)
         base = locate(recipe["base"])

@@ -79,18 +79,34 @@ def encode_images(vae: ModelMixin, images: Tensor) -> Tensor:
     The posterior's mode, normalised as the pipelines of diffusers do: (z - shift_factor) * scaling_factor,
     or (z - latents_mean) / latents_std * scaling_factor where the config has these; what it lacks is 0 or 1.
     """
-    config = vae.config
     pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
-    video = type(vae).__name__ == "AutoencoderKLQwenImage"  # (B, C, frames, H, W)
-    encoded = vae.encode(pixels[:, :, None] if video else pixels)
+    encoded = vae.encode(pixels[:, :, None] if _video(vae) else pixels)
     latents = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
-    latents = latents[:, :, 0] if video else latents
-    if getattr(config, "latents_mean", None) is not None:
-        mean, std = (torch.tensor(v, device=latents.device).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        latents = (latents - mean) / std
-    else:
-        latents = latents - (getattr(config, "shift_factor", None) or 0.0)
-    return latents * (getattr(config, "scaling_factor", None) or 1.0)
+    shift, scale = _normalisation(vae, latents)
+    return ((latents[:, :, 0] if _video(vae) else latents) - shift) * scale
+
+
+def decode_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) as the denoiser sees them to pixels (B, 3, H, W), about [-1, 1]; differentiable."""
+    shift, scale = _normalisation(vae, latents)
+    latents = (latents / scale + shift).to(vae.dtype)
+    decoded = vae.decode(latents[:, :, None] if _video(vae) else latents, return_dict=False)[0].float()
+    return decoded[:, :, 0] if _video(vae) else decoded
+
+
+def _video(vae: ModelMixin) -> bool:
+    """Whether it takes and gives (B, C, frames, H, W)."""
+    return type(vae).__name__ == "AutoencoderKLQwenImage"
+
+
+def _normalisation(vae: ModelMixin, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """(shift, scale): the denoiser sees (z - shift) * scale."""
+    config = vae.config
+    scale = getattr(config, "scaling_factor", None) or 1.0
+    if getattr(config, "latents_mean", None) is None:
+        return getattr(config, "shift_factor", None) or 0.0, scale
+    mean, std = (torch.tensor(v, device=like.device).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    return mean, scale / std
 
 
 def pixels_per_latent(vae: ModelMixin) -> int:

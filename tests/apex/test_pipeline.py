@@ -23,7 +23,7 @@ CAPTIONS = ["a red circle", "two blue squares on a dark background", "a circle l
 
 
 def test_text_encoder_and_codec_are_frozen(pipeline):
-    for module in (pipeline.text_encoder, pipeline.vae):
+    for module in (pipeline.text.encoder, pipeline.vae):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
     cond = pipeline.encode(CAPTIONS)
