@@ -55,6 +55,9 @@ class Data(Strict):
     resolution: int = Field(32, ge=16, le=4096, multiple_of=8, description="side of a square image, pixels")
     seed: int = Field(0, ge=0, description="seed of the rendered scenes")
     captions: Literal["full", "shapes"] = Field("full", description="what captions say (source `world`): all, or the shapes alone")
+    embeddings: Literal["memory", "batch"] = Field(
+        "memory", description="when captions are encoded: all before training, kept in memory; or each batch's as it comes"
+    )
 
 
 class Prompts(Strict):
@@ -93,11 +96,17 @@ class Train(Strict):
     decay: Literal["none", "linear", "sqrt", "cosine"] = Field("none", description="learning rate from warm-up to the end of the budget")
     max_grad_norm: float = Field(1.0, ge=0, description="clip of the gradient's global norm; 0: none")
     ema: float = Field(0.99, ge=0, le=1, description="decay of the averaged weights; 0: none; 1: as the method says")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward passes; weights stay fp32")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward passes; weights that are trained stay fp32")
+    frozen: Literal["fp32", "bf16"] = Field(
+        "fp32", description="what is not trained is kept in: teacher, base of LoRA, text encoder; bf16 with precision bf16 alone"
+    )
     gradient_accumulation: int = Field(1, ge=1, description="forward-backward passes per optimiser step")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between two resume states")
     log_every: int = Field(20, ge=1, description="optimiser steps between two lines of log.csv")
+
+
+HUB = r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?)?$"
 
 
 class Sampling(Strict):
@@ -111,6 +120,7 @@ class Sampling(Strict):
         None, description="few: fresh noise between steps; any: jump to the next time; multi: Euler; null: the method's own"
     )
     batch_size: int = Field(100, ge=1, description="images per forward pass")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="weights and arithmetic of text encoder and velocity network")
 
     @field_validator("sigmas", mode="before")
     @classmethod
@@ -211,6 +221,11 @@ class Config(Strict):
     profile: str = Field(pattern=NAME, description="names the folder of results, results/<profile>")
     description: str = Field("", description="one sentence for the reader")
     pipeline: str = Field("apex/pretrained/world", min_length=1, description="the teacher, in diffusers' pipeline layout")
+    hub: str = Field(
+        "",
+        pattern=HUB,
+        description="`owner/name`, or `owner/name@revision`, of the model hub: `pipeline` is fetched from there when it is missing",
+    )
     data: Data = Data()
     prompts: Prompts = Prompts()
     method_files: Names = Field([], description="methods outside the package: paths of Python files, `my_method.py` is `my-method`")
@@ -236,6 +251,13 @@ class Config(Strict):
     external: list[External] = Field([], description="folders of images to score beside the rows")
     published: list[Published] = Field([], description="numbers that texts state of methods, shown apart from what was measured")
     _origin: str = PrivateAttr("configuration")
+
+    @model_validator(mode="after")
+    def _fetched_into_the_results(self) -> Config:
+        place = f"results/pretrained/{self.profile}/pipeline"
+        if self.hub and self.pipeline != place:
+            raise ValueError(f"pipeline: found {self.pipeline} with hub {self.hub}, expected {place}, where it is fetched to")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -324,6 +346,11 @@ class Config(Strict):
         row = self.row(name)
         tuned = self.tuned_settings().get(row.method, Candidate()) if row.tuned else Candidate()
         changes = {key: getattr(train, key) for train in (tuned.train, row.train) for key in train.model_fields_set}
+        train = self.train.model_copy(update=changes)
+        if train.frozen == "bf16" and train.precision != "bf16":
+            raise UserError(
+                f"{self._origin}: train.frozen: found bf16 with precision {train.precision}, expected precision bf16 too (row {name})"
+            )
         return RunConfig(
             row=name,
             method=row.method,
@@ -332,7 +359,7 @@ class Config(Strict):
             tuning=row.tuning,
             lora=row.lora if row.tuning == "lora" else None,
             params=tuned.params | row.params,
-            train=self.train.model_copy(update=changes),
+            train=train,
             budget=self.budget,
             data=self.data,
             pipeline=self.pipeline,

@@ -16,7 +16,7 @@ from apex.config import RunConfig
 from apex.ema import Ema
 from apex.errors import UserError
 from apex.methods.base import STUDENT, Method, Role, Setup, frozen
-from apex.pipeline import Decoder, EncoderFeatures, Pipeline, load_backbone
+from apex.pipeline import DTYPES, Decoder, EncoderFeatures, Pipeline, load_backbone
 
 
 @contextmanager
@@ -99,14 +99,16 @@ def parameters_by_role(method: Method, student: nn.Module, extra: Mapping[str, n
 
 def build_student(run: RunConfig, method: Method, folder: Path, device: torch.device) -> tuple[Backbone, nn.Module | None]:
     """The network to train, set up for the method and the tuning, and the frozen teacher (None where it is the student)."""
-    student = load_backbone(folder / "transformer")
+    lora = run.tuning == "lora"
+    frozen_dtype = DTYPES[run.train.frozen]
+    student = load_backbone(folder / "transformer", dtype=frozen_dtype if lora else torch.float32)
     if run.tuning not in method.tunings:
         raise UserError(
             f"row {run.row}: method {method.name} does not support tuning {run.tuning!r}"
             + (f": {method.no_lora}" if run.tuning == "lora" and method.no_lora else "")
             + f"; expected one of {', '.join(method.tunings)}"
         )
-    if run.tuning == "lora":
+    if lora:
         from peft import LoraConfig
 
         if method.time_scale != 1.0:
@@ -115,15 +117,22 @@ def build_student(run: RunConfig, method: Method, folder: Path, device: torch.de
                 "without its adapter, and keeps its own time embedding; take tuning 'full'"
             )
         student.requires_grad_(False)
-        lora = LoraConfig(
+        adapter = LoraConfig(
             r=run.lora.rank,
             lora_alpha=run.lora.alpha or run.lora.rank,
             target_modules=list(student.lora_targets),
             init_lora_weights="gaussian",
         )
-        student.transformer.add_adapter(lora)
+        student.transformer.add_adapter(adapter)
+        for parameter in student.parameters():
+            if parameter.requires_grad:  # what is trained is fp32, whatever its base is kept in
+                parameter.data = parameter.data.float()
         return student.to(device), None
-    teacher = load_backbone(folder / "transformer").eval().requires_grad_(False).to(device) if "teacher" in method.needs else None
+    teacher = (
+        load_backbone(folder / "transformer", dtype=frozen_dtype).eval().requires_grad_(False).to(device)
+        if "teacher" in method.needs
+        else None
+    )
     if method.target_time == "embedding":
         student = student.with_target_time()
     try:

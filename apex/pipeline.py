@@ -28,11 +28,12 @@ from apex.text import TextPath
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BACKBONES: dict[str, type[Backbone]] = {c.transformer_class.__name__: c for c in (SanaBackbone, QwenImageBackbone)}
 
 
-def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
-    """The velocity network of a diffusers transformer folder (config.json names its class)."""
+def load_backbone(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+    """The velocity network of a diffusers transformer folder (config.json names its class), its weights in `dtype`."""
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: not found; expected a diffusers transformer folder; `snakemake pretrained` makes the world's")
@@ -44,7 +45,7 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
         raise UserError(f"{config}: unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     kind = BACKBONES[name]
     with readable(folder, "restore the folder"):
-        return kind(kind.transformer_class.from_pretrained(folder, use_safetensors=True)).to(device)
+        return kind(kind.transformer_class.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)).to(device)
 
 
 class Pipeline:
@@ -55,14 +56,15 @@ class Pipeline:
             None where it names no image size.
     """
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    def __init__(self, path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        """dtype: of the text encoder's weights; the codec's stay fp32."""
         self.path, self.device = path, device
         for part in ("vae", "tokenizer", "text_encoder"):
             if not (path / part).is_dir():
                 raise UserError(
                     f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's"
                 )
-        self.text = TextPath(path, device)
+        self.text = TextPath(path, device, dtype)
         self.vae = load_vae(path).eval().requires_grad_(False).to(device)
         self.pixels = pixels_per_latent(self.vae)
         size = getattr(self.vae.config, "sample_size", None)
@@ -137,8 +139,30 @@ class CaptionTable:
         longest = int(self.lengths[index].max())
         return Condition(self.embeds[index, :longest], self.mask[index, :longest])
 
+    def longest(self) -> Condition:
+        """The caption of most tokens, a batch of one."""
+        return self[self.lengths.argmax()[None].cpu()]
+
     def null(self, count: int) -> Condition:
         return self[torch.full((count,), self.empty)]
+
+
+class CaptionStream:
+    """The same captions encoded when they are asked for: more work at every step, and no memory for sets whose table would not fit."""
+
+    def __init__(self, pipeline: Pipeline, captions: list[str]) -> None:
+        self.pipeline, self.captions = pipeline, captions
+        self._null = pipeline.encode([""])
+
+    def __getitem__(self, index: Tensor) -> Condition:
+        return self.pipeline.encode([self.captions[at] for at in index.tolist()])
+
+    def longest(self) -> Condition:
+        """The caption of most letters, a batch of one."""
+        return self.pipeline.encode([max(self.captions, key=len)])
+
+    def null(self, count: int) -> Condition:
+        return self._null[torch.zeros(count, dtype=torch.long)]
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:

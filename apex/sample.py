@@ -31,7 +31,7 @@ from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write
 from apex.errors import UserError, readable, run_command
 from apex.export import LORA_FILE
 from apex.files import replace_folder, write_atomic
-from apex.pipeline import Pipeline, load_backbone
+from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 
 REFERENCES = ("real", "shuffled", "noise", "mean")
@@ -62,7 +62,9 @@ class Generator:
         self.passes = len(sigmas) * (2 if guidance != 1.0 else 1)
 
     @classmethod
-    def load(cls, run: Path, *, nfe: int, guidance: float = 1.0, device: str = "cpu", resolution: int | None = None) -> Generator:
+    def load(
+        cls, run: Path, *, nfe: int, guidance: float = 1.0, device: str = "cpu", resolution: int | None = None, precision: str = "fp32"
+    ) -> Generator:
         """Opens an exported run, or a pipeline folder as the teacher (Euler on a uniform grid).
 
         resolution: of the teacher's images, where its networks can draw several; None: the one that its configuration names.
@@ -70,28 +72,32 @@ class Generator:
         Raises:
             UserError: a folder that is neither.
         """
-        run = locate(run)
+        run, dtype = locate(run), DTYPES[precision]
         recipe_file = run / "sampling.json"
         if not recipe_file.is_file():
-            pipeline = Pipeline(run, device)
-            backbone = load_backbone(run / "transformer", device)
+            pipeline = Pipeline(run, device, dtype)
+            backbone = load_backbone(run / "transformer", device, dtype)
             made = {"trainable_parameters": 0} | ({"latent_size": resolution // pipeline.pixels} if resolution else {})
             return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made=made)
         recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
         sigmas = recipe["sigmas"].get(str(nfe)) or flow.uniform_sigmas(nfe)
         base = locate(recipe["base"])
-        pipeline = Pipeline(base, device)
+        pipeline = Pipeline(base, device, dtype)
         if recipe["tuning"] == "lora":
-            backbone = load_backbone(base / "transformer", device)
+            backbone = load_backbone(base / "transformer", device, dtype)
             # With the default prefix diffusers would load nothing and only warn.
             with readable(run / "lora" / LORA_FILE, "train the row again"):
                 backbone.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
         else:
-            backbone = load_backbone(run / "transformer").load_extra(run).to(device)
+            backbone = load_backbone(run / "transformer").load_extra(run).to(device, dtype)
         return cls(pipeline, backbone, mode=recipe["mode"], sigmas=sigmas, guidance=guidance, made=made)
 
     def encode(self, prompts: list[str]) -> Condition:
         return self.pipeline.encode(prompts)
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Condition, r: Tensor) -> Tensor:
+        """The network in its own precision; images in the making are kept in that of `x`."""
+        return self.backbone(x.to(self.backbone.transformer.dtype), t, cond, r).to(x)
 
     @torch.no_grad()
     def denoise(self, cond: Condition, noise: Tensor, fresh: list[Tensor] | torch.Generator | None = None) -> Tensor:
@@ -99,11 +105,11 @@ class Generator:
         if fresh is None or isinstance(fresh, torch.Generator):
             fresh = [torch.randn(noise.shape, generator=fresh).to(noise) for _ in self.sigmas[1:]]
         if self.guidance == 1.0:
-            return flow.sample(lambda x, t, r: self.backbone(x, t, cond, r), noise, self.sigmas, mode=self.mode, fresh=fresh)
+            return flow.sample(lambda x, t, r: self.velocity(x, t, cond, r), noise, self.sigmas, mode=self.mode, fresh=fresh)
         both = concatenate([cond, self.encode([""] * len(cond))])
 
         def guided(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-            with_c, without_c = self.backbone(torch.cat([x, x]), torch.cat([t, t]), both, torch.cat([r, r])).chunk(2)
+            with_c, without_c = self.velocity(torch.cat([x, x]), torch.cat([t, t]), both, torch.cat([r, r])).chunk(2)
             return flow.guide(with_c, without_c, self.guidance)
 
         return flow.sample(guided, noise, self.sigmas, mode=self.mode, fresh=fresh)
@@ -121,6 +127,18 @@ class Generator:
             ]
         ).to(self.device)
         return all_noise[:, 0], [all_noise[:, k] for k in range(1, steps)]
+
+
+def load_generator(config: Config, row: str, run: Path, nfe: int, device: str) -> Generator:
+    """The generator of a row by the profile: the teacher is guided, and draws at the profile's resolution."""
+    return Generator.load(
+        run,
+        nfe=nfe,
+        guidance=config.guidance if row == "teacher" else 1.0,
+        device=device,
+        resolution=config.data.resolution,
+        precision=config.sampling.precision,
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -266,9 +284,8 @@ def main() -> None:
     if args.row not in REFERENCES:
         if args.row != "teacher" and args.run is None:
             raise UserError(f"--run: missing; row {args.row!r} needs the folder of its exported run")
-        guidance = config.guidance if args.row == "teacher" else 1.0
         run = args.run or config.pipeline_path
-        generator = Generator.load(run, nfe=args.nfe, guidance=guidance, device=device)
+        generator = load_generator(config, args.row, run, args.nfe, device)
         weights = [fingerprint(folder) for folder in (locate(run), generator.pipeline.path)]
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)

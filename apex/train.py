@@ -38,7 +38,7 @@ from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
 from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
 from apex.pairs import PairStore, make_pairs, pair_count
-from apex.pipeline import CaptionTable, Pipeline, load_backbone
+from apex.pipeline import DTYPES, CaptionStream, CaptionTable, Pipeline, load_backbone
 from apex.seeds import derive, torch_generator
 
 PROBE_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -74,11 +74,11 @@ class Loop:
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
         folder = locate(run.pipeline)
-        pipeline = Pipeline(folder, str(device))
-        self.captions = CaptionTable(pipeline, cache.captions)
+        pipeline = Pipeline(folder, str(device), DTYPES[train.frozen])
+        self.captions = (CaptionTable if run.data.embeddings == "memory" else CaptionStream)(pipeline, cache.captions)
         self.latents, self.index = cache.latents, cache.caption_index
         shape = tuple(cache.latents.shape[1:])
-        longest = self.captions[self.captions.lengths.argmax()[None].cpu()]
+        longest = self.captions.longest()
 
         student, teacher = build_student(run, self.method, folder, device)
         if train.gradient_checkpointing:

@@ -160,12 +160,12 @@ def run(args: argparse.Namespace) -> None:
 
 def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts: Sequence[str]) -> Record:
     """Times the row at one NFE."""
-    from apex.sample import Generator as Sampler
+    from apex.sample import load_generator
 
     started = time.time()
     who = identity(args.run, args.row, nfe, config)
     guidance = config.guidance if args.row == "teacher" else 1.0
-    sampler = Sampler.load(args.run, nfe=nfe, guidance=guidance, device=device)
+    sampler = load_generator(config, args.row, args.run, nfe, device)
     repeats = args.repeats or max(10, 30 // nfe)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)

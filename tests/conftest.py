@@ -99,3 +99,27 @@ def tiny_cache(tiny_pipeline: Path, tiny_shards: Path, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("tiny_cache") / "cache"
     build(tiny_pipeline, tiny_shards, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_stock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """tiny_stock("sana" or "qwen_image"): a folder with a small stock pipeline of that family, random weights, as diffusers saves it."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        import torch
+
+        from tests.stock import BUILDERS
+
+        if family not in made:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                pipeline = BUILDERS[family]()
+                for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+                    for parameter in part.parameters():  # far enough from zero to see every mistake
+                        torch.nn.init.normal_(parameter, std=0.2)
+            made[family] = tmp_path_factory.mktemp(family) / "pipeline"
+            pipeline.save_pretrained(made[family], safe_serialization=True)
+        return made[family]
+
+    return make

@@ -15,6 +15,7 @@ so what is trained loads in stock diffusers. Two things are added around it, bot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -91,7 +92,8 @@ class Backbone(nn.Module):
             delta = torch.zeros_like(t) if r is None else t - r
         if cond.place == "embeds":
             cond = Condition(cond.apply_shift(cond.embeds), cond.mask)
-        self._cond = cond
+        dtype = self.transformer.dtype  # the text encoder may be kept in another
+        self._cond = cond = cond if cond.embeds.dtype == dtype else replace(cond, embeds=cond.embeds.to(dtype))
         try:
             return self.call(x_t, t, cond, delta)
         finally:

@@ -7,22 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
-    QwenImagePipeline,
-    QwenImageTransformer2DModel,
-    SanaPipeline,
-    SanaTransformer2DModel,
-)
-from transformers import Gemma2Config, Gemma2Model, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from diffusers import QwenImagePipeline, SanaPipeline
 
 from apex.data.cache import decode_latents, encode_images
 from apex.errors import UserError
 from apex.flow import uniform_sigmas
 from apex.pipeline import Pipeline
-from apex.pretrain.text_encoder import build_tokenizer
 from apex.sample import Generator
 from apex.text import TextPath
 
@@ -31,56 +21,10 @@ CLASSES = {"sana": SanaPipeline, "qwen_image": QwenImagePipeline}
 SIDE, LATENTS = 32, 8
 
 
-def sana() -> SanaPipeline:
-    tokenizer = build_tokenizer()
-    small = Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, sliding_window=64, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    transformer = SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_cross_attention_heads=2,
-        cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16, mlp_ratio=2.0, sample_size=LATENTS, patch_size=1,
-    )  # fmt: skip
-    block = ("ResBlock", "ResBlock", "EfficientViTBlock")
-    codec = AutoencoderDC(
-        latent_channels=4, attention_head_dim=4, encoder_block_types=block, decoder_block_types=block, encoder_block_out_channels=(8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8), encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
-        encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)), upsample_block_type="interpolate",
-        downsample_block_type="conv", decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=0.41,
-    )  # fmt: skip
-    return SanaPipeline(tokenizer, Gemma2Model(small), codec, transformer, FlowMatchEulerDiscreteScheduler(shift=1.0))
-
-
-def qwen_image() -> QwenImagePipeline:
-    tokenizer = build_tokenizer()
-    text = dict(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
-    )  # fmt: skip
-    vision = dict(depth=1, hidden_size=16, num_heads=2, out_hidden_size=16, intermediate_size=16, patch_size=14, fullatt_block_indexes=[0])
-    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
-    transformer = QwenImageTransformer2DModel(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
-        axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
-    codec = AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[False, False], latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 0.5, 2.0, 1.0],
-    )  # fmt: skip
-    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(shift=1.0), codec, encoder, tokenizer, transformer)
-
-
 @pytest.fixture(scope="module", params=list(CLASSES))
-def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def stock(request: pytest.FixtureRequest, tiny_stock) -> tuple[str, Path]:
     """(family, folder) of a small stock pipeline as diffusers saves it."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp(request.param) / "pipeline"
-    pipeline = {"sana": sana, "qwen_image": qwen_image}[request.param]()
-    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
-        for p in part.parameters():  # far enough from zero to see every mistake
-            torch.nn.init.normal_(p, std=0.2)
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return request.param, folder
+    return request.param, tiny_stock(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ PARTS = (
 )  # with given parts the evaluators' networks are given too
 GIVEN = ancient if SETTINGS.parts else str
 PRETRAINED = [f"{P}/pipeline"]
-if not SETTINGS.parts:
+if not SETTINGS.parts and not CONFIG.hub:
     PRETRAINED += [f"{P}/evaluators/{name}" for name in ("detector", "fid", "clip")]
 
 
@@ -78,29 +78,46 @@ rule pretrain_cache:
         "python -m apex.data.cache --pipeline {params.parts} --data {input.data} --out {output} > {log} 2>&1"
 
 
-rule pretrain_teacher:
-    input:
-        [GIVEN(f"{PARTS}/{part}") for part in ("vae", "text_encoder", "tokenizer")],
-        cache=f"{P}/data/cache",
-    output:
-        directory(f"{P}/pipeline"),
-    log:
-        f"{P}/logs/teacher.log",
-    priority: 10
-    conda:
-        ENVIRONMENT
-    params:
-        parts=lambda wildcards, input: os.path.dirname(input[0]),
-        steps=SETTINGS.teacher_steps,
-        batch=SETTINGS.batch_size,
-        family=SETTINGS.family,
-        width=SETTINGS.width,
-        layers=SETTINGS.layers,
-        seed=SETTINGS.seed,
-    shell:
-        "python -m apex.pretrain.teacher --pipeline {params.parts} --cache {input.cache} --out {output}"
-        " --steps {params.steps} --batch {params.batch} --family {params.family} --width {params.width} --layers {params.layers}"
-        " --seed {params.seed} 2>&1 | tee {log}"
+# A profile with a `hub` has its pipeline from there.
+if CONFIG.hub:
+
+    rule fetch_pipeline:
+        output:
+            directory(f"{P}/pipeline"),
+        log:
+            f"{P}/logs/fetch.log",
+        conda:
+            ENVIRONMENT
+        params:
+            hub=CONFIG.hub,
+        shell:
+            "python -m apex.fetch --hub {params.hub} --out {output} 2>&1 | tee {log}"
+
+else:
+
+    rule pretrain_teacher:
+        input:
+            [GIVEN(f"{PARTS}/{part}") for part in ("vae", "text_encoder", "tokenizer")],
+            cache=f"{P}/data/cache",
+        output:
+            directory(f"{P}/pipeline"),
+        log:
+            f"{P}/logs/teacher.log",
+        priority: 10
+        conda:
+            ENVIRONMENT
+        params:
+            parts=lambda wildcards, input: os.path.dirname(input[0]),
+            steps=SETTINGS.teacher_steps,
+            batch=SETTINGS.batch_size,
+            family=SETTINGS.family,
+            width=SETTINGS.width,
+            layers=SETTINGS.layers,
+            seed=SETTINGS.seed,
+        shell:
+            "python -m apex.pretrain.teacher --pipeline {params.parts} --cache {input.cache} --out {output}"
+            " --steps {params.steps} --batch {params.batch} --family {params.family} --width {params.width} --layers {params.layers}"
+            " --seed {params.seed} 2>&1 | tee {log}"
 
 
 rule pretrain_evaluator:

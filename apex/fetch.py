@@ -1,0 +1,65 @@
+"""Fetches a pipeline from the model hub into a folder of the results: the parts that this suite opens, and no pickle.
+
+    python -m apex.fetch --hub Qwen/Qwen-Image --out results/pretrained/qwen_image/pipeline
+
+`owner/name@revision` pins what is fetched; a revision that is a commit pins every byte of it. fetched.json says which commit it was. An
+interrupted call continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from apex.errors import UserError, run_command
+from apex.files import write_atomic
+
+PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+# Weights as safetensors alone, in one precision: of several variants the one without a name.
+KINDS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+VARIANTS = ("*.fp16.*", "*.bf16.*", "*.fp16-*", "*.bf16-*")
+
+
+def fetch(hub: str, out: Path) -> str:
+    """Fetches `owner/name[@revision]` into `out`; returns the commit.
+
+    Raises:
+        UserError: the hub cannot be reached, has no such model or asks for a key; or what came is no pipeline.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    name, _, revision = hub.partition("@")
+    partial = out.parent / f".{out.name}.partial"
+    try:
+        commit = HfApi().model_info(name, revision=revision or None).sha
+        wanted = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in KINDS)]
+        snapshot_download(name, revision=commit, local_dir=partial, allow_patterns=wanted, ignore_patterns=list(VARIANTS))
+    except Exception as error:  # the hub's library, its HTTP client and the system each have their own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"hub: {hub}: could not be fetched ({first}); check name and network, log in where the model asks for it (hf auth login), "
+            f"or put the pipeline into {out} by hand"
+        ) from error
+    missing = [part for part in (*PARTS, "model_index.json") if not (partial / part).exists()]
+    if missing:
+        raise UserError(f"hub: {hub}: found no {missing[0]} in it, expected a pipeline in diffusers' layout with safetensors weights")
+    write_atomic(partial / "fetched.json", json.dumps({"hub": name, "revision": revision or None, "commit": commit}, indent=1) + "\n")
+    partial.rename(out)
+    return commit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hub", required=True, help="owner/name, or owner/name@revision")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the pipeline")
+    args = parser.parse_args()
+    if args.out.exists():
+        raise UserError(f"--out {args.out}: is there already; remove it to fetch again")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{args.out}: {args.hub} at commit {fetch(args.hub, args.out)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

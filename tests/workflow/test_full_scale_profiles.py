@@ -1,0 +1,152 @@
+"""The full-scale profiles, each through its own file: the same commands train and sample a few steps of the same classes, built small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apex import fetch, sample, train
+from apex.config import load
+from apex.data import cache
+from apex.errors import UserError, run_command
+
+CONFIGS = Path(__file__).resolve().parents[2] / "workflows" / "config"
+FAMILIES = {
+    "sana_0_6b": "sana",
+    "sana_1_6b": "sana",
+    "qwen_image_lora_r32": "qwen_image",
+    "qwen_image_lora_r64": "qwen_image",
+    "qwen_image_full": "qwen_image",
+}
+ROWS = [(name, row) for name in FAMILIES for row in load(CONFIGS / f"{name}.yaml").all_methods]
+# Two of a kind differ in sizes alone, which are small here.
+ROWS = [(name, row) for name, row in ROWS if name not in ("sana_1_6b", "qwen_image_lora_r32") or row.startswith("apex")]
+
+
+@pytest.fixture(scope="session")
+def small(tiny_stock, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[str]]]:
+    """small(profile): its cached latents, and what is changed of it: sizes and places alone."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"tag": "single_object", "include": [{"class": "cup", "count": n}], "prompt": f"a photo of {n} cup"} for n in (1, 2)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> tuple[Path, list[str]]:
+        family = FAMILIES[name]
+        pipeline = tiny_stock(family)
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("cache") / family
+            cache.build(pipeline, tiny_shards, made[family], resolution=32)
+        # batch of the published class's least: its four parts, in two micro-batches
+        sizes = {
+            "pipeline": pipeline, "hub": "''", "data.source": tiny_shards, "data.resolution": 32, "prompts.test": prompts,
+            "prompts.images_per_prompt": 2, "budget.forward_equivalents": 150, "train.batch_size": 4, "train.gradient_accumulation": 2,
+            "train.log_every": 1,
+        }  # fmt: skip
+        return made[family], [f"{key}={value}" for key, value in sizes.items()]
+
+    return make
+
+
+def arguments(name: str, changes: list[str]) -> list[str]:
+    return ["--config", str(CONFIGS / f"{name}.yaml"), *(part for change in changes for part in ("--set", change))]
+
+
+def call(main: Callable[[], None], *line: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["command", *map(str, line)])
+        return run_command(main)
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_a_few_steps_through_the_profiles_own_file(small, tmp_path: Path, name: str, row: str) -> None:
+    latents, changes = small(name)
+    run = tmp_path / "run"
+    line = arguments(name, changes)
+    assert call(train.main, *line, "--row", row, "--cache", latents, "--out", run) == 0
+    made = json.loads((run / "made.json").read_text())
+    assert made["backbone"] == FAMILIES[name] and made["training"]["steps"] >= 1 and not made["training"]["stopped"]
+    assert (made["run"]["train"]["precision"], made["run"]["train"]["frozen"]) == ("bf16", "bf16")
+    weights = next((run / ("lora" if made["tuning"] == "lora" else "transformer")).glob("*.safetensors"))
+    state = load_file(weights)
+    assert all(torch.isfinite(v).all() for v in state.values())
+    assert {v.dtype for v in state.values()} == {torch.float32}, "what is trained is kept in fp32"
+    if made["tuning"] == "lora":
+        assert any(v.abs().max() > 0 for k, v in state.items() if "lora_B" in k)
+        assert made["trainable_parameters"] < made["parameters"]
+    out = tmp_path / "images" / "{split}"
+    assert call(sample.main, *line, "--row", row, "--run", run, "--nfe", 1, "--split", "test", "--out", out) == 0
+    assert len(list((tmp_path / "images/test").glob("*/samples/*.png"))) == 4
+
+
+@pytest.mark.parametrize("name", ["sana_0_6b", "qwen_image_full"])
+def test_the_teacher_is_sampled_by_the_profile(small, tmp_path: Path, name: str) -> None:
+    _, changes = small(name)
+    line = arguments(name, changes)
+    assert call(sample.main, *line, "--row", "teacher", "--nfe", 2, "--split", "test", "--out", tmp_path / "{split}") == 0
+    assert len(list((tmp_path / "test").glob("*/samples/*.png"))) == 4
+
+
+def test_a_profile_with_a_hub_has_its_pipeline_in_the_results() -> None:
+    for name in FAMILIES:
+        config = load(CONFIGS / f"{name}.yaml")
+        assert config.profile == name and config.hub and config.pipeline == f"results/pretrained/{name}/pipeline"
+    with pytest.raises(UserError, match="expected results/pretrained/sana_0_6b/pipeline, where it is fetched to"):
+        load(CONFIGS / "sana_0_6b.yaml", ["pipeline=elsewhere"])
+    with pytest.raises(UserError, match="hub"):
+        load(CONFIGS / "sana_0_6b.yaml", ["hub=https://somewhere/else"])
+
+
+def test_frozen_weights_in_bf16_need_bf16_arithmetic(small) -> None:
+    with pytest.raises(UserError, match=r"train\.frozen: found bf16 with precision fp32, expected precision bf16 too \(row apex\)"):
+        load(CONFIGS / "sana_0_6b.yaml", ["train.precision=fp32"]).run_config("apex")
+
+
+def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    assert call(fetch.main, "--hub", "owner/name", "--out", tmp_path / "pipeline") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: hub: owner/name: could not be fetched (no route to host)") and error.count("\n") == 1
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_what_is_fetched_is_pinned_and_holds_no_pickle(tiny_stock, tmp_path: Path, monkeypatch, capsys) -> None:
+    import shutil
+    from fnmatch import fnmatch
+    from types import SimpleNamespace
+
+    source = tiny_stock("sana")
+    (tmp_path / "hub").mkdir()
+    shutil.copytree(source, tmp_path / "hub/model")
+    (tmp_path / "hub/model/text_encoder/pytorch_model.bin").write_bytes(b"a pickle")
+    (tmp_path / "hub/model/transformer/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant")
+    asked = {}
+
+    def download(name, revision, local_dir, allow_patterns, ignore_patterns):
+        asked.update(name=name, revision=revision)
+        for file in (path for path in (tmp_path / "hub/model").rglob("*") if path.is_file()):
+            part = file.relative_to(tmp_path / "hub/model").as_posix()
+            if any(fnmatch(part, p) for p in allow_patterns) and not any(fnmatch(part, p) for p in ignore_patterns):
+                (Path(local_dir) / part).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, Path(local_dir) / part)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, revision, **__: SimpleNamespace(sha=f"commit of {revision}"))
+    out = tmp_path / "results" / "pipeline"
+    assert call(fetch.main, "--hub", "owner/name@v1", "--out", out) == 0
+    assert asked == {"name": "owner/name", "revision": "commit of v1"}
+    assert json.loads((out / "fetched.json").read_text()) == {"hub": "owner/name", "revision": "v1", "commit": "commit of v1"}
+    assert not list(out.rglob("*.bin")) and not list(out.rglob("*fp16*"))
+    assert sample.Generator.load(out, nfe=1, resolution=32).latent_shape == (4, 8, 8)
+    assert call(fetch.main, "--hub", "owner/name@v1", "--out", out) == 2 and "is there already" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "hub/model/vae")
+    assert call(fetch.main, "--hub", "owner/name@v1", "--out", tmp_path / "other/pipeline") == 2
+    assert "found no vae in it" in capsys.readouterr().err and not (tmp_path / "other/pipeline").exists()
