@@ -10,6 +10,7 @@
 #     snakemake claims                                     a verdict on every claim of the paper, from the records that are there
 #     snakemake report                                     one HTML file with verdicts, tables, figures and where each number is from
 #     snakemake tables                                     tables and figures again, from result records alone
+#     snakemake plan --configfile ...                      memory, FLOPs and hours of a profile's runs, before anything is spent
 #     snakemake -n                                         what there is to do
 #
 # The rules are in workflows/rules; each is a thin call of one command that also runs by hand.
@@ -25,6 +26,7 @@ include: "workflows/rules/tune.smk"
 include: "workflows/rules/ablations.smk"
 include: "workflows/rules/claims.smk"
 include: "workflows/rules/pretrained.smk"
+include: "workflows/rules/plan.smk"
 
 
 localrules:
@@ -38,6 +40,7 @@ localrules:
     pretrained,
     bundle,
     adopt_tuning,
+    plan,
 
 
 rule all:

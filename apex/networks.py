@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from apex.config import RunConfig
 from apex.ema import Ema
 from apex.errors import UserError
 from apex.methods.base import STUDENT, Method, Role, Setup, frozen
-from apex.pipeline import DTYPES, Decoder, EncoderFeatures, Pipeline, load_backbone
+from apex.pipeline import DTYPES, Decoder, EncoderFeatures, Pipeline
 
 
 @contextmanager
@@ -97,11 +96,14 @@ def parameters_by_role(method: Method, student: nn.Module, extra: Mapping[str, n
     return roles
 
 
-def build_student(run: RunConfig, method: Method, folder: Path, device: torch.device) -> tuple[Backbone, nn.Module | None]:
+Make = Callable[[torch.dtype], Backbone]  # a new copy of the pretrained network, in this dtype
+
+
+def build_student(run: RunConfig, method: Method, make: Make, device: torch.device) -> tuple[Backbone, nn.Module | None]:
     """The network to train, set up for the method and the tuning, and the frozen teacher (None where it is the student)."""
     lora = run.tuning == "lora"
     frozen_dtype = DTYPES[run.train.frozen]
-    student = load_backbone(folder / "transformer", dtype=frozen_dtype if lora else torch.float32)
+    student = make(frozen_dtype if lora else torch.float32)
     if run.tuning not in method.tunings:
         raise UserError(
             f"row {run.row}: method {method.name} does not support tuning {run.tuning!r}"
@@ -128,11 +130,7 @@ def build_student(run: RunConfig, method: Method, folder: Path, device: torch.de
             if parameter.requires_grad:  # what is trained is fp32, whatever its base is kept in
                 parameter.data = parameter.data.float()
         return student.to(device), None
-    teacher = (
-        load_backbone(folder / "transformer", dtype=frozen_dtype).eval().requires_grad_(False).to(device)
-        if "teacher" in method.needs
-        else None
-    )
+    teacher = make(frozen_dtype).eval().requires_grad_(False).to(device) if "teacher" in method.needs else None
     if method.target_time == "embedding":
         student = student.with_target_time()
     try:
@@ -142,8 +140,10 @@ def build_student(run: RunConfig, method: Method, folder: Path, device: torch.de
     return student.to(device), teacher
 
 
-def make_setup(student: Backbone, pipeline: Pipeline, folder: Path, device: torch.device, shape: tuple[int, ...], cond: Condition) -> Setup:
-    """What the method's extra networks are built from."""
+def make_setup(
+    student: Backbone, pipeline: Pipeline | None, make: Make, device: torch.device, shape: tuple[int, ...], cond: Condition
+) -> Setup:
+    """What the method's extra networks are built from; without a pipeline there is no codec."""
 
     @torch.no_grad()
     def feature_shapes(blocks: Sequence[int]) -> list[tuple[int, int]]:
@@ -152,11 +152,11 @@ def make_setup(student: Backbone, pipeline: Pipeline, folder: Path, device: torc
         return [tuple(f.shape[1:]) for f in found]
 
     return Setup(
-        copy=lambda: load_backbone(folder / "transformer").to(device),
+        copy=lambda: make(torch.float32).to(device),
         latent_shape=shape,
         blocks=len(student.blocks),
         feature_shapes=feature_shapes,
-        decoder=Decoder(pipeline),
-        encoder=EncoderFeatures(pipeline),
+        decoder=Decoder(pipeline) if pipeline else None,
+        encoder=EncoderFeatures(pipeline) if pipeline else None,
         caption_width=cond.embeds.shape[-1],
     )

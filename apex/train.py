@@ -26,6 +26,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from apex import methods, provenance
+from apex.backbones.base import Backbone
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, shift_visibility
 from apex.config import Config, RunConfig, check_params, load, locate
@@ -80,11 +81,14 @@ class Loop:
         shape = tuple(cache.latents.shape[1:])
         longest = self.captions.longest()
 
-        student, teacher = build_student(run, self.method, folder, device)
+        def make(dtype: torch.dtype) -> Backbone:
+            return load_backbone(folder / "transformer", dtype=dtype)
+
+        student, teacher = build_student(run, self.method, make, device)
         if train.gradient_checkpointing:
             student.transformer.enable_gradient_checkpointing()
         self.student = student
-        setup = make_setup(student, pipeline, folder, device, tuple(cache.latents.shape[1:]), longest)
+        setup = make_setup(student, pipeline, make, device, tuple(cache.latents.shape[1:]), longest)
         self.extra = {name: module.to(device) for name, module in self.method.extra_networks(setup).items()}
         self.parameters = {
             "student": sum(p.numel() for p in student.parameters()),
@@ -104,7 +108,7 @@ class Loop:
         if base is not None:
             costs["teacher"] = measure_cost(base, shape, longest)
         else:  # the stock network tells the unit of the budget, and is not kept
-            costs["teacher"] = Cost(measure_cost(load_backbone(folder / "transformer").to(device), shape, longest).forward)
+            costs["teacher"] = Cost(measure_cost(make(torch.float32).to(device), shape, longest).forward)
         costs["ema"] = costs["student"]
         self.unit = costs["teacher"].forward
         self.ledger = Ledger(costs)

@@ -26,10 +26,12 @@ for _name, _folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", BAS
 
 try:
     _file, _settings = profile_file(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
+    CARD = str(_settings.pop("card", ""))  # `snakemake plan --config card=h100`
     _file = _file.relative_to(Path.cwd()) if _file.is_relative_to(Path.cwd()) else _file
     CONFIG = load(_file, overrides(_settings))
     PLAN, ABLATIONS = Plan(CONFIG), AblationPlan(CONFIG)
-    if _missing := PLAN.missing():
+    # A plan is made before there are data or prompts.
+    if "plan" not in sys.argv and (_missing := PLAN.missing()):
         raise UserError(f"{_file}: {_missing}")
     for _folder in (Path(PLAN.root), *Path(PLAN.root).parents):
         if _folder.exists() and not _folder.is_dir():

@@ -1,0 +1,449 @@
+"""What a profile's runs need, before anything is spent: parameters, memory by part, training FLOPs, hours. `snakemake plan`.
+
+    python -m apex.estimate --config workflows/config/qwen_image_lora_r64.yaml --card h100 --out results/qwen_image_lora_r64/plan
+
+Nothing is loaded or fetched. The profile's own network is built on torch's meta device, from its pipeline's files or from the
+configuration that is shipped for its hub (apex/configurations), and the training loop's own counters measure it there: FLOPs of every
+kind of pass, peak memory of a step. How often a method calls which network is counted on toy networks: it does not depend on their size.
+
+Not in it: the codec's and the text encoder's time, and what an allocator keeps beside the tensors; `share` is what they leave of the
+card's rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from apex import methods
+from apex.backbones.base import Backbone
+from apex.budget import count_calls, measure_cost
+from apex.conditioning import Condition
+from apex.config import Config, RunConfig, check_params, load
+from apex.data.cache import pixels_per_latent
+from apex.errors import UserError, readable, run_command
+from apex.files import write_atomic
+from apex.memory import PeakMemory, megabytes
+from apex.networks import DTYPES, build_student, make_setup, parameters_by_role
+from apex.pipeline import BACKBONES
+from apex.provenance import hardware
+from apex.testbed import Bed, Trial
+from apex.text import ENCODERS, WORLD, pipeline_class
+
+SHIPPED = Path(__file__).resolve().parent / "configurations"
+META = torch.device("meta")
+# Card -> memory in GB and dense bf16 TFLOP/s, as their makers' data sheets say. A rate measured on the card itself is better: --tflops.
+CARDS = {"h200": (141, 989), "h100": (80, 989), "a100": (80, 312), "l40s": (48, 362), "rtx4090": (24, 165)}
+SHARE = 0.35  # of the card's rate that training reaches; assumed where nothing was measured
+TOY_STEPS = 20  # over which calls are counted
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a pipeline an estimate needs. transformer: its configuration. latent: (C, side, side). tokens, width: of a caption.
+
+    text_parameters, codec_parameters: of the frozen parts that stay on the device. source: where this is from.
+    """
+
+    transformer: dict[str, Any]
+    latent: tuple[int, int, int]
+    tokens: int
+    width: int
+    text_parameters: float
+    codec_parameters: float
+    source: str
+
+    def make(self, dtype: torch.dtype = torch.float32) -> Backbone:
+        """A velocity network without weights."""
+        kind = BACKBONES[self.transformer["_class_name"]]
+        known = {k: v for k, v in self.transformer.items() if not k.startswith("_")}
+        with META:
+            return kind(kind.transformer_class(**known)).to(dtype)
+
+    def condition(self, count: int, dtype: torch.dtype = torch.float32) -> Condition:
+        """Captions at full length."""
+        embeds = torch.zeros(count, self.tokens, self.width, device=META, dtype=dtype)
+        return Condition(embeds, torch.ones(count, self.tokens, device=META, dtype=dtype))
+
+
+def shipped() -> dict[str, dict[str, Any]]:
+    """Hub name -> the configuration that is shipped for it."""
+    found = [json.loads(path.read_text()) for path in sorted(SHIPPED.glob("*.json"))]
+    return {one["hub"]: one for one in found}
+
+
+def shape_of(config: Config) -> Shape:
+    """From the pipeline's folder where it is there, else from what is shipped for its hub.
+
+    Raises:
+        UserError: neither is there.
+    """
+    folder, hub = config.pipeline_path, config.hub.partition("@")[0]
+    if (folder / "transformer" / "config.json").is_file():
+        return _from_folder(folder, config.data.resolution)
+    known = shipped()
+    if hub not in known:
+        raise UserError(
+            f"{config._origin}: pipeline: found no {folder / 'transformer' / 'config.json'}, and no configuration is shipped for hub "
+            f"{hub or '(none)'}; expected a pipeline's folder, or one of {', '.join(known)}"
+        )
+    one = known[hub]
+    codec = one["codec"]
+    side = config.data.resolution // codec["pixels"]
+    captions, about = one["captions"], one["source"]
+    return Shape(
+        one["transformer"], (codec["channels"], side, side), captions["tokens"], captions["width"], one["text_encoder"]["parameters"],
+        codec["parameters"], about,
+    )  # fmt: skip
+
+
+def _from_folder(folder: Path, resolution: int) -> Shape:
+    """From a pipeline's configuration files; its weights are not read."""
+    import diffusers
+    from transformers import AutoConfig
+
+    with readable(folder, "restore the folder"):
+        transformer = json.loads((folder / "transformer/config.json").read_text())
+        vae = json.loads((folder / "vae/config.json").read_text())
+        kind = pipeline_class(folder)
+        with META:
+            codec = getattr(diffusers, vae["_class_name"]).from_config(vae)
+            text = ENCODERS[kind](AutoConfig.from_pretrained(folder / "text_encoder"))
+        tokens = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["model_max_length"] if kind == WORLD else 300
+        width = transformer.get("caption_channels") or transformer["joint_attention_dim"]
+        channels = transformer["in_channels"] if "caption_channels" in transformer else transformer["out_channels"]
+    side = resolution // pixels_per_latent(codec)
+    counts = (float(sum(p.numel() for p in part.parameters())) for part in (text, codec))
+    return Shape(transformer, (channels, side, side), int(tokens), width, *counts, str(folder))
+
+
+# ------------------------------------------------------------------------------------------------------ what is measured
+
+
+PLAIN = F.scaled_dot_product_attention
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    if forward_ad._current_level >= 0:  # directional derivatives are taken through the plain one
+        return PLAIN(query, key, value, attn_mask)
+    if attn_mask is not None and not attn_mask.is_floating_point():
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, attn_mask=attn_mask)[0]
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Inside, attention keeps nothing of the size of tokens x tokens, as a fused kernel; on meta tensors torch takes the plain one."""
+    F.scaled_dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = PLAIN
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one sample's activations: kept until the backward pass, at the peak of forward and backward, at that of a pass without
+    gradient; fixed: what does not grow with the batch."""
+
+    kept: float
+    peak: float
+    inference: float
+    fixed: float
+
+
+def activations(network: Backbone, shape: Shape, dtype: torch.dtype) -> Activations:
+    """Measured on meta tensors at one and two samples, gradients of the weights left out."""
+    grads = 2**20 * megabytes(p for p in network.parameters() if p.requires_grad)
+    kept, peak, inference = [], [], []
+    for count in (1, 2):
+        x = torch.zeros(count, *shape.latent, device=META, dtype=dtype)
+        t, cond = torch.full((count,), 0.5, device=META), shape.condition(count, dtype)
+        with fused_attention(), PeakMemory() as memory, torch.no_grad():
+            network(x, t, cond)
+        inference.append(memory.peak)
+        with fused_attention(), PeakMemory() as memory:
+            out = network(x, t, cond)
+            kept.append(memory.live)
+            out.float().square().mean().backward()
+        peak.append(memory.peak)
+        for parameter in network.parameters():
+            parameter.grad = None
+    per = peak[1] - peak[0]
+    return Activations(kept[1] - kept[0], per, inference[1] - inference[0], max(0.0, peak[0] - per - grads))
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A method's calls of networks, in passes a training sample.
+
+    book: kind -> network -> the mean over a run's course. alive: of the step with most, how many keep what a backward pass needs:
+    every role's loss is made before the first backward pass. quiet: of the largest pass without gradient, at most 2, the two branches of
+    guidance.
+    """
+
+    book: dict[str, dict[str, float]]
+    alive: float
+    quiet: float
+
+
+@cache
+def _calls(method: str, files: tuple[str, ...], params: str, tuning: str, family: str, batch: int) -> Calls:
+    made = methods.get(method, list(files))(json.loads(params))
+    trial = Trial(made, Bed(family), tuning=tuning, total=TOY_STEPS, size=batch)
+    ledger = trial.nets.student.ledger
+    for name, module in trial.extra.items():
+        count_calls(module, name, ledger)
+    networks = {"student", "teacher", "ema", *(name for name, module in trial.extra.items() if isinstance(module, Backbone))}
+    total: dict[str, dict[str, float]] = {}
+    alive = quiet = 0.0
+    for step in range(TOY_STEPS):
+        ledger.passes.clear()
+        made.losses(trial.batch(step, progress=(step + 0.5) / TOY_STEPS), trial.nets, step)
+        now = 0
+        for kind, counted in ledger.passes.items():
+            for entry, count in counted.items():
+                name = entry.partition("[")[0]
+                book = total.setdefault(kind, {})
+                book[name] = book.get(name, 0.0) + count / (TOY_STEPS * batch)
+                now += count if kind in ("training", "through") and name in networks else 0
+        alive = max(alive, now / batch)
+        forward = [count / batch for name, count in ledger.passes.get("forward", {}).items() if name in networks]
+        quiet = max(quiet, min(2.0, max(forward, default=0.0)))
+    return Calls(total, alive, quiet)
+
+
+def calls(run: RunConfig, family: str) -> Calls:
+    """Counted on toy networks of the family over a run's course."""
+    # Parts of a batch rotate, so its size hardly matters; more samples than that tell no more.
+    batch = min(run.train.batch_size, 16)
+    return _calls(run.method, tuple(run.method_files), json.dumps(run.params), run.tuning, family, batch)
+
+
+# ---------------------------------------------------------------------------------------------------------- the estimate
+
+
+@dataclass
+class Estimate:
+    """One run.
+
+    Attributes:
+        parameters: of the student; trainable: of all networks. memory: GB by part.
+        forward_equivalents: a training sample's passes. steps, flops: of the whole run. hours: at the rate and share given.
+        fits, mend: whether it is within the card's memory, and what to change. uncounted: small networks whose FLOPs are left out.
+        measured_memory, measured_hours: of a finished run, in GB and hours.
+    """
+
+    row: str
+    method: str
+    parameters: int
+    trainable: int
+    memory: dict[str, float]
+    forward_equivalents: float = 0.0
+    steps: int = 0
+    flops: float = 0.0
+    hours: float | None = None
+    fits: bool | None = None
+    mend: str = ""
+    uncounted: list[str] = field(default_factory=list)
+    measured_memory: float | None = None
+    measured_hours: float | None = None
+
+    @property
+    def total(self) -> float:
+        return sum(self.memory.values())
+
+
+def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SHARE) -> Estimate:
+    """One run on one device. rate: TFLOP/s of its matrix products; None leaves the hours out."""
+    method = methods.get(run.method, run.method_files)(run.params)
+    train, gb = run.train, 2**30
+    with META:
+        student, teacher = build_student(run, method, shape.make, META)
+        setup = make_setup(student, None, shape.make, META, shape.latent, shape.condition(1))
+        extra = {name: module.to(META) for name, module in method.extra_networks(setup).items()}
+
+    def size(tensors: Any) -> float:
+        return megabytes(tensors) / 1024
+
+    trained = [p for found in parameters_by_role(method, student, extra).values() for p in found]
+    frozen = DTYPES[train.frozen].itemsize
+    memory = {
+        "student": size(student.parameters()),
+        "teacher": size(teacher.parameters()) if teacher is not None else 0.0,
+        "extra": size(p for module in extra.values() for p in (*module.parameters(), *module.buffers())),
+        "ema": size(p for p in student.parameters() if p.requires_grad) if 0 < train.ema < 1 else 0.0,
+        "optimizer": 2 * size(trained),  # AdamW's two moments
+        "gradients": size(trained),
+        "frozen parts": (shape.text_parameters * frozen + shape.codec_parameters * 4) / gb,
+    }
+    found = Estimate(run.row, run.method, sum(p.numel() for p in student.parameters()), sum(p.numel() for p in trained), memory)
+
+    counted = calls(run, student.family)
+    with fused_attention():
+        costs = {"student": measure_cost(student, shape.latent, shape.condition(1, student.transformer.dtype))}
+        costs |= {"ema": costs["student"], "teacher": measure_cost(shape.make(), shape.latent, shape.condition(1))}
+        unit, per_sample = costs["teacher"].forward, 0.0
+        for kind, networks in counted.book.items():
+            for name, passes in networks.items():
+                module = extra.get(name)
+                if name not in costs and isinstance(module, Backbone):
+                    costs[name] = measure_cost(module, shape.latent, shape.condition(1))
+                if name in costs:
+                    per_sample += passes * costs[name][kind]
+                elif module is not None and any(p.ndim > 1 for p in module.parameters()) and name not in found.uncounted:
+                    found.uncounted.append(name)
+    found.forward_equivalents = per_sample / unit
+    found.flops = run.budget.forward_equivalents * unit
+    plan = method.pairs()
+    samples = train.batch_size * train.gradient_accumulation
+    found.steps = math.ceil(found.flops * (1 - plan.share if plan else 1) / (per_sample * samples))
+    found.hours = found.flops / (rate * 1e12 * share) / 3600 if rate else None
+
+    dtype = DTYPES[train.precision]
+    network = student.to(dtype)  # as autocast computes; sizes are taken before
+    if train.gradient_checkpointing:
+        network.transformer.enable_gradient_checkpointing()
+        network.train()
+    each = activations(network, shape, dtype)
+    alive = train.batch_size * counted.alive
+    transient = each.inference * counted.quiet * train.batch_size
+    memory["step"] = (each.fixed + max(each.peak * alive, each.kept * alive + transient)) / gb
+    return found
+
+
+def smaller(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """What can be changed where memory is short, the mildest first, each on top of those before: words, and the run with it."""
+    words: list[str] = []
+
+    def changed(text: str, **changes: Any) -> tuple[str, RunConfig]:
+        nonlocal run
+        words.append(text)
+        run = run.model_copy(update={"train": run.train.model_copy(update=changes)})
+        return " ".join(words), run
+
+    if run.train.precision != "bf16":
+        yield changed("train.precision=bf16", precision="bf16")
+    if run.train.frozen != "bf16":
+        yield changed("train.frozen=bf16", frozen="bf16")
+    if not run.train.gradient_checkpointing:
+        yield changed("train.gradient_checkpointing=true", gradient_checkpointing=True)
+    while run.train.batch_size > 1:
+        batch, parts = run.train.batch_size // 2, run.train.gradient_accumulation * 2
+        words = [word for word in words if not word.startswith(("train.batch_size", "train.gradient_accumulation"))]
+        yield changed(f"train.batch_size={batch} train.gradient_accumulation={parts}", batch_size=batch, gradient_accumulation=parts)
+
+
+def planned(run: RunConfig, shape: Shape, rate: float | None, share: float, memory: float | None) -> Estimate:
+    """`estimate`, and where it needs more than `memory` GB what to change so that it fits."""
+    found = estimate(run, shape, rate, share)
+    if memory is None:
+        return found
+    found.fits = found.total <= memory
+    if not found.fits:
+        for text, other in smaller(run):
+            if (total := estimate(other, shape, rate, share).total) <= memory:
+                found.mend = f"{text}: {total:.3g} GB"
+                break
+        else:
+            found.mend = "no setting of the loop is small enough: tuning lora, a larger card, or several"
+    return found
+
+
+def measured_rate(device: str, seconds: float = 2.0) -> float:
+    """TFLOP/s of this device in products of square matrices, bf16 on a GPU and fp32 on a CPU of one thread, as training has it."""
+    cuda = device.startswith("cuda")
+    side = 8192 if cuda else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16 if cuda else torch.float32) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        if cuda:
+            torch.cuda.synchronize()
+        best = max(best, 4 * 2 * side**3 / (time.perf_counter() - started) / 1e12)
+    return best
+
+
+# ------------------------------------------------------------------------------------------------------------- the command
+
+
+def measured(config: Config, row: str) -> dict[str, Any]:
+    """What a finished run of the row says of itself, of this profile's results or the committed ones; {} without one."""
+    for root in (Path("results"), Path("results/reference")):
+        path = root / config.profile / "runs" / row / f"seed{config.seeds[0]}" / "made.json"
+        if path.is_file():
+            with readable(path, "train the row again"):
+                made = json.loads(path.read_text())
+                return made["training"] | {"hardware": made["hardware"]}
+    return {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
+    parser.add_argument("--row", action="append", default=[], help="rows to plan; default: all of `methods`")
+    parser.add_argument("--card", choices=CARDS, help="its memory and rate, from data sheets")
+    parser.add_argument("--memory", type=float, help="GB of the device, in place of the card's")
+    parser.add_argument(
+        "--tflops", type=float, help="the device's rate in TFLOP/s, in place of the card's; without both it is measured here"
+    )
+    parser.add_argument("--share", type=float, default=SHARE, help=f"of the rate that training reaches (default: {SHARE}, assumed)")
+    parser.add_argument("--out", required=True, type=Path, help="folder for plan.json and the table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load(args.config, args.set)
+    rows = args.row or config.methods
+    check_params(config, rows)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory, rate = CARDS.get(args.card, (None, None))
+    if rate is None and args.tflops is None:
+        rate, source = measured_rate(device), f"measured on {hardware(device)}"
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if device == "cuda" else None
+    else:
+        source = f"data sheet of {args.card}" if args.tflops is None else "as given"
+    memory, rate = args.memory or memory, args.tflops or rate
+    shape, found = shape_of(config), []
+    for row in rows:
+        print(f"{row}: on the meta device", flush=True)
+        try:
+            one = planned(config.run_config(row), shape, rate, args.share, memory)
+        except UserError as error:
+            print(f"{row}: left out: {error}", flush=True)
+            continue
+        had = measured(config, row)
+        if had:
+            one.measured_memory = had["memory_mb"]["total"] / 1024
+            one.measured_hours = had["wall_seconds"] / 3600
+        found.append(one)
+    about = {
+        "profile": config.profile, "source": shape.source, "latent": list(shape.latent), "tokens": shape.tokens, "rate_tflops": rate,
+        "rate_source": source, "share": args.share, "memory_gb": memory, "budget": config.budget.forward_equivalents,
+    }  # fmt: skip
+    write_atomic(
+        args.out / "plan.json", json.dumps(about | {"rows": [asdict(one) | {"total": one.total} for one in found]}, indent=1) + "\n"
+    )
+    for one in found:
+        hours = f"{one.hours:.3g} hours" if one.hours is not None else "hours unknown"
+        fits = "" if one.fits is None else "fits" if one.fits else f"does not fit; {one.mend}"
+        print(f"{one.row}: {one.parameters / 1e9:.4g}B parameters, {one.trainable / 1e9:.4g}B trained, {one.total:.3g} GB, {hours}; {fits}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
