@@ -4,6 +4,7 @@
         --nfe 1 --seed 0 --split test unseen --out 'results/world/images/apex/nfe1/seed0/{split}'
     python -m apex.sample --config ... --row teacher --nfe 25 ...       the guided teacher (Euler)
     python -m apex.sample --config ... --row real ...                   fresh renders; also shuffled, noise, mean
+    python -m apex.sample --pipeline RUN --prompt "a red circle" --nfe 1 --out pictures      no profile: an exported run, or a pipeline
 
 The noise of an image depends on seed, prompt number and image number alone, so results do not change with the
 batch size, and an interrupted call continues where it was.
@@ -12,6 +13,7 @@ batch size, and an interrupted call continues where it was.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -21,6 +23,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from apex import flow, provenance
@@ -256,25 +259,59 @@ def write_images(
     replace_folder(work, out)
 
 
+def draw(args: argparse.Namespace, device: str) -> None:
+    """Images of given captions into a folder: <number of the caption>-<number of the image>.png."""
+    generator = Generator.load(
+        args.pipeline, nfe=args.nfe, guidance=args.guidance, device=device, resolution=args.resolution, precision=args.precision
+    )
+    rows, todo = [{"prompt": prompt} for prompt in args.prompt], list(range(len(args.prompt)))
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for at, pictures in generate(generator, rows, todo, seed=args.seed, images=args.images, batch=args.images):
+        for number, picture in enumerate(pictures):
+            path = out / f"{at:03d}-{number:03d}.png"
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, format="PNG")
+            write_atomic(path, buffer.getvalue())
+            print(f"{path}: {args.prompt[at]}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--config", type=Path, help="the profile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--row", required=True, help="a trained row, `teacher`, or one of " + ", ".join(REFERENCES))
+    parser.add_argument("--row", help="a trained row, `teacher`, or one of " + ", ".join(REFERENCES))
     parser.add_argument("--run", type=Path, help="the exported run; the teacher's default is the profile's pipeline")
     parser.add_argument("--nfe", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", nargs="+", default=["test"], choices=get_args(Split), help="prompt sets of the profile (default: test)")
     parser.add_argument("--prompts", type=Path, help="another prompt file in the place of the profile's; with one split")
+    parser.add_argument("--pipeline", type=Path, help="with --prompt: an exported run, or a pipeline's folder; no profile is needed")
+    parser.add_argument("--prompt", action="append", default=[], help="a caption to draw; may be given several times")
+    parser.add_argument("--images", type=int, default=1, help="with --prompt: images of each (default: 1)")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="with --prompt: of a pipeline that was not distilled (default: 1, none)"
+    )
+    parser.add_argument("--resolution", type=int, help="with --prompt: of a pipeline's images (default: its own)")
+    parser.add_argument("--precision", choices=DTYPES, default="fp32", help="with --prompt: of weights and arithmetic (default: fp32)")
     parser.add_argument("--out", required=True, help="the folder; with several splits it holds `{split}`, as in images/{split}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    if args.nfe < 1 or args.images < 1:
+        raise UserError(f"--nfe {args.nfe}, --images {args.images}: expected at least 1")
+    if args.pipeline or args.prompt:
+        if not (args.pipeline and args.prompt) or args.config or args.row:
+            raise UserError("--pipeline and --prompt go together, without --config and --row; a profile's row takes --config and --row")
+        draw(args, device)
+        return
+    if not (args.config and args.row):
+        raise UserError("give --config and --row, or --pipeline and --prompt")
     if len(args.split) > 1 and ("{split}" not in args.out or args.prompts):
         raise UserError(f"--split {' '.join(args.split)}: several splits need `{{split}}` in --out and no --prompts")
     config = load(args.config, args.set)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     sets = {split: args.prompts or config.prompts_path(split) for split in args.split}
     rows = {split: load_prompts(file) for split, file in sets.items()}
     if config.prompts.per_task is not None:

@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, SanaPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from apex import fetch, sample, train
+from apex.backbones.qwen_image import pack
 from apex.config import load
 from apex.data import cache
 from apex.errors import UserError, run_command
@@ -82,6 +86,45 @@ def test_a_few_steps_through_the_profiles_own_file(small, tmp_path: Path, name: 
     out = tmp_path / "images" / "{split}"
     assert call(sample.main, *line, "--row", row, "--run", run, "--nfe", 1, "--split", "test", "--out", out) == 0
     assert len(list((tmp_path / "images/test").glob("*/samples/*.png"))) == 4
+
+
+STOCK = {
+    "sana_0_6b": ("apex", SanaPipeline),
+    "qwen_image_full": ("apex", QwenImagePipeline),
+    "qwen_image_lora_r64": ("apex-lora", QwenImagePipeline),
+}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, tmp_path: Path, name: str) -> None:
+    """And `python -m apex.sample --pipeline RUN --prompt ...` draws it too."""
+    (row, kind), (latents, changes) = STOCK[name], small(name)
+    run, prompt = tmp_path / "run", "a red circle left of a blue square"
+    assert call(train.main, *arguments(name, changes), "--row", row, "--cache", latents, "--out", run) == 0
+    assert call(sample.main, "--pipeline", run, "--prompt", prompt, "--nfe", 1, "--images", 2, "--out", tmp_path / "out") == 0
+    ours = np.asarray(Image.open(tmp_path / "out" / "000-001.png"))
+    noise, _ = sample.Generator.load(run, nfe=1).noise(0, [(0, 1)])
+
+    pipe = kind.from_pretrained(tiny_stock(FAMILIES[name]))
+    if row.endswith("-lora"):
+        pipe.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    else:
+        pipe.transformer = type(pipe.transformer).from_pretrained(run / "one_step" / "transformer")
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe.set_progress_bar_config(disable=True)
+    told = {"guidance_scale": 1.0, "use_resolution_binning": False}
+    given = {"latents": noise} | told if kind is SanaPipeline else {"latents": pack(noise)}
+    theirs = pipe(prompt, sigmas=[0.999], height=32, width=32, **given).images[0]
+    assert int(np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max()) <= 1
+
+
+def test_a_prompt_needs_a_pipeline_and_no_profile(tmp_path: Path, capsys) -> None:
+    for line in (["--prompt", "x"], ["--pipeline", "x"], ["--pipeline", "x", "--prompt", "x", "--row", "apex"], ["--row", "apex"]):
+        assert call(sample.main, *line, "--out", tmp_path / "out") == 2
+        assert "--pipeline and --prompt" in capsys.readouterr().err
+    assert call(sample.main, "--pipeline", tmp_path / "no", "--prompt", "x", "--out", tmp_path / "out") == 2
+    assert call(sample.main, "--pipeline", tmp_path, "--prompt", "x", "--nfe", 0, "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["sana_0_6b", "qwen_image_full"])
