@@ -11,6 +11,7 @@
 #     snakemake report                                     one HTML file with verdicts, tables, figures and where each number is from
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake plan --configfile ...                      memory, FLOPs and hours of a profile's runs, before anything is spent
+#     snakemake cards                                      a model card for every run, with what was measured of it
 #     snakemake -n                                         what there is to do
 #
 # The rules are in workflows/rules; each is a thin call of one command that also runs by hand.
@@ -33,6 +34,7 @@ localrules:
     all,
     ablations,
     tables,
+    cards,
     figures,
     claims,
     report,

@@ -5,6 +5,7 @@ RUN/one_step/transformer/ the same network folded at (t = 1, r = 0): a plain sto
 RUN/lora/                 pytorch_lora_weights.safetensors (tuning by LoRA)
 RUN/sampling.json         base pipeline, mode, sigmas per NFE, what stock loading reproduces
 RUN/made.json             configuration, budget, timings, versions, hardware
+RUN/README.md             the model card; `snakemake cards` adds what was measured
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from apex import card
 from apex.backbones.base import Backbone
 from apex.backbones.sana import SanaBackbone
 
@@ -45,3 +47,4 @@ def export_run(folder: Path, backbone: Backbone, *, tuning: str, recipe: dict[st
     recipe = {"format": 1, "family": backbone.family, "tuning": tuning, "target_time": backbone.target_time, **recipe, "stock": stock}
     (folder / "sampling.json").write_text(json.dumps(recipe, indent=1) + "\n")
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    (folder / "README.md").write_text(card.text(made, recipe, hub=made.get("hub", "")))

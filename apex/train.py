@@ -432,6 +432,7 @@ class Loop:
             "tuning": self.run.tuning,
             "backbone": self.student.family,
             "profile": self.profile.profile,
+            "hub": self.profile.hub,
             "seed": self.seed,
             "run": self.run.model_dump(mode="json"),
             "params": self.method.params.model_dump(mode="json"),

@@ -152,7 +152,7 @@ def test_a_lora_adapter_loads_back_with_prefix_none(exported, stock, family: str
 def test_weights_are_safetensors_and_nothing_is_pickled(exported, tuning: str):
     _, run = exported("apex", "sana", tuning)
     files = [p for p in run.rglob("*") if p.is_file()]
-    assert {p.suffix for p in files} == {".json", ".csv", ".safetensors"}
+    assert {p.suffix for p in files} == {".json", ".csv", ".md", ".safetensors"}
     for path in (p for p in files if p.suffix == ".safetensors"):
         with safe_open(path, "pt") as weights:
             assert len(list(weights.keys())) > 10
@@ -173,7 +173,7 @@ def test_an_export_replaces_an_earlier_one_whole(exported, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "left_over").write_text("x")
     _, run = exported("fm", "sana")
-    assert sorted(p.name for p in run.iterdir()) == ["log.csv", "made.json", "sampling.json", "transformer"]
+    assert sorted(p.name for p in run.iterdir()) == ["README.md", "log.csv", "made.json", "sampling.json", "transformer"]
 
 
 def test_an_nfe_without_a_time_grid_has_equal_steps(exported):

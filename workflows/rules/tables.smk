@@ -115,6 +115,20 @@ rule figures:
         "{params.command} 2>&1 | tee {log}"
 
 
+# A model card for every run that there is, with what was measured of it.
+rule cards:
+    log:
+        f"{PLAN.root}/logs/cards.log",
+    conda:
+        ENVIRONMENT
+    params:
+        config=arguments(_file, overrides(_settings)),
+        results=RECORDED,
+        out=f"{PLAN.root}/cards",
+    shell:
+        "python -m paper_tables.cards --results {params.results} --out {params.out} {params.config} 2>&1 | tee {log}"
+
+
 # The whole matrix: more rows, seeds and NFEs (the profile's `full`), in the same folder of results, then tables and figures of all.
 rule full:
     input:

@@ -1,0 +1,102 @@
+"""The model card of an exported run, README.md as the model hub reads it. Written at export; `snakemake cards` adds what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+LIMITS = {
+    "world": "It draws rendered scenes of coloured shapes at the size that it was trained at, and nothing else. Its scores are of "
+    "detectors that know this world alone: they compare rows of one table, and say nothing about photographs.",
+    "": "Its scores hold for the prompts, evaluators and resolution named here. It inherits what its teacher and its training data "
+    "cannot do, show wrongly or should not show.",
+}
+LICENCE = {
+    "world": "Teacher, data and weights were made by this suite from nothing.",
+    "": "Its weights are changed from the teacher's, so the teacher's licence holds for them, and the terms of the training data besides.",
+}
+
+
+def kind(made: Mapping[str, Any]) -> str:
+    """`world` where the data are rendered, else empty."""
+    return "world" if made["run"]["data"]["source"] == "world" else ""
+
+
+def front_matter(made: Mapping[str, Any], hub: str = "") -> str:
+    """The head that the hub reads."""
+    values: dict[str, Any] = {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["one-step", "distillation", made["method"], made["backbone"]],
+        "license": "other",
+    }
+    if hub:
+        values["base_model"] = hub.partition("@")[0]
+        values["base_model_relation"] = "adapter" if made["tuning"] == "lora" else "finetune"
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
+
+
+def numbers_table(numbers: Sequence[Mapping[str, str]]) -> str:
+    """Metrics as Markdown: metric, NFE, value with its interval, n, seeds."""
+    head = ("metric", "NFE", "value", "n", "seeds")
+    lines = ["| " + " | ".join(head) + " |", "| --- | ---: | ---: | ---: | ---: |"]
+    return "\n".join([*lines, *("| " + " | ".join(one[key] for key in head) + " |" for one in numbers)])
+
+
+def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, hub: str = "", numbers: Sequence[Mapping[str, str]] = ()) -> str:
+    """The card.
+
+    made, recipe: the run's made.json and sampling.json. hub: where the teacher is from. numbers: what was measured, as `numbers_table`
+    takes it.
+    """
+    run, training, train = made["run"], made["training"], made["run"]["train"]
+    data = run["data"]
+    rank = f" of rank {run['lora']['rank']}" if run.get("lora") else ""
+    source = f"{data['scenes']:,} rendered scenes" if data["source"] == "world" else data["source"]
+    stock = "; ".join(f"`{where}`: NFE {', '.join(map(str, nfes))}" for where, nfes in recipe["stock"].items() if nfes)
+    grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
+    stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
+    passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
+    measured = numbers_table(numbers) if numbers else "Not measured yet."
+    return f"""{front_matter(made, hub)}
+# {made["row"]} ({made["profile"]}, seed {made["seed"]})
+
+A text-to-image generator of few steps, distilled from {hub or f"`{run['pipeline']}`"} by `{made["method"]}` ({made["citation"]}).
+{stopped}
+## How it was made
+
+| | |
+| --- | --- |
+| tuning | {made["tuning"]}{rank}; {made["trainable_parameters"]:,} parameters trained, {made["parameters"]:,} in the network |
+| data | {source}, {data["resolution"]} px |
+| budget | {passes}, {training["steps"]:,} steps |
+| optimiser | AdamW, learning rate {train["learning_rate"]:g}, betas {train["betas"]}, mean {train["ema"]:g}, {train["precision"]} |
+| settings | {", ".join(f"{key} {value}" for key, value in made["params"].items() if value is not None)} |
+| made on | {made["hardware"]}, {training["wall_seconds"] / 3600:.2g} hours, commit {made["git_commit"]}, run {made["run_hash"]} |
+
+## What was measured
+
+{measured}
+
+Intervals are 95%, GenEval's by a bootstrap over prompts within task, and over seeds where there are several; those of seconds are
+quartiles.
+
+## Use in stock diffusers
+
+{stock or "No NFE without this suite."}
+
+{grids}
+
+Sampled as `{recipe["mode"]}`: few draws fresh noise between steps (`FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)`), any goes
+on without, multi is Euler.
+
+## Limits
+
+{LIMITS[kind(made)]}
+
+## Licence
+
+{LICENCE[kind(made)]}
+"""

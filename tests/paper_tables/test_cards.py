@@ -1,0 +1,62 @@
+"""Model cards: a head that the hub can read, the numbers of the records, and what stock loading reproduces."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apex import card
+from paper_tables import cards
+from paper_tables.records import read_object
+
+WORLD = "workflows/config/world.yaml"
+REFERENCE = Path("results/reference/world")
+
+
+@pytest.fixture(scope="module")
+def made(run: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cards of the committed results."""
+    out = tmp_path_factory.mktemp("cards")
+    assert run(cards.main, "--config", WORLD, "--results", REFERENCE, "--out", out) == 0
+    return out
+
+
+def test_every_run_has_a_card_with_the_numbers_of_its_records(made: Path) -> None:
+    rows = {path.parent.parent.name for path in REFERENCE.glob("runs/*/seed*/made.json")}
+    assert {path.stem for path in made.glob("*.md")} == rows and "apex" in rows
+    metrics = list(csv.DictReader((REFERENCE / "metrics.csv").open()))
+    for row in rows:
+        text = (made / f"{row}.md").read_text()
+        found = [line.split(" | ") for line in text.splitlines() if line.startswith("| GenEval |")]
+        for _, nfe, value, *_ in found:
+            mine = [
+                float(m["value"]) for m in metrics if (m["row"], m["nfe"], m["split"], m["metric"]) == (row, nfe, "test", "geneval/overall")
+            ]
+            assert float(value.split()[0]) == pytest.approx(sum(mine) / len(mine), rel=0.006, abs=1e-5), (row, nfe)
+        assert len(found) >= 3 and "None" not in text
+
+
+def test_the_head_is_what_the_hub_reads() -> None:
+    about = read_object(REFERENCE / "runs/apex/seed0/made.json")
+    recipe = read_object(REFERENCE / "runs/apex/seed0/sampling.json")
+    plain = card.text(about, recipe)
+    head = yaml.safe_load(plain.split("---\n")[1])
+    assert head["library_name"] == "diffusers" and "base_model" not in head and {"apex", "sana"} <= set(head["tags"])
+    assert "Not measured yet." in plain and "`one_step/transformer`: NFE 1" in plain and "sigmas=[1.0, 0.6]" in plain
+    assert "nothing about photographs" in plain
+    about["run"]["data"]["source"] = "data/blip3o_60k"
+    about["training"]["stopped"] = "the loss is nan at step 9"
+    text = card.text(about | {"tuning": "lora"}, recipe, hub="Qwen/Qwen-Image@abc")
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert (head["base_model"], head["base_model_relation"]) == ("Qwen/Qwen-Image", "adapter")
+    assert "the teacher's licence holds" in text and "It stopped early: the loss is nan at step 9" in text
+
+
+def test_results_without_a_run_are_one_line(run, make_results: Callable[..., Path], tmp_path: Path, capsys) -> None:
+    results = make_results(rows={("apex", 1): 0.5})
+    assert run(cards.main, "--results", results, "--out", tmp_path / "out") == 2
+    assert "found no runs, expected runs/<row>/seed<S>/made.json" in capsys.readouterr().err
