@@ -34,6 +34,7 @@ from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write
 from apex.errors import UserError, readable, run_command
 from apex.export import LORA_FILE
 from apex.files import replace_folder, write_atomic
+from apex.gpu import pick_device
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 
@@ -299,7 +300,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = pick_device(args.device)
     if args.nfe < 1 or args.images < 1:
         raise UserError(f"--nfe {args.nfe}, --images {args.images}: expected at least 1")
     if args.pipeline or args.prompt:

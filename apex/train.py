@@ -35,6 +35,7 @@ from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.export import export_run
 from apex.files import atomic_folder, write_atomic
+from apex.gpu import claim
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
 from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
@@ -502,6 +503,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    claim()
     config = load(args.config, args.set)
     check_params(config, [args.row])
     run, run_hash = config.run_config(args.row), config.run_hash(args.row)

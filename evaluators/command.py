@@ -15,10 +15,10 @@ import torch
 
 from apex.data import world
 from apex.errors import UserError
+from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.geneval.logic import check_known
 from evaluators.images import Images, open_images
-from evaluators.networks import pick_device
 from evaluators.result import Metric, Record
 from evaluators.statistics import RESAMPLES, bootstrap_weights
 

@@ -168,18 +168,3 @@ def load_network(folder: Path, kind: type, device: str = "cpu"):
     except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable {kind.__name__} ({str(error).splitlines()[0]}); {hint}") from error
     return model.eval().requires_grad_(False).to(device)
-
-
-def pick_device(name: str) -> str:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: torch has no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); expected auto, cpu, cuda or cuda:N") from error
-    return name

@@ -24,9 +24,9 @@ import torch
 from pydantic import ValidationError
 
 from apex.errors import UserError, run_command
+from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.command import check_out, parser_of, print_metrics, set_threads
-from evaluators.networks import pick_device
 from evaluators.result import Identity, Metric, Record, first_fault
 
 VERSION = "1"

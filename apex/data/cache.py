@@ -32,6 +32,7 @@ from apex.data.readers import Record, detect, read_index, records
 from apex.data.shards import checksum, decoded, progress, refuse_foreign
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder, write_atomic
+from apex.gpu import pick_device
 from apex.provenance import digest, file_sha256
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(args.device)
     if device == "cpu":
         torch.set_num_threads(1)  # small convolutions: two jobs of one thread beat one of two
     made = build(args.pipeline, args.data, args.out, resolution=args.resolution, batch=args.batch, device=device)

@@ -31,6 +31,7 @@ from apex.data.cache import load_cache
 from apex.errors import UserError, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.flow import interpolate
+from apex.gpu import pick_device
 from apex.pipeline import CaptionTable, Pipeline
 from apex.pretrain import origin
 
@@ -108,9 +109,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-minutes", type=float, default=4.0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
+    args.device = pick_device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 

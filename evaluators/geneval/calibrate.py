@@ -22,6 +22,7 @@ from apex.data import world
 from apex.data.prompts import COMMITTED, load_prompts
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
+from apex.gpu import pick_device
 from apex.provenance import git_commit, versions
 from evaluators.clip_model import Clip
 from evaluators.command import is_unseen, parser_of, progress, set_threads
@@ -29,7 +30,7 @@ from evaluators.geneval.__main__ import verdicts
 from evaluators.geneval.color import ClipColors
 from evaluators.geneval.logic import ColorClassifier, Detector, overall
 from evaluators.geneval.world_detector import WorldDetector
-from evaluators.networks import BUNDLED, pick_device
+from evaluators.networks import BUNDLED
 
 # Levels of every fault: unit, values.
 LEVELS = {

@@ -701,6 +701,7 @@ def test_the_command_exports_a_run_and_says_what_it_took(tiny_profile, tiny_cach
         "sampling.json",
         "made.json",
         "log.csv",
+        "README.md",
     }
     made, config = json.loads((out / "made.json").read_text()), load(profile)
     assert (made["method"], made["row"], made["seed"], made["backbone"], made["tuning"]) == ("apex", "row", 0, "sana", "full")

@@ -1,0 +1,58 @@
+"""One GPU a job on a box with several: what is taken is not taken twice, and is given back however its holder ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apex import gpu
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from apex import gpu
+print(gpu.claim([0, 1], Path(sys.argv[1]), 0.02), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def hold(tmp_path: Path):
+    """hold(): starts a process that claims one of two GPUs and keeps it; (process, what it was given)."""
+    started: list[subprocess.Popen[str]] = []
+    environment = {k: v for k, v in os.environ.items() if k not in (gpu.VISIBLE, "WORLD_SIZE")} | {"PYTHONPATH": os.getcwd()}
+
+    def start(wait: bool = True):
+        line = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        started.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1], started[-1].stdout.readline().strip() if wait else None
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_two_jobs_get_two_gpus_and_a_third_waits_until_one_is_killed(hold) -> None:
+    (first, a), (_, b) = hold(), hold()
+    assert {a, b} == {"0", "1"}
+    third, _ = hold(wait=False)
+    assert third.stderr.readline().startswith("waiting for one of 2 GPUs; jobs at once: snakemake --resources gpu=2")
+    assert third.poll() is None
+    first.send_signal(signal.SIGKILL)
+    assert third.stdout.readline().strip() == a
+
+
+@pytest.mark.parametrize(("found", "variable"), [([], ""), ([0], ""), ([0, 1], gpu.VISIBLE), ([0, 1], "WORLD_SIZE")])
+def test_nothing_is_claimed_where_there_is_no_choice_or_another_chose(tmp_path: Path, monkeypatch, found: list[int], variable: str) -> None:
+    for name in (gpu.VISIBLE, "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    assert gpu.claim(found, tmp_path) is None
+    assert os.environ.get(gpu.VISIBLE) == ("1" if variable == gpu.VISIBLE else None) and not list(tmp_path.iterdir())
