@@ -4,6 +4,7 @@
 #     make test      the tests                            make tables    tables and figures from result records alone
 #     make smoke     every rule, small, in minutes        make env       only the environment, .venv
 #     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
+#     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
 #
 # ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-k config".
 
@@ -14,7 +15,7 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 
-.PHONY: all smoke tables test lint env lock schema
+.PHONY: all smoke tables test test-slurm lint env lock schema
 
 all: $(STAMP)
 	$(BIN)/snakemake all $(ARGS)
@@ -27,6 +28,9 @@ tables: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
+
+test-slurm: $(STAMP)
+	tests/cluster/slurm.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -301,11 +301,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
-    if args.nfe < 1 or args.images < 1:
-        raise UserError(f"--nfe {args.nfe}, --images {args.images}: expected at least 1")
     if args.pipeline or args.prompt:
         if not (args.pipeline and args.prompt) or args.config or args.row:
             raise UserError("--pipeline and --prompt go together, without --config and --row; a profile's row takes --config and --row")
+        if args.nfe < 1 or args.images < 1:
+            raise UserError(f"--nfe {args.nfe}, --images {args.images}: expected at least 1")
         draw(args, device)
         return
     if not (args.config and args.row):
