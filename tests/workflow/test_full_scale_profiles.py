@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, SanaPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -30,6 +31,14 @@ FAMILIES = {
 ROWS = [(name, row) for name in FAMILIES for row in load(CONFIGS / f"{name}.yaml").all_methods]
 # Two of a kind differ in sizes alone, which are small here.
 ROWS = [(name, row) for name, row in ROWS if name not in ("sana_1_6b", "qwen_image_lora_r32") or row.startswith("apex")]
+
+
+@pytest.fixture(autouse=True)
+def _own_precision():
+    """accelerate keeps its precision for the whole process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")
