@@ -5,16 +5,6 @@ GRIDS = list(ABLATIONS.found.grids)
 SHOWN = {".html": "table", ".png": "figure", "_pictures.png": "pictures"}
 
 
-def in_report(path, what):
-    """An output that the report shows; the report takes the grids that were run."""
-    return report(
-        path,
-        caption="../report/ablations.rst",
-        category="5. Ablations",
-        labels={"grid": "{grid}", "as": what},
-    )
-
-
 use rule shards as ablation_shards with:
     output:
         directory(f"{CELL_DATA}/shards"),

@@ -138,6 +138,16 @@ TRAINED = []  # rows that this call trains
 FAULTS = {}  # row -> why its method cannot run
 
 
+def in_report(path, what):
+    """An output that the report shows; the report takes the grids that were run."""
+    return report(
+        path,
+        caption="../report/ablations.rst",
+        category="5. Ablations",
+        labels={"grid": "{grid}", "as": what},
+    )
+
+
 def kept(folder):
     """results/<folder>, or the committed results/reference/<folder> where it holds nothing."""
     return f"results/{folder}" if any(Path("results", folder).rglob("*.json")) else f"results/reference/{folder}"

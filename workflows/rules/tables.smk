@@ -66,14 +66,14 @@ rule draw_figures:
         PLAN.metrics,
         PLAN.calibrated(),
     output:
-        report(
+        figures=report(
             directory(PLAN.figures),
             patterns=["{name,(?!grid|sweep_).*}.png"],  # those stand in the gallery
             caption="../report/figures.rst",
             category="3. Figures",
             labels={"figure": "{name}"},
         ),
-        report(
+        gallery=report(
             PLAN.gallery,
             caption="../report/pictures.rst",
             category="3. Figures",
@@ -88,7 +88,7 @@ rule draw_figures:
         results=lambda wildcards, output: os.path.dirname(output[0]),
         expected=digest(CONFIG.as_profile()),
     shell:
-        "python -m paper_tables.figures --results {params.results} --out {output[0]} --gallery {output[1]} {params.config}"
+        "python -m paper_tables.figures --results {params.results} --out {output.figures} --gallery {output.gallery} {params.config}"
         " > {log} 2>&1"
 
 
