@@ -24,7 +24,7 @@ def kind(made: Mapping[str, Any]) -> str:
     return "world" if made["run"]["data"]["source"] == "world" else ""
 
 
-def front_matter(made: Mapping[str, Any], hub: str = "") -> str:
+def front_matter(made: Mapping[str, Any]) -> str:
     """The head that the hub reads."""
     values: dict[str, Any] = {
         "library_name": "diffusers",
@@ -32,7 +32,7 @@ def front_matter(made: Mapping[str, Any], hub: str = "") -> str:
         "tags": ["one-step", "distillation", made["method"], made["backbone"]],
         "license": "other",
     }
-    if hub:
+    if hub := made.get("hub"):
         values["base_model"] = hub.partition("@")[0]
         values["base_model_relation"] = "adapter" if made["tuning"] == "lora" else "finetune"
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
@@ -45,14 +45,13 @@ def numbers_table(numbers: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(one[key] for key in head) + " |" for one in numbers)])
 
 
-def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, hub: str = "", numbers: Sequence[Mapping[str, str]] = ()) -> str:
+def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequence[Mapping[str, str]] = ()) -> str:
     """The card.
 
-    made, recipe: the run's made.json and sampling.json. hub: where the teacher is from. numbers: what was measured, as `numbers_table`
-    takes it.
+    made, recipe: the run's made.json and sampling.json. numbers: what was measured, as `numbers_table` takes it.
     """
     run, training, train = made["run"], made["training"], made["run"]["train"]
-    data = run["data"]
+    data, teacher = run["data"], made.get("hub") or f"`{run['pipeline']}`"
     rank = f" of rank {run['lora']['rank']}" if run.get("lora") else ""
     source = f"{data['scenes']:,} rendered scenes" if data["source"] == "world" else data["source"]
     stock = "; ".join(f"`{where}`: NFE {', '.join(map(str, nfes))}" for where, nfes in recipe["stock"].items() if nfes)
@@ -60,10 +59,10 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, hub: str = "", n
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
     measured = numbers_table(numbers) if numbers else "Not measured yet."
-    return f"""{front_matter(made, hub)}
+    return f"""{front_matter(made)}
 # {made["row"]} ({made["profile"]}, seed {made["seed"]})
 
-A text-to-image generator of few steps, distilled from {hub or f"`{run['pipeline']}`"} by `{made["method"]}` ({made["citation"]}).
+A text-to-image generator of few steps, distilled from {teacher} by `{made["method"]}` ({made["citation"]}).
 {stopped}
 ## How it was made
 

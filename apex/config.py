@@ -37,6 +37,7 @@ Split = Literal["test", "val", "unseen"]
 RESERVED_ROWS = ("teacher", *get_args(Reference))
 LOOP_ONLY = {"checkpoint_every", "log_every"}  # keys of `train` that change no weight
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
+HUB = r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?)?$"
 METRIC = r"^[a-z][a-z0-9_]*(/[a-z0-9_]+)*$"
 
 
@@ -104,9 +105,6 @@ class Train(Strict):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between two resume states")
     log_every: int = Field(20, ge=1, description="optimiser steps between two lines of log.csv")
-
-
-HUB = r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?)?$"
 
 
 class Sampling(Strict):

@@ -47,4 +47,4 @@ def export_run(folder: Path, backbone: Backbone, *, tuning: str, recipe: dict[st
     recipe = {"format": 1, "family": backbone.family, "tuning": tuning, "target_time": backbone.target_time, **recipe, "stock": stock}
     (folder / "sampling.json").write_text(json.dumps(recipe, indent=1) + "\n")
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")
-    (folder / "README.md").write_text(card.text(made, recipe, hub=made.get("hub", "")))
+    (folder / "README.md").write_text(card.text(made, recipe))

@@ -13,7 +13,6 @@ batch size, and an interrupted call continues where it was.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import time
@@ -23,7 +22,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from apex import flow, provenance
@@ -31,6 +29,7 @@ from apex.backbones.base import Backbone
 from apex.conditioning import Condition, concatenate
 from apex.config import Config, Split, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
+from apex.data.shards import encode_png
 from apex.errors import UserError, readable, run_command
 from apex.export import LORA_FILE
 from apex.files import replace_folder, write_atomic
@@ -271,9 +270,7 @@ def draw(args: argparse.Namespace, device: str) -> None:
     for at, pictures in generate(generator, rows, todo, seed=args.seed, images=args.images, batch=args.images):
         for number, picture in enumerate(pictures):
             path = out / f"{at:03d}-{number:03d}.png"
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, format="PNG")
-            write_atomic(path, buffer.getvalue())
+            write_atomic(path, encode_png(picture))
             print(f"{path}: {args.prompt[at]}", flush=True)
 
 

@@ -54,12 +54,10 @@ class TextPath:
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.kind, self.device = pipeline_class(folder), device
-        for part in ("tokenizer", "text_encoder"):
-            with readable(folder / part, "restore the folder"):
-                if part == "tokenizer":
-                    self.tokenizer = AutoTokenizer.from_pretrained(folder / part)
-                else:
-                    encoder = ENCODERS[self.kind].from_pretrained(folder / part, use_safetensors=True, dtype=dtype)
+        with readable(folder / "tokenizer", "restore the folder"):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        with readable(folder / "text_encoder", "restore the folder"):
+            encoder = ENCODERS[self.kind].from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=dtype)
         self.encoder: nn.Module = encoder.eval().requires_grad_(False).to(device)
         self._encode: Callable[[list[str]], tuple[Tensor, Tensor]] = {
             WORLD: self._world, "SanaPipeline": self._sana, "SanaSprintPipeline": self._sana, "QwenImagePipeline": self._qwen

@@ -12,7 +12,6 @@ is left out.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 import statistics
@@ -338,9 +337,7 @@ def main() -> None:
         with matplotlib.rc_context(plotting.STYLE):
             write_atomic(args.out / f"{name}.png", plotting.png(draw(grid, data)))
         if image := draw_pictures(grid, args.results, plan.found.seeds[0], plan.found.nfe):
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG", compress_level=6)
-            write_atomic(args.out / f"{name}_pictures.png", buffer.getvalue())
+            write_atomic(args.out / f"{name}_pictures.png", grids.png(image))
         print(f"{args.out}/{name}: {done} of {len(grid.cells)} cells were run")
 
 

@@ -12,7 +12,6 @@ With `--config FILE`, each figure names the rows that were not run, and folders 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,9 +55,7 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
                 made[name] = png(figure)
     with pictures.gathered([results]) as images:
         for name, image in grids.grids(images, view).items():
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG", compress_level=6)
-            made[name] = buffer.getvalue()
+            made[name] = grids.png(image)
     for name, content in made.items():
         write_atomic(out / f"{name}.png", content)
     return page.ordered(made)

@@ -6,6 +6,7 @@ same prompts and, where the rows have it, of the same seed; a line of another se
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import textwrap
@@ -207,6 +208,13 @@ def draw(folders: dict[Key, Path], rows: list[Row], prompts: list[Prompt], sampl
                     words = "no image" if place or not (folders[row.key] / prompt.folder).is_dir() else "other prompt"
                     pen.text((x + 8, middle - 8), words, fill=PALE, font=small)
     return sheet
+
+
+def png(sheet: Image.Image) -> bytes:
+    """A grid as a PNG file."""
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
 
 
 def _side(path: Path) -> int:

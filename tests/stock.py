@@ -10,13 +10,12 @@ from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
-    QwenImageTransformer2DModel,
     SanaPipeline,
-    SanaTransformer2DModel,
 )
 from transformers import Gemma2Config, Gemma2Model, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from apex.pretrain.text_encoder import build_tokenizer
+from apex.testbed import tiny_qwen, tiny_sana
 
 LATENTS = 8
 
@@ -27,10 +26,8 @@ def sana() -> SanaPipeline:
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, sliding_window=64, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    transformer = SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_cross_attention_heads=2,
-        cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16, mlp_ratio=2.0, sample_size=LATENTS, patch_size=1,
-    )  # fmt: skip
+    transformer = tiny_sana().transformer
+    transformer.register_to_config(sample_size=LATENTS)
     block = ("ResBlock", "ResBlock", "EfficientViTBlock")
     codec = AutoencoderDC(
         latent_channels=4, attention_head_dim=4, encoder_block_types=block, decoder_block_types=block, encoder_block_out_channels=(8, 8, 8),
@@ -49,15 +46,11 @@ def qwen_image() -> QwenImagePipeline:
     )  # fmt: skip
     vision = dict(depth=1, hidden_size=16, num_heads=2, out_hidden_size=16, intermediate_size=16, patch_size=14, fullatt_block_indexes=[0])
     encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
-    transformer = QwenImageTransformer2DModel(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=16,
-        axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
     codec = AutoencoderKLQwenImage(
         base_dim=4, z_dim=4, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[False, False], latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.5, 0.5, 2.0, 1.0],
     )  # fmt: skip
-    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(shift=1.0), codec, encoder, tokenizer, transformer)
+    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(shift=1.0), codec, encoder, tokenizer, tiny_qwen().transformer)
 
 
 BUILDERS = {"sana": sana, "qwen_image": qwen_image}

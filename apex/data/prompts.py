@@ -7,15 +7,14 @@ A line is {"tag": task, "include": [{"class", "count"[, "color"][, "position": [
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from apex.data.shards import encode_png
 from apex.data.world import RELATIONS, TASKS
 from apex.errors import UserError
 from apex.files import write_atomic
@@ -118,9 +117,7 @@ def write_layout(out: Path, index: int, row: dict[str, Any], images: Sequence[np
     """
     folder = prompt_folder(out, index)
     for number, image in enumerate(images):
-        buffer = io.BytesIO()
-        Image.fromarray(np.asarray(image)).save(buffer, "PNG")
-        write_atomic(folder / "samples" / f"{number:04d}.png", buffer.getvalue())
+        write_atomic(folder / "samples" / f"{number:04d}.png", encode_png(np.asarray(image)))
     write_atomic(folder / "metadata.jsonl", json.dumps(row) + "\n")
     return folder
 

@@ -50,7 +50,7 @@ def test_the_head_is_what_the_hub_reads() -> None:
     assert "nothing about photographs" in plain
     about["run"]["data"]["source"] = "data/blip3o_60k"
     about["training"]["stopped"] = "the loss is nan at step 9"
-    text = card.text(about | {"tuning": "lora"}, recipe, hub="Qwen/Qwen-Image@abc")
+    text = card.text(about | {"tuning": "lora", "hub": "Qwen/Qwen-Image@abc"}, recipe)
     head = yaml.safe_load(text.split("---\n")[1])
     assert (head["base_model"], head["base_model_relation"]) == ("Qwen/Qwen-Image", "adapter")
     assert "the teacher's licence holds" in text and "It stopped early: the loss is nan at step 9" in text
