@@ -166,7 +166,7 @@ def _pages(table: Table, widths: dict[str, int]) -> list[list[Line]]:
     pages, rest = [], table.lines
     while True:
         ends = list(itertools.accumulate(_height(table, line, widths) for line in rest))
-        if not ends or ends[-1] <= PAGE_LINES:
+        if len(rest) < 2 or ends[-1] <= PAGE_LINES:
             return [*pages, rest]
         most = max(1, sum(end <= PAGE_LINES for end in ends))
         at = next((index for index in range(most, 0, -1) if ends[index - 1] > PAGE_LINES // 2 and rest[index].section), most)

@@ -61,3 +61,11 @@ def test_long_texts_are_wrapped_and_long_tables_go_on(tmp_path: Path, compiled: 
 def test_only_long_columns_are_wrapped(text: str) -> None:
     table = Table("t", "T", "Words.", [Column("a", "a", numeric=False)], lines=[Line({"a": Cell(text)})])
     assert r"\begin{tabular}{l}" in to_latex(table) and "allowbreak" not in to_latex(table) and tex_escape(text) in to_latex(table)
+
+
+def test_a_row_higher_than_a_page_has_one_of_its_own() -> None:
+    tall = " ".join(["word"] * 2000)
+    table = Table(
+        "t", "T", "Words.", [Column("a", "a", numeric=False)], lines=[Line({"a": Cell(text)}) for text in ("first", tall, "last")]
+    )
+    assert to_latex(table).count(r"\begin{tabular}") == 3
