@@ -11,6 +11,7 @@
 #     snakemake report                                     one HTML file with verdicts, tables, figures and where each number is from
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake plan --configfile ...                      memory, FLOPs and hours of a profile's runs, before anything is spent
+#     snakemake speed                                      the systems of Table 1 timed on this machine, with nothing to download
 #     snakemake cards                                      a model card for every run, with what was measured of it
 #     snakemake -n                                         what there is to do
 #
@@ -28,6 +29,7 @@ include: "workflows/rules/ablations.smk"
 include: "workflows/rules/claims.smk"
 include: "workflows/rules/pretrained.smk"
 include: "workflows/rules/plan.smk"
+include: "workflows/rules/speed.smk"
 
 
 localrules:
@@ -43,6 +45,7 @@ localrules:
     bundle,
     adopt_tuning,
     plan,
+    speed,
 
 
 rule all:

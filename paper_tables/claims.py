@@ -248,6 +248,7 @@ def main() -> None:
     expected.add_arguments(parser)
     parser.add_argument("--results", type=Path, required=True, help="results of that profile, with records/ and ablations/")
     parser.add_argument("--theory", type=Path, required=True, help="folder of theory.json and alignment.csv")
+    parser.add_argument("--speed", type=Path, help="folder of what `snakemake speed` timed")
     about = "another profile and its results, such as workflows/config/world_qwen.yaml=results/world_qwen"
     parser.add_argument("--also", action="append", default=[], metavar="FILE=RESULTS", help=about)
     parser.add_argument("--out", type=Path, required=True, help="folder for the ledger")
@@ -268,7 +269,7 @@ def main() -> None:
         kept = f"results/reference/{config.profile}"
         raise UserError(f"{args.results}: found no records; run `snakemake all`, or give the committed ones, {kept}")
     guidance = {one.profile: one.guidance for one, _ in sources}
-    evidence = Evidence(views, published.load(), Plan(config), args.results / "ablations", args.theory, guidance)
+    evidence = Evidence(views, published.load(), Plan(config), args.results / "ablations", args.theory, guidance, args.speed)
     found = judge(read(), evidence)
     for name, content in all_formats(table(found)).items():
         write_atomic(args.out / name, content)

@@ -8,6 +8,7 @@
 | difference | records | row minus `versus` is above 0; with `lower`, below 0 |
 | ratio | records | row over `versus` is above `at_least` |
 | speedup | speed records | seconds of `versus` over the row's are above `at_least`, with quartiles for an interval |
+| system_speedup | records of `snakemake speed` | the same of two systems of Table 1 at their published sizes, on a GPU |
 | passes | the profile | network evaluations of `versus`, guidance counted, over the row's |
 | training | records | a cost of training of row over that of `versus` is above `at_least` |
 | diverged | records | how many runs of `rows` diverged |
@@ -35,7 +36,7 @@ from typing import Any
 
 from apex.ablations import Plan
 from apex.errors import UserError
-from paper_tables import ablations, checks, checks_outside, checks_text, stats
+from paper_tables import ablations, checks, checks_outside, checks_text, stats, systems
 from paper_tables.published import Published, label
 from paper_tables.stats import Summary
 from paper_tables.view import View
@@ -66,7 +67,10 @@ class Outcome:
 
 @dataclass
 class Evidence:
-    """Everything that tests read. `views`: by profile; `plan`, `cells`: the ablations of the first profile."""
+    """Everything that tests read. `views`: by profile; `plan`, `cells`: the ablations of the first profile.
+
+    speed: folder of `snakemake speed`, None where nothing was timed.
+    """
 
     views: dict[str, View]
     data: Published
@@ -74,6 +78,7 @@ class Evidence:
     cells: Path
     theory: Path
     guidance: dict[str, float] = field(default_factory=dict)  # by profile, of the teacher
+    speed: Path | None = None
     _grids: dict[str, ablations.Grid] = field(default_factory=dict)
 
     @property
@@ -248,6 +253,18 @@ def speedup(test: dict[str, Any], evidence: Evidence) -> Outcome:
     return judged(found, test, effect, "records")
 
 
+def system_speedup(test: dict[str, Any], evidence: Evidence) -> Outcome:
+    timed = systems.Timed.load(evidence.speed) if evidence.speed else systems.Timed({})
+    found = timed.speedup()
+    if found is None or not timed.full((systems.TEACHER, systems.STUDENT)):
+        return not_run("snakemake speed on a GPU of 80 GB")
+    machine = timed.records[systems.STUDENT].hardware
+    effect = (
+        f"seconds of {systems.TEACHER[0]}, {systems.TEACHER[2]} guided steps, over one of {systems.STUDENT[0]}, 512 px, batch 1; {machine}"
+    )
+    return judged(found, test, effect, "records")
+
+
 def passes(test: dict[str, Any], evidence: Evidence) -> Outcome:
     """A guided step of the teacher is two evaluations; the row is not guided."""
     guidance = evidence.guidance.get(test.get("profile", evidence.first), 1.0)
@@ -329,6 +346,7 @@ TESTS: dict[str, Callable[[dict[str, Any], Evidence], Outcome]] = {
         difference,
         ratio,
         speedup,
+        system_speedup,
         passes,
         training,
         diverged,

@@ -14,6 +14,7 @@ from apex.ablations import Plan as AblationPlan
 from apex.config import fingerprint, load, locate, method_faults
 from apex.errors import UserError
 from apex.provenance import digest
+from evaluators.systems.known import chosen, systems
 from workflows.lock import hold
 from workflows.plan import Plan, arguments, overrides, profile_file
 
@@ -27,6 +28,8 @@ for _name, _folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", BAS
 try:
     _file, _settings = profile_file(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
     CARD = str(_settings.pop("card", ""))  # `snakemake plan --config card=h100`
+    SYSTEMS = systems()
+    TIMED = chosen(_settings.pop("systems", ""))  # `snakemake speed --config systems=flux-schnell`
     _file = _file.relative_to(Path.cwd()) if _file.is_relative_to(Path.cwd()) else _file
     CONFIG = load(_file, overrides(_settings))
     PLAN, ABLATIONS = Plan(CONFIG), AblationPlan(CONFIG)
@@ -168,7 +171,7 @@ def claim_commands(results, out=PLAN.root):
     """From the records in `results` to claims and assumptions in `out`."""
     about = arguments(_file, overrides(_settings))
     return [
-        f"python -m paper_tables.claims {about} --results {results} --theory {kept('theory')}"
+        f"python -m paper_tables.claims {about} --results {results} --theory {kept('theory')} --speed {kept('speed')}"
         f" --also {BASEDIR}/workflows/config/world_qwen.yaml={kept('world_qwen')} --out {out}/claims",
         f"python -m paper_tables.assumptions {about} --results {results}/ablations --out {out}/claims",
     ]
@@ -206,7 +209,7 @@ onstart:
         hold(Path(PLAN.root))
         _jobs = list(workflow.dag.needrun_jobs())
         _rules = {job.rule.name for job in _jobs}
-        if not MADE_HERE and _rules & {"train", "sample_teacher", "speed_teacher"} and not MARKER.is_file():
+        if not MADE_HERE and _rules & {"train", "sample_teacher", "time_teacher"} and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
     except UserError as error:
         raise WorkflowError(str(error))

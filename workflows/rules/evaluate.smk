@@ -68,7 +68,7 @@ rule calibrate:
 
 
 # A network is timed while nothing else runs, so a row's NFEs share one process; those beyond the compared ones have their own.
-rule speed:
+rule time_row:
     input:
         PLAN.run,
     output:
@@ -91,7 +91,7 @@ rule speed:
         "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config} {params.what} > {log} 2>&1"
 
 
-use rule speed as speed_at with:
+use rule time_row as time_row_at with:
     output:
         PLAN.record.replace("{evaluator}", "speed"),
     log:
@@ -103,7 +103,7 @@ use rule speed as speed_at with:
         split=one_of(CONFIG.splits),
 
 
-use rule speed as speed_teacher with:
+use rule time_row as time_teacher with:
     input:
         teacher_input,
     output:

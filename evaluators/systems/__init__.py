@@ -1,0 +1,1 @@
+"""Speed of the systems in the paper's Table 1, with random weights: nothing is downloaded. `python -m evaluators.systems`."""
