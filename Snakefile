@@ -42,6 +42,7 @@ localrules:
     report,
     reference,
     pretrained,
+    fetch_checkpoints,
     bundle,
     adopt_tuning,
     plan,

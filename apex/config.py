@@ -180,6 +180,41 @@ class External(Strict):
     source: str = Field("", description="where the images come from, for the reader")
 
 
+class Checkpoint(Strict):
+    """A published few-step model: a stock pipeline as its users call it, with the profile's prompts, seeds and evaluators."""
+
+    row: str = Field(pattern=NAME, description="name in the tables")
+    hub: str = Field("", pattern=HUB, description="`owner/name`, or `owner/name@revision`, of the model hub")
+    pipeline: str = Field("", description="its folder in diffusers' layout, in the place of `hub`")
+    nfe: Counts = Field(min_length=1, description="steps of its sampler")
+    lora_hub: str = Field("", pattern=HUB, description="`owner/name[@revision]` of a LoRA for it")
+    lora: str = Field("", description="the LoRA's folder, in the place of `lora_hub`")
+    lora_file: str = Field("", pattern=r"^([A-Za-z0-9_.-]+\.safetensors)?$", description="the LoRA's file in it")
+    scheduler: dict[str, Any] = Field(
+        {}, description="`class` of diffusers and what it changes of the published settings; none: as published"
+    )
+    call: dict[str, Any] = Field({}, description="arguments of the pipeline's call, such as guidance_scale; else the pipeline's own")
+    source: str = Field("", description="where it is from, for the reader")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Checkpoint:
+        if bool(self.hub) == bool(self.pipeline):
+            raise ValueError("hub and pipeline: expected one of the two")
+        if (self.lora_hub and self.lora) or bool(self.lora_hub or self.lora) != bool(self.lora_file):
+            raise ValueError("lora_hub, lora and lora_file: expected a place, one of the first two, and a file, or none of the three")
+        if self.scheduler and not isinstance(self.scheduler.get("class"), str):
+            raise ValueError("scheduler: found no class, expected the name of a scheduler of diffusers")
+        if taken := sorted({"num_inference_steps", "height", "width", "generator", "output_type", "prompt"} & set(self.call)):
+            raise ValueError(f"call: found {taken[0]}, which the suite sets (nfe, data.resolution, seeds, prompts)")
+        return self
+
+    @property
+    def words(self) -> str:
+        """Where it is from, in words."""
+        lora = f" with {self.lora_file} of {self.lora_hub or self.lora}" if self.lora_file else ""
+        return self.source or f"{self.hub or self.pipeline}{lora}"
+
+
 class Published(Strict):
     """A number that a text states of a method. It stands in the tables as published, with its source, apart from what was measured."""
 
@@ -247,6 +282,7 @@ class Config(Strict):
     full: Full = Full()
     ablations: str = Field("", description="file of the ablations that `snakemake ablations` runs; empty: none")
     external: list[External] = Field([], description="folders of images to score beside the rows")
+    checkpoints: list[Checkpoint] = Field([], description="published few-step models to draw and score beside the rows")
     published: list[Published] = Field([], description="numbers that texts state of methods, shown apart from what was measured")
     _origin: str = PrivateAttr("configuration")
 
@@ -281,8 +317,9 @@ class Config(Strict):
         _no_repeats("full.methods", self.full.methods)
         for key in ("methods", "seeds", "nfe", "teacher_nfe", "references", "evaluators"):
             _no_repeats(key, getattr(self, key))
-        _no_repeats("rows", [*self.methods, *RESERVED_ROWS, *(e.row for e in self.external)])
-        measured = {*self.all_methods, *self.rows, *RESERVED_ROWS, *(e.row for e in self.external)}
+        brought = [*(e.row for e in self.external), *(c.row for c in self.checkpoints)]
+        _no_repeats("rows", [*self.methods, *RESERVED_ROWS, *brought])
+        measured = {*self.all_methods, *self.rows, *RESERVED_ROWS, *brought}
         for number in self.published:
             if number.row in measured:
                 raise ValueError(
@@ -313,6 +350,13 @@ class Config(Strict):
     def all_methods(self) -> list[str]:
         """The rows of `methods` and those that `snakemake full` adds."""
         return list(dict.fromkeys([*self.methods, *self.full.methods]))
+
+    def checkpoint(self, row: str) -> Checkpoint:
+        """Raises UserError where no checkpoint has this name."""
+        found = {one.row: one for one in self.checkpoints}
+        if row not in found:
+            raise UserError(f"{self._origin}: {unknown('checkpoint', row, found)}")
+        return found[row]
 
     def tuned_settings(self) -> dict[str, Candidate]:
         """What the file `tuned` says, by method.

@@ -36,6 +36,7 @@ from apex.files import replace_folder, write_atomic
 from apex.gpu import pick_device
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
+from apex.stock import StockGenerator, folders
 
 REFERENCES = ("real", "shuffled", "noise", "mean")
 MEAN_RENDERS = 64  # renders averaged into a prompt's mean image
@@ -54,7 +55,7 @@ class Generator:
     ) -> None:
         self.pipeline, self.backbone = pipeline, backbone.eval().requires_grad_(False)
         self.mode, self.sigmas, self.guidance, self.made = mode, sigmas, guidance, made
-        self.device = pipeline.device
+        self.device, self.family = pipeline.device, backbone.family
         config = backbone.transformer.config
         channels = config.in_channels if backbone.family == "sana" else config.out_channels
         # A run says what it was trained at; a teacher's configuration what it draws, but Qwen-Image's has no size of its own.
@@ -120,6 +121,11 @@ class Generator:
     def decode(self, latents: Tensor) -> Tensor:
         return self.pipeline.decode(latents)
 
+    def pictures(self, prompts: list[str], seed: int, places: list[tuple[int, int]]) -> np.ndarray:
+        """uint8 images (B, H, W, 3) of `prompts` at `places` = (prompt number, image number)."""
+        noise, fresh = self.noise(seed, places)
+        return self.decode(self.denoise(self.encode(prompts), noise, fresh)).cpu().numpy()
+
     def noise(self, seed: int, places: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
         """First noise and fresh noises of the images at `places` = (prompt number, image number)."""
         steps = len(self.sigmas) if self.mode == "few" else 1
@@ -132,8 +138,10 @@ class Generator:
         return all_noise[:, 0], [all_noise[:, k] for k in range(1, steps)]
 
 
-def load_generator(config: Config, row: str, run: Path, nfe: int, device: str) -> Generator:
-    """The generator of a row by the profile: the teacher is guided, and draws at the profile's resolution."""
+def load_generator(config: Config, row: str, run: Path, nfe: int, device: str) -> Generator | StockGenerator:
+    """The generator of a row by the profile: the teacher is guided, and draws at the profile's resolution, as checkpoints do."""
+    if row in (one.row for one in config.checkpoints):
+        return StockGenerator.load(config, row, nfe=nfe, device=device)
     return Generator.load(
         run,
         nfe=nfe,
@@ -154,7 +162,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def generate(
-    generator: Generator, rows: list[dict], todo: list[int], *, seed: int, images: int, batch: int
+    generator: Generator | StockGenerator, rows: list[dict], todo: list[int], *, seed: int, images: int, batch: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(prompt number, uint8 images (images, H, W, 3)) for each prompt number in `todo`, at most `batch` images at a time."""
     per_batch = max(1, batch // images)
@@ -164,9 +172,7 @@ def generate(
         parts = []
         for first in range(0, len(places), batch):  # more than one part only where a prompt has more images than a batch
             part = places[first : first + batch]
-            noise, fresh = generator.noise(seed, part)
-            cond = generator.encode([rows[i]["prompt"] for i, _ in part])
-            parts.append(generator.decode(generator.denoise(cond, noise, fresh)).cpu().numpy())
+            parts.append(generator.pictures([rows[i]["prompt"] for i, _ in part], seed, part))
         pictures = np.concatenate(parts)
         for k, i in enumerate(chosen):
             yield i, pictures[k * images : (k + 1) * images]
@@ -198,7 +204,7 @@ def reference_images(kind: str, rows: list[dict], index: int, *, seed: int, imag
 
 
 def identity(
-    config: Config, row: str, seed: int, nfe: int, split: str, prompts: Path, generator: Generator | None, device: str
+    config: Config, row: str, seed: int, nfe: int, split: str, prompts: Path, generator: Generator | StockGenerator | None, device: str
 ) -> dict[str, Any]:
     """What made.json says of the images' origin, besides times."""
     made = generator.made if generator else {}
@@ -208,7 +214,7 @@ def identity(
         "family": made.get("family", "teacher" if generator else "reference"),
         "variant": made.get("variant", ""),
         "tuning": made.get("tuning", "none"),
-        "backbone": generator.backbone.family if generator else "renderer",
+        "backbone": getattr(generator, "family", None) if generator else "renderer",
         "profile": config.profile,
         "seed": seed,
         "nfe": nfe,
@@ -226,11 +232,12 @@ def identity(
         "trainable_parameters": generator.trainable_parameters if generator else 0,
         "training": made.get("training"),
         "run_hash": made.get("run_hash"),
+        "source": made.get("source", ""),
     }
 
 
 def write_images(
-    config: Config, rows: list[dict], about: dict[str, Any], generator: Generator | None, weights: list[str], out: Path
+    config: Config, rows: list[dict], about: dict[str, Any], generator: Generator | StockGenerator | None, weights: list[str], out: Path
 ) -> None:
     """Makes the images of one prompt set and writes them to `out` in GenEval's layout, with made.json.
 
@@ -317,11 +324,13 @@ def main() -> None:
 
     generator, weights = None, []
     if args.row not in REFERENCES:
-        if args.row != "teacher" and args.run is None:
+        published = {one.row: one for one in config.checkpoints}.get(args.row)
+        if args.row != "teacher" and args.run is None and not published:
             raise UserError(f"--run: missing; row {args.row!r} needs the folder of its exported run")
         run = args.run or config.pipeline_path
         generator = load_generator(config, args.row, run, args.nfe, device)
-        weights = [fingerprint(folder) for folder in (locate(run), generator.pipeline.path)]
+        places = folders(published) if published else [locate(run), generator.pipeline.path]
+        weights = [fingerprint(folder) for folder in places]
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)
         write_images(config, rows[split], about, generator, weights, Path(args.out.replace("{split}", split)))

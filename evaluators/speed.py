@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from apex.errors import UserError, run_command
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
+from apex.stock import StockGenerator, per_prompt
 from evaluators.command import check_out, parser_of, print_metrics, set_threads
 from evaluators.result import Identity, Metric, Record, first_fault
 
@@ -85,6 +86,49 @@ def time_stages(
     return seconds
 
 
+class Marks:
+    """Times of a pipeline's stages, by the moments at which its `encode_prompt` returns and its codec's `decode` is called."""
+
+    def __init__(self, pipe: Any, device: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self.clock = device, clock
+        self.encoded = self.decoding = 0.0
+        encode, decode = pipe.encode_prompt, pipe.vae.decode
+
+        def encoded(*args: Any, **kwargs: Any) -> Any:
+            out = encode(*args, **kwargs)
+            self.encoded = self.now()  # of several calls the last counts
+            return out
+
+        def decoding(*args: Any, **kwargs: Any) -> Any:
+            self.decoding = self.now()
+            return decode(*args, **kwargs)
+
+        pipe.encode_prompt, pipe.vae.decode = encoded, decoding
+
+    def now(self) -> float:
+        synchronise(self.device)
+        return self.clock()
+
+    def stages(self, call: Callable[[], object]) -> list[float]:
+        """Seconds of text, denoise and decode of one call of the pipeline; their sum is the call's."""
+        started = self.now()
+        call()
+        ended = self.now()
+        return [self.encoded - started, self.decoding - self.encoded, ended - self.decoding]
+
+
+@torch.no_grad()
+def time_calls(
+    pipe: Any, marks: Marks, prompts: Sequence[str], batch: int, *, repeats: int, warmup: int, call: Mapping[str, Any]
+) -> np.ndarray:
+    """Seconds per stage of each counted call, (repeats, 3). call: what the pipeline is called with beside the prompts."""
+    seconds, told = [], per_prompt(call, batch)
+    for index in range(warmup + repeats):
+        texts = [prompts[(index * batch + i) % len(prompts)] for i in range(batch)]
+        seconds.append(marks.stages(lambda texts=texts: pipe(texts, **told)))
+    return np.array(seconds[warmup:])
+
+
 def quartiles(values: np.ndarray) -> dict[str, Any]:
     low, median, high = (float(v) for v in np.quantile(values, [0.25, 0.5, 0.75]))
     return {"value": median, "ci_low": low, "ci_high": high, "n": len(values), "interval": "interquartile range"}
@@ -101,12 +145,12 @@ def metrics(single: np.ndarray, many: np.ndarray, batch: int, memory_mb: float) 
     return [*found, Metric(metric="speed/peak_memory_mb", value=memory_mb, unit="MB", n=1, higher_is_better=False)]
 
 
-def identity(run: Path, row: str, nfe: int, config: Any) -> Identity:
+def identity(run: Path | None, row: str, nfe: int, config: Any) -> Identity:
     """Who is timed, from the run's `made.json` where it has one (a pipeline folder of the teacher may have none)."""
-    path = run / "made.json"
+    path = (run or Path()) / "made.json"
     known = {"method": row, "profile": config.profile, "config_hash": config.hash(), "row": row}
     try:
-        if path.is_file():
+        if run and path.is_file():
             known |= json.loads(path.read_text())
         if known["row"] != row:
             raise UserError(f"{path}: holds row {known['row']!r}, but --row says {row!r}; give the run of that row")
@@ -122,7 +166,9 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path, help="the profile's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="row to time: teacher, or a trained row")
-    parser.add_argument("--run", required=True, type=Path, help="its export; for the teacher the pipeline's folder")
+    parser.add_argument(
+        "--run", type=Path, help="its export; for the teacher the pipeline's folder; a checkpoint of the profile needs none"
+    )
     parser.add_argument("--nfe", required=True, type=int, nargs="+", help="function evaluations per image; one record for each")
     parser.add_argument("--out", required=True, help="the result record (JSON) to write; with several NFEs it holds `{nfe}`")
     parser.add_argument("--repeats", type=int, help="counted repeats (default: 30 / NFE, at least 10)")
@@ -141,7 +187,8 @@ def run(args: argparse.Namespace) -> None:
     shown = " ".join(map(str, args.nfe))
     if min(args.nfe) < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0:
         raise UserError(f"--nfe {shown}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
-    if not args.run.is_dir():
+    config = load(args.config, args.set)
+    if args.row not in (one.row for one in config.checkpoints) and not (args.run and args.run.is_dir()):
         raise UserError(f"{args.run}: no such run; train the row first, or give the pipeline's folder for the teacher")
     outs = {nfe: Path(args.out.replace("{nfe}", str(nfe))) for nfe in args.nfe}
     if len(set(outs.values())) < len(args.nfe):
@@ -150,7 +197,6 @@ def run(args: argparse.Namespace) -> None:
         check_out(out)
     set_threads(args.threads)
     device = pick_device(args.device)
-    config = load(args.config, args.set)
     prompts = [row["prompt"] for row in load_prompts(config.prompts_path("test"))]
     for nfe, out in sorted(outs.items()):
         record = timed(args, config, nfe, device, prompts)
@@ -164,15 +210,21 @@ def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts:
 
     started = time.time()
     who = identity(args.run, args.row, nfe, config)
-    guidance = config.guidance if args.row == "teacher" else 1.0
     sampler = load_generator(config, args.row, args.run, nfe, device)
     repeats = args.repeats or max(10, 30 // nfe)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
+    seconds: list[np.ndarray] = []
+    stock = isinstance(sampler, StockGenerator)
+    guidance = sampler.guidance if stock else config.guidance if args.row == "teacher" else 1.0
+    marks = Marks(sampler.pipe, device) if stock else None
     for batch in (1, BATCH):
         print(f"speed: NFE {nfe}, batch {batch}, {args.warmup} + {repeats} repeats", file=sys.stderr, flush=True)
-        seconds.append(time_stages(sampler, prompts, batch, repeats=repeats, warmup=args.warmup, device=device))
+        often = {"repeats": repeats, "warmup": args.warmup}
+        if stock:
+            seconds.append(time_calls(sampler.pipe, marks, prompts, batch, call=sampler.call, **often))
+        else:
+            seconds.append(time_stages(sampler, prompts, batch, device=device, **often))
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else peak_memory_mb()
     return Record(
         **who.model_dump() | {"guidance": guidance, "parameters": sampler.parameters, "trainable_parameters": sampler.trainable_parameters},

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from apex import methods
-from apex.config import Config, External, Published, load
+from apex.config import Checkpoint, Config, External, Published, load
 
 ATTRIBUTES = ("family", "citation")
 
@@ -37,7 +37,7 @@ class Expected:
     Attributes:
         nfe: those that every row has.
         budget: forward-equivalents of a run.
-        external: the rows that bring only images, by name.
+        external: the rows that bring only images, by name. checkpoints: those that others trained and that are drawn here.
         published: numbers that other texts state of methods. They stand in the comparison as lines of their own and enter no mean,
             interval, rank or figure: what they were measured with differs.
         tuning: the committed record of what tuning tried, where the profile's settings are from.
@@ -49,6 +49,7 @@ class Expected:
     budget: float
     files: tuple[str, ...] = ()
     external: dict[str, External] = field(default_factory=dict)
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     tuning: Path | None = None
 
@@ -70,6 +71,7 @@ class Expected:
             budget,
             tuple(config.method_paths),
             brought,
+            {one.row: one for one in config.checkpoints},
             tuple(config.published),
             Path("results", "reference", config.profile, "tune", "tuning.json"),
         )

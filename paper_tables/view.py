@@ -81,6 +81,7 @@ class View:
                 self._metrics[*one.key, one.split, metric.metric][one.record.seed] = metric
         wanted = {(row.row, nfe) for row in expected.rows.values() for nfe in row.seeds} if expected else set()
         wanted |= {(external.row, external.nfe) for external in expected.external.values()} if expected else set()
+        wanted |= {(one.row, nfe) for one in expected.checkpoints.values() for nfe in one.nfe} if expected else set()
         teachers = {*TEACHERS, *(key for key in self._by_key if key[0] == "teacher")}
         teachers |= {("teacher", nfe) for nfe in expected.teacher_nfe} if expected else set()
         self._by_row: dict[str, list[records.Found]] = defaultdict(list)
@@ -120,9 +121,9 @@ class View:
         return EXTERNAL if self.images_only(row) else family_name(self.about(row, "family"))
 
     def images_only(self, row: str) -> bool:
-        """Whether the row is a folder of images from elsewhere: no training, no network and no time of it is known here."""
-        if self.expected and (row in self.expected.rows or row in self.expected.external):
-            return row in self.expected.external
+        """Whether the row's images, or the weights that drew them, are from elsewhere: no training of it is known here."""
+        if self.expected and (row in self.expected.rows or row in self.expected.external or row in self.expected.checkpoints):
+            return row not in self.expected.rows
         records = [one.record for one in self._by_row.get(row, [])]
         known = any(record.family or record.tuning or record.training for record in records)
         return bool(records) and not known and row not in self.made and row not in REFERENCE_NAMES
@@ -131,7 +132,8 @@ class View:
         """Where a row's images are from, of its records or the profile; '' if unknown."""
         told = ((one.record.details.get("made") or {}).get("source") for one in self._by_row.get(row, []))
         declared = self.expected.external.get(row) if self.expected else None
-        return next((str(text) for text in told if text), declared.source if declared else "")
+        checkpoint = self.expected.checkpoints.get(row) if self.expected else None
+        return next((str(text) for text in told if text), declared.source if declared else checkpoint.words if checkpoint else "")
 
     def grouped(self, nfe: int) -> list[tuple[str, list[Key]]]:
         """(family, its rows at that NFE), in the tables' order."""

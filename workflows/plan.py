@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apex.config import Config, External
+from apex.config import Checkpoint, Config, External, locate
 from apex.errors import UserError
 from apex.strict import parse_yaml
 
@@ -48,6 +48,10 @@ class Plan:
         self.pretrained = f"results/pretrained/{config.profile}"
 
     @property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        return {one.row: one for one in self.config.checkpoints}
+
+    @property
     def externals(self) -> dict[str, External]:
         return {external.row: external for external in self.config.external}
 
@@ -57,11 +61,12 @@ class Plan:
         points = [Point(row, 0, first) for row in config.references]
         points += [Point("teacher", nfe, seed) for nfe in config.teacher_nfe for seed in config.seeds]
         points += [Point(row, nfe, seed) for row in config.methods for nfe in config.nfe for seed in config.seeds]
+        points += [Point(one.row, nfe, seed) for one in config.checkpoints for nfe in one.nfe for seed in config.seeds]
         if full:
             points += [Point(row, nfe, seed) for row in config.full.methods for nfe in config.nfe for seed in config.seeds]
             points += [Point(row, nfe, seed) for row, seeds in config.full.seeds.items() for nfe in config.nfe for seed in seeds]
             points += [Point(row, nfe, first) for row, nfes in config.full.nfe.items() for nfe in nfes]
-            named = {"teacher", *config.references, *config.all_methods}
+            named = {"teacher", *config.references, *config.all_methods, *self.checkpoints}
             points = [point for point in dict.fromkeys(points) if point.row in named]
         return points + [Point(external.row, external.nfe, first) for external in config.external]
 
@@ -91,8 +96,8 @@ class Plan:
         return [self.calibration] if wanted else []
 
     def timed(self, full: bool = False) -> list[Point]:
-        """The points whose network is timed: the teacher and trained rows, at the first seed."""
-        rows = {"teacher", *self.config.all_methods}
+        """The points whose network is timed: the teacher, trained rows and checkpoints, at the first seed."""
+        rows = {"teacher", *self.config.all_methods, *self.checkpoints}
         return [p for p in self.points(full) if p.row in rows and p.seed == self.config.seeds[0]]
 
     def candidates(self) -> list[tuple[str, int]]:
@@ -117,6 +122,10 @@ class Plan:
         for at, external in enumerate(self.config.external):
             if not Path(external.images).is_dir():
                 return f"external.{at}.images: found no folder {external.images}; expected one with NNNNN/metadata.jsonl and NNNNN/samples"
+        for at, one in enumerate(self.config.checkpoints):
+            for key, folder in (("pipeline", one.pipeline), ("lora", one.lora)):
+                if folder and not locate(folder).is_dir():
+                    return f"checkpoints.{at}.{key}: found no folder {folder}; expected one in diffusers' layout"
         if self.config.data.source != "world" and not Path(self.config.data.source).exists():
             return f"data.source: found nothing at {self.config.data.source}; expected `world` or a path to images with captions"
         return None

@@ -46,7 +46,7 @@ def settings(run: RunConfig) -> dict:
 
 def outdated(config: Config, reference: Path, row: str) -> str:
     """Why a row of the reference cannot stay; empty where it can."""
-    if row in RESERVED_ROWS or row in {external.row for external in config.external}:
+    if row in RESERVED_ROWS or row in {one.row for one in (*config.external, *config.checkpoints)}:
         return ""
     try:
         wanted = settings(config.run_config(row))

@@ -17,11 +17,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from apex.errors import UserError, run_command
@@ -29,56 +28,12 @@ from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.command import check_out, print_metrics, set_threads
 from evaluators.result import Metric, Record
-from evaluators.speed import BATCH, STAGES, quartiles, synchronise
+from evaluators.speed import BATCH, STAGES, Marks, quartiles, time_calls
 from evaluators.systems.build import build
 from evaluators.systems.known import PROMPTS, SMALL_SCALE, system, systems
 
 EVALUATOR, VERSION = "systems", "1"
 BATCHES = (1, BATCH)
-
-
-class Marks:
-    """Times of a pipeline's stages, by the moments at which its `encode_prompt` returns and its codec's `decode` is called."""
-
-    def __init__(self, pipe: Any, device: str, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.device, self.clock = device, clock
-        self.encoded = self.decoding = 0.0
-        encode, decode = pipe.encode_prompt, pipe.vae.decode
-
-        def encoded(*args: Any, **kwargs: Any) -> Any:
-            out = encode(*args, **kwargs)
-            self.encoded = self.now()  # of several calls the last counts
-            return out
-
-        def decoding(*args: Any, **kwargs: Any) -> Any:
-            self.decoding = self.now()
-            return decode(*args, **kwargs)
-
-        pipe.encode_prompt, pipe.vae.decode = encoded, decoding
-
-    def now(self) -> float:
-        synchronise(self.device)
-        return self.clock()
-
-    def stages(self, call: Callable[[], object]) -> list[float]:
-        """Seconds of text, denoise and decode of one call of the pipeline; their sum is the call's."""
-        started = self.now()
-        call()
-        ended = self.now()
-        return [self.encoded - started, self.decoding - self.encoded, ended - self.decoding]
-
-
-@torch.no_grad()
-def time_calls(pipe: Any, marks: Marks, batch: int, *, repeats: int, warmup: int, **call: Any) -> np.ndarray:
-    """Seconds per stage of each counted call, (repeats, 3). call: what the pipeline is called with beside the prompts."""
-    seconds = []
-    for index in range(warmup + repeats):
-        texts = [PROMPTS[(index * batch + i) % len(PROMPTS)] for i in range(batch)]
-        told = dict(call)
-        if "negative_prompt" in told:
-            told["negative_prompt"] = [told["negative_prompt"]] * batch
-        seconds.append(marks.stages(lambda texts=texts, told=told: pipe(texts, **told)))
-    return np.array(seconds[warmup:])
 
 
 def peak_mb(device: str) -> float:
@@ -94,7 +49,7 @@ def measure(pipe: Any, marks: Marks, args: argparse.Namespace, device: str, side
         print(f"{args.system}: {side} px, {nfe} steps, batch {batch}: {args.warmup} + {repeats} calls", file=sys.stderr, flush=True)
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = time_calls(pipe, marks, batch, repeats=repeats, warmup=args.warmup, **call)
+        seconds = time_calls(pipe, marks, PROMPTS, batch, repeats=repeats, warmup=args.warmup, call=call)
         whole = seconds.sum(1)
         found.append(Metric(metric=f"speed/latency_b{batch}_s", unit="s", higher_is_better=False, **quartiles(whole)))
         found.append(Metric(metric=f"speed/throughput_b{batch}_sps", unit="samples/s", higher_is_better=True, **quartiles(batch / whole)))

@@ -49,7 +49,9 @@ def test_a_small_system_draws_through_its_stock_pipeline(name: str) -> None:
     getattr(pipe, what.denoiser).register_forward_hook(lambda *_: calls.append(1))
     steps = 2
     marks = command.Marks(pipe, "cpu")
-    seconds = command.time_calls(pipe, marks, 2, repeats=1, warmup=1, num_inference_steps=steps, height=64, width=64, **what.call)
+    seconds = command.time_calls(
+        pipe, marks, PROMPTS, 2, repeats=1, warmup=1, call={"num_inference_steps": steps, "height": 64, "width": 64, **what.call}
+    )
     assert seconds.shape == (1, 3) and (seconds > 0).all()
     assert len(calls) == 2 * steps * (1 + what.guided), "a guided step is two evaluations, the others one"
     told = what.call | ({"negative_prompt": [" "]} if what.guided else {})
@@ -96,9 +98,9 @@ class Clockwork:
 def test_stages_are_parted_where_captions_end_and_the_codec_begins() -> None:
     pipe = Clockwork()
     marks = command.Marks(pipe, "cpu", clock=lambda: pipe.now)
-    assert command.time_calls(pipe, marks, 2, repeats=2, warmup=1).tolist() == [[1.0, 10.0, 3.5]] * 2
+    assert command.time_calls(pipe, marks, PROMPTS, 2, repeats=2, warmup=1, call={}).tolist() == [[1.0, 10.0, 3.5]] * 2
     assert [texts for texts, _ in pipe.seen] == [PROMPTS[0:2], PROMPTS[2:4], PROMPTS[4:6]]
-    assert command.time_calls(pipe, marks, 1, repeats=1, warmup=0, negative_prompt=" ").tolist() == [[2.0, 10.0, 3.5]]
+    assert command.time_calls(pipe, marks, PROMPTS, 1, repeats=1, warmup=0, call={"negative_prompt": " "}).tolist() == [[2.0, 10.0, 3.5]]
     assert pipe.seen[-1][1] == [" "]
 
 

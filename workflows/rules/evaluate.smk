@@ -12,7 +12,7 @@ rule evaluate:
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
-        row=one_of(["teacher", *CONFIG.references, *CONFIG.all_methods]),
+        row=one_of(["teacher", *CONFIG.references, *CONFIG.all_methods, *PLAN.checkpoints]),
         nfe=r"\d+",
         seed=r"\d+",
     conda:
@@ -99,6 +99,20 @@ use rule time_row as time_row_at with:
     wildcard_constraints:
         row=one_of(CONFIG.all_methods),
         nfe=rf"(?!({one_of(map(str, CONFIG.nfe))})/)\d+",
+        seed=r"\d+",
+        split=one_of(CONFIG.splits),
+
+
+use rule time_row as time_checkpoint with:
+    input:
+        lambda wildcards: checkpoint_folders(wildcards.row),
+    output:
+        PLAN.record.replace("{evaluator}", "speed"),
+    log:
+        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-speed.log",
+    wildcard_constraints:
+        row=one_of(PLAN.checkpoints),
+        nfe=r"\d+",
         seed=r"\d+",
         split=one_of(CONFIG.splits),
 

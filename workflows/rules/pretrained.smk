@@ -120,6 +120,43 @@ else:
             " --seed {params.seed} 2>&1 | tee {log}"
 
 
+rule fetch_checkpoint:
+    output:
+        directory(f"{FETCHED}/pipeline"),
+    log:
+        "results/pretrained/checkpoints/logs/{row}.log",
+    wildcard_constraints:
+        row=one_of([name for name, one in PLAN.checkpoints.items() if one.hub]),
+    conda:
+        ENVIRONMENT
+    params:
+        hub=lambda wildcards: PLAN.checkpoints[wildcards.row].hub,
+    shell:
+        "python -m apex.fetch --whole --hub {params.hub} --out {output} 2>&1 | tee {log}"
+
+
+rule fetch_lora:
+    output:
+        directory(f"{FETCHED}/lora"),
+    log:
+        "results/pretrained/checkpoints/logs/{row}-lora.log",
+    wildcard_constraints:
+        row=one_of([name for name, one in PLAN.checkpoints.items() if one.lora_hub]),
+    conda:
+        ENVIRONMENT
+    params:
+        hub=lambda wildcards: PLAN.checkpoints[wildcards.row].lora_hub,
+        file=lambda wildcards: PLAN.checkpoints[wildcards.row].lora_file,
+    shell:
+        "python -m apex.fetch --hub {params.hub} --file {params.file} --out {output} 2>&1 | tee {log}"
+
+
+# Everything that the profile's checkpoints need, where there is a network.
+rule fetch_checkpoints:
+    input:
+        [folder for row in PLAN.checkpoints for folder in checkpoint_folders(row)],
+
+
 rule pretrain_evaluator:
     output:
         directory(f"{P}/evaluators/{{network}}"),

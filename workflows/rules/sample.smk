@@ -55,6 +55,34 @@ rule sample_teacher:
         " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
 
 
+# A published model from the hub or a folder; `snakemake fetch_checkpoints` fetches alone.
+rule sample_checkpoint:
+    input:
+        lambda wildcards: checkpoint_folders(wildcards.row),
+    output:
+        [directory(images) for images in IMAGES],
+    log:
+        f"{PLAN.root}/logs/sample/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
+    wildcard_constraints:
+        row=one_of(PLAN.checkpoints),
+        nfe=r"\d+",
+        seed=r"\d+",
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        checkpoint=lambda wildcards: checkpoint_content(wildcards.row),
+        sampling=CONFIG.sampling.model_dump_json(),
+        resolution=CONFIG.data.resolution,
+        prompts=PROMPTS,
+        splits=list(CONFIG.splits),
+        images=lambda wildcards: images_of(wildcards),
+        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+    shell:
+        "python -m apex.sample {params.config} --row {wildcards.row} --nfe {wildcards.nfe}"
+        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
+
+
 rule sample_reference:
     output:
         [directory(images.replace("nfe{nfe}", "nfe0")) for images in IMAGES],
