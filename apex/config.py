@@ -36,6 +36,7 @@ Reference = Literal["real", "shuffled", "noise", "mean"]
 Split = Literal["test", "val", "unseen"]
 RESERVED_ROWS = ("teacher", *get_args(Reference))
 LOOP_ONLY = {"checkpoint_every", "log_every"}  # keys of `train` that change no weight
+FETCHED = "results/pretrained/checkpoints/{row}"  # pipeline/ and lora/ of a checkpoint from the hub
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 HUB = r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?)?$"
 METRIC = r"^[a-z][a-z0-9_]*(/[a-z0-9_]+)*$"
@@ -209,6 +210,14 @@ class Checkpoint(Strict):
         return self
 
     @property
+    def folders(self) -> list[Path]:
+        """Of its pipeline and, where it has one, of its LoRA: fetched or given."""
+        fetched = Path(FETCHED.format(row=self.row))
+        pipeline = fetched / "pipeline" if self.hub else locate(self.pipeline)
+        lora = fetched / "lora" if self.lora_hub else locate(self.lora) if self.lora else None
+        return [pipeline, *([lora] if lora else [])]
+
+    @property
     def words(self) -> str:
         """Where it is from, in words."""
         lora = f" with {self.lora_file} of {self.lora_hub or self.lora}" if self.lora_file else ""
@@ -351,12 +360,9 @@ class Config(Strict):
         """The rows of `methods` and those that `snakemake full` adds."""
         return list(dict.fromkeys([*self.methods, *self.full.methods]))
 
-    def checkpoint(self, row: str) -> Checkpoint:
-        """Raises UserError where no checkpoint has this name."""
-        found = {one.row: one for one in self.checkpoints}
-        if row not in found:
-            raise UserError(f"{self._origin}: {unknown('checkpoint', row, found)}")
-        return found[row]
+    @property
+    def checkpoint_rows(self) -> dict[str, Checkpoint]:
+        return {one.row: one for one in self.checkpoints}
 
     def tuned_settings(self) -> dict[str, Candidate]:
         """What the file `tuned` says, by method.

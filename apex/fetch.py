@@ -56,9 +56,11 @@ def fetch(hub: str, out: Path, *, whole: bool = False, file: str = "") -> str:
 
 def _needed(folder: Path, whole: bool, file: str) -> list[str]:
     """What a fetched folder must hold."""
+    if file:
+        return [file]
     index = folder / "model_index.json"
-    if file or not whole or not index.is_file():
-        return [file] if file else [*PARTS, "model_index.json"]
+    if not whole or not index.is_file():
+        return [*PARTS, "model_index.json"]
     parts = json.loads(index.read_text())
     return [name for name, value in parts.items() if isinstance(value, list) and value and value[0] is not None]
 

@@ -55,8 +55,12 @@ def hardware(device: str = "cpu") -> str:
     return f"{name}, {cores} cores"
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process in MB (on CUDA machines the caller asks torch for the device's peak)."""
+def peak_memory_mb(device: str = "cpu") -> float:
+    """Peak memory in MB: what torch had allocated on a CUDA device, else what this process had resident."""
+    if device.startswith("cuda"):
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 

@@ -36,7 +36,7 @@ from apex.files import replace_folder, write_atomic
 from apex.gpu import pick_device
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
-from apex.stock import StockGenerator, folders
+from apex.stock import StockGenerator
 
 REFERENCES = ("real", "shuffled", "noise", "mean")
 MEAN_RENDERS = 64  # renders averaged into a prompt's mean image
@@ -140,7 +140,7 @@ class Generator:
 
 def load_generator(config: Config, row: str, run: Path, nfe: int, device: str) -> Generator | StockGenerator:
     """The generator of a row by the profile: the teacher is guided, and draws at the profile's resolution, as checkpoints do."""
-    if row in (one.row for one in config.checkpoints):
+    if row in config.checkpoint_rows:
         return StockGenerator.load(config, row, nfe=nfe, device=device)
     return Generator.load(
         run,
@@ -324,12 +324,12 @@ def main() -> None:
 
     generator, weights = None, []
     if args.row not in REFERENCES:
-        published = {one.row: one for one in config.checkpoints}.get(args.row)
+        published = config.checkpoint_rows.get(args.row)
         if args.row != "teacher" and args.run is None and not published:
             raise UserError(f"--run: missing; row {args.row!r} needs the folder of its exported run")
         run = args.run or config.pipeline_path
         generator = load_generator(config, args.row, run, args.nfe, device)
-        places = folders(published) if published else [locate(run), generator.pipeline.path]
+        places = published.folders if published else [locate(run), generator.pipeline.path]
         weights = [fingerprint(folder) for folder in places]
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)

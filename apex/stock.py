@@ -7,26 +7,17 @@ be named in the profile (`checkpoints`, see apex/config.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from apex.config import Checkpoint, Config, locate
+from apex.config import Checkpoint, Config
 from apex.errors import UserError, readable
+from apex.pipeline import DTYPES
 from apex.seeds import derive
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DENOISERS = ("transformer", "unet")
-
-
-def folders(checkpoint: Checkpoint) -> list[Path]:
-    """Of its pipeline and of its LoRA, fetched or given."""
-    fetched = Path("results", "pretrained", "checkpoints", checkpoint.row)
-    pipeline = fetched / "pipeline" if checkpoint.hub else locate(checkpoint.pipeline)
-    lora = fetched / "lora" if checkpoint.lora_hub else locate(checkpoint.lora) if checkpoint.lora else None
-    return [pipeline, *([lora] if lora else [])]
 
 
 def per_prompt(call: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -62,8 +53,8 @@ class StockGenerator:
         """Raises UserError where a folder is missing or damaged, or the pipeline knows no such scheduler."""
         import diffusers
 
-        checkpoint = config.checkpoint(row)
-        pipeline, *lora = folders(checkpoint)
+        checkpoint = config.checkpoint_rows[row]
+        pipeline, *lora = checkpoint.folders
         if not (pipeline / "model_index.json").is_file():
             raise UserError(f"checkpoints: {row}: found no {pipeline / 'model_index.json'}, expected a pipeline in diffusers' layout")
         with readable(pipeline, "fetch it again"):

@@ -454,7 +454,7 @@ class Loop:
                 "memory_mb": self.memory,
                 "wall_seconds": round(self.seconds, 1),
                 "steps": self.step,
-                "peak_memory_mb": peak_memory(device),
+                "peak_memory_mb": provenance.peak_memory_mb(device),
                 "stopped": self.stopped,
             },
         }
@@ -470,12 +470,6 @@ class Loop:
 @contextmanager
 def unchanged():
     yield
-
-
-def peak_memory(device: str) -> float:
-    if device.startswith("cuda"):
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return provenance.peak_memory_mb()
 
 
 def log_text(rows: list[dict[str, float]]) -> str:

@@ -188,8 +188,8 @@ def run(args: argparse.Namespace) -> None:
     if min(args.nfe) < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0:
         raise UserError(f"--nfe {shown}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
     config = load(args.config, args.set)
-    if args.row not in (one.row for one in config.checkpoints) and not (args.run and args.run.is_dir()):
-        raise UserError(f"{args.run}: no such run; train the row first, or give the pipeline's folder for the teacher")
+    if args.row not in config.checkpoint_rows and not (args.run and args.run.is_dir()):
+        raise UserError(f"{args.run or '--run'}: no such run; train the row first, or give the pipeline's folder for the teacher")
     outs = {nfe: Path(args.out.replace("{nfe}", str(nfe))) for nfe in args.nfe}
     if len(set(outs.values())) < len(args.nfe):
         raise UserError(f"--nfe {shown}: {len(args.nfe)} records need `{{nfe}}` in --out and each NFE once; found --out {args.out}")
@@ -225,7 +225,7 @@ def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts:
             seconds.append(time_calls(sampler.pipe, marks, prompts, batch, call=sampler.call, **often))
         else:
             seconds.append(time_stages(sampler, prompts, batch, device=device, **often))
-    memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else peak_memory_mb()
+    memory = peak_memory_mb(device)
     return Record(
         **who.model_dump() | {"guidance": guidance, "parameters": sampler.parameters, "trainable_parameters": sampler.trainable_parameters},
         evaluator="speed",
@@ -234,8 +234,8 @@ def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts:
         hardware=hardware(device),
         versions=versions(),
         wall_seconds=round(time.time() - started, 2),
-        peak_memory_mb=round(memory, 1),
-        metrics=metrics(*seconds, BATCH, round(memory, 1)),
+        peak_memory_mb=memory,
+        metrics=metrics(*seconds, BATCH, memory),
         details={"threads": args.threads, "device": device, "warmup": args.warmup, "latent_shape": list(sampler.latent_shape)},
     )
 

@@ -248,7 +248,7 @@ def speedup(test: dict[str, Any], evidence: Evidence) -> Outcome:
     ours, theirs = (view.get(one, "speed/latency_b1_s") if view else None for one in (key, other))
     if not ours or not theirs:
         return _missing(view, (test["row"], test["versus"]), test, evidence)
-    found = Summary(theirs.value / ours.value, theirs.low / ours.high, theirs.high / ours.low, ours.n, 1, "quartiles")
+    found = stats.times_faster(theirs, ours)
     effect = f"seconds of {other[0]} at {other[1]} over {key[0]} at {key[1]}, batch 1, quartiles; {view.info(key, 'hardware', 'speed')}"
     return judged(found, test, effect, "records")
 

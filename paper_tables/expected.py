@@ -71,7 +71,7 @@ class Expected:
             budget,
             tuple(config.method_paths),
             brought,
-            {one.row: one for one in config.checkpoints},
+            config.checkpoint_rows,
             tuple(config.published),
             Path("results", "reference", config.profile, "tune", "tuning.json"),
         )

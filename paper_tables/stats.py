@@ -105,6 +105,11 @@ def ratio(top: Summary, bottom: Summary) -> Summary | None:
     return Summary(value, value - half, value + half, top.n, top.seeds, DELTA)
 
 
+def times_faster(slow: Summary, fast: Summary) -> Summary:
+    """How many times `fast` is faster, of two times with quartiles; for an interval the quartiles farthest apart."""
+    return Summary(slow.value / fast.value, slow.low / fast.high, slow.high / fast.low, fast.n, 1, "quartiles")
+
+
 def difference(first: Summary, second: Summary) -> Summary:
     """first - second; its interval takes the two as independent, which is too wide where they share prompts."""
     value, seeds = first.value - second.value, min(first.seeds, second.seeds)

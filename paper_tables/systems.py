@@ -21,7 +21,7 @@ from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
 from evaluators.systems.known import system, systems
-from paper_tables import plotting, published
+from paper_tables import plotting, published, stats
 from paper_tables.cells import missing, number, plain, significant
 from paper_tables.published import Published
 from paper_tables.render import Cell, Column, Line, Table, all_formats
@@ -66,9 +66,7 @@ class Timed:
     def speedup(self) -> Summary | None:
         """Seconds of the guided 50-step teacher over those of the LoRA's one step, batch 1; the quartiles' extremes for an interval."""
         theirs, ours = (self.get(key, "speed/latency_b1_s") for key in (TEACHER, STUDENT))
-        if not theirs or not ours:
-            return None
-        return Summary(theirs.value / ours.value, theirs.low / ours.high, theirs.high / ours.low, ours.n, 1, "quartiles")
+        return stats.times_faster(theirs, ours) if theirs and ours else None
 
 
 def printed(data: Published, names: Iterable[str], nfe: int, column: str) -> Cell:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apex.config import Checkpoint, Config, External, locate
+from apex.config import Config, External, locate
 from apex.errors import UserError
 from apex.strict import parse_yaml
 
@@ -48,10 +48,6 @@ class Plan:
         self.pretrained = f"results/pretrained/{config.profile}"
 
     @property
-    def checkpoints(self) -> dict[str, Checkpoint]:
-        return {one.row: one for one in self.config.checkpoints}
-
-    @property
     def externals(self) -> dict[str, External]:
         return {external.row: external for external in self.config.external}
 
@@ -66,7 +62,7 @@ class Plan:
             points += [Point(row, nfe, seed) for row in config.full.methods for nfe in config.nfe for seed in config.seeds]
             points += [Point(row, nfe, seed) for row, seeds in config.full.seeds.items() for nfe in config.nfe for seed in seeds]
             points += [Point(row, nfe, first) for row, nfes in config.full.nfe.items() for nfe in nfes]
-            named = {"teacher", *config.references, *config.all_methods, *self.checkpoints}
+            named = {"teacher", *config.references, *config.all_methods, *self.config.checkpoint_rows}
             points = [point for point in dict.fromkeys(points) if point.row in named]
         return points + [Point(external.row, external.nfe, first) for external in config.external]
 
@@ -97,7 +93,7 @@ class Plan:
 
     def timed(self, full: bool = False) -> list[Point]:
         """The points whose network is timed: the teacher, trained rows and checkpoints, at the first seed."""
-        rows = {"teacher", *self.config.all_methods, *self.checkpoints}
+        rows = {"teacher", *self.config.all_methods, *self.config.checkpoint_rows}
         return [p for p in self.points(full) if p.row in rows and p.seed == self.config.seeds[0]]
 
     def candidates(self) -> list[tuple[str, int]]:

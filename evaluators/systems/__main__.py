@@ -36,10 +36,6 @@ EVALUATOR, VERSION = "systems", "1"
 BATCHES = (1, BATCH)
 
 
-def peak_mb(device: str) -> float:
-    return round(torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else peak_memory_mb(), 1)
-
-
 def measure(pipe: Any, marks: Marks, args: argparse.Namespace, device: str, side: int, nfe: int) -> list[Metric]:
     """The metrics of one number of steps at every batch."""
     found = []
@@ -55,7 +51,7 @@ def measure(pipe: Any, marks: Marks, args: argparse.Namespace, device: str, side
         found.append(Metric(metric=f"speed/throughput_b{batch}_sps", unit="samples/s", higher_is_better=True, **quartiles(batch / whole)))
         for stage, name in enumerate(STAGES):
             found.append(Metric(metric=f"speed/stage/{name}_b{batch}_s", unit="s", higher_is_better=False, **quartiles(seconds[:, stage])))
-        found.append(Metric(metric=f"speed/peak_memory_b{batch}_mb", value=peak_mb(device), unit="MB", n=1, higher_is_better=False))
+        found.append(Metric(metric=f"speed/peak_memory_b{batch}_mb", value=peak_memory_mb(device), unit="MB", n=1, higher_is_better=False))
     return found
 
 
@@ -156,7 +152,7 @@ def describe(
         hardware=hardware(device),
         versions=versions(),
         wall_seconds=round(wall, 2),
-        peak_memory_mb=peak_mb(device),
+        peak_memory_mb=peak_memory_mb(device),
         metrics=metrics,
         details=about,
     )

@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from apex.ablations import CELL as CELL_ROW
 from apex.ablations import Plan as AblationPlan
-from apex.config import fingerprint, load, locate, method_faults
+from apex.config import FETCHED, fingerprint, load, locate, method_faults
 from apex.errors import UserError
 from apex.provenance import digest
 from evaluators.systems.known import chosen, systems
@@ -90,23 +90,20 @@ def timing(wildcards):
     """Who is timed at which NFEs, for the command: a row at the compared ones, or at one that the path names; without a row the teacher."""
     row = wildcards.get("row", "teacher")
     run = str(CONFIG.pipeline_path) if row == "teacher" else PLAN.run.format(**wildcards)
-    run = "" if row in PLAN.checkpoints else f"--run {run}"
+    run = "" if row in CONFIG.checkpoint_rows else f"--run {run}"
     nfes = [wildcards.nfe] if "nfe" in wildcards.keys() else CONFIG.teacher_nfe if row == "teacher" else CONFIG.nfe
     out = PLAN.record.format(**{"row": row, **wildcards, "nfe": "{nfe}"}, evaluator="speed")
     return f"--row {row} {run} --nfe {' '.join(map(str, nfes))} --out '{out}'"
 
 
-FETCHED = "results/pretrained/checkpoints/{row}"
-
-
 def checkpoint_folders(row):
     """What a checkpoint's images need: what is fetched is made here; a given folder's content counts, and not its files' times."""
-    one, folder = PLAN.checkpoints[row], FETCHED.format(row=row)
+    one, folder = CONFIG.checkpoint_rows[row], FETCHED.format(row=row)
     return [f"{folder}/{part}" for part, hub in (("pipeline", one.hub), ("lora", one.lora_hub)) if hub]
 
 
 def checkpoint_content(row):
-    one = PLAN.checkpoints[row]
+    one = CONFIG.checkpoint_rows[row]
     given = [fingerprint(locate(folder)) for folder in (one.pipeline, one.lora) if folder]
     return one.model_dump_json(exclude={"nfe", "source"}) + "".join(given)
 

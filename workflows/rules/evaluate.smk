@@ -12,7 +12,7 @@ rule evaluate:
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
-        row=one_of(["teacher", *CONFIG.references, *CONFIG.all_methods, *PLAN.checkpoints]),
+        row=one_of(["teacher", *CONFIG.references, *CONFIG.all_methods, *CONFIG.checkpoint_rows]),
         nfe=r"\d+",
         seed=r"\d+",
     conda:
@@ -111,7 +111,7 @@ use rule time_row as time_checkpoint with:
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-speed.log",
     wildcard_constraints:
-        row=one_of(PLAN.checkpoints),
+        row=one_of(CONFIG.checkpoint_rows),
         nfe=r"\d+",
         seed=r"\d+",
         split=one_of(CONFIG.splits),

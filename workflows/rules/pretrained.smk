@@ -126,11 +126,11 @@ rule fetch_checkpoint:
     log:
         "results/pretrained/checkpoints/logs/{row}.log",
     wildcard_constraints:
-        row=one_of([name for name, one in PLAN.checkpoints.items() if one.hub]),
+        row=one_of([name for name, one in CONFIG.checkpoint_rows.items() if one.hub]),
     conda:
         ENVIRONMENT
     params:
-        hub=lambda wildcards: PLAN.checkpoints[wildcards.row].hub,
+        hub=lambda wildcards: CONFIG.checkpoint_rows[wildcards.row].hub,
     shell:
         "python -m apex.fetch --whole --hub {params.hub} --out {output} 2>&1 | tee {log}"
 
@@ -141,12 +141,12 @@ rule fetch_lora:
     log:
         "results/pretrained/checkpoints/logs/{row}-lora.log",
     wildcard_constraints:
-        row=one_of([name for name, one in PLAN.checkpoints.items() if one.lora_hub]),
+        row=one_of([name for name, one in CONFIG.checkpoint_rows.items() if one.lora_hub]),
     conda:
         ENVIRONMENT
     params:
-        hub=lambda wildcards: PLAN.checkpoints[wildcards.row].lora_hub,
-        file=lambda wildcards: PLAN.checkpoints[wildcards.row].lora_file,
+        hub=lambda wildcards: CONFIG.checkpoint_rows[wildcards.row].lora_hub,
+        file=lambda wildcards: CONFIG.checkpoint_rows[wildcards.row].lora_file,
     shell:
         "python -m apex.fetch --hub {params.hub} --file {params.file} --out {output} 2>&1 | tee {log}"
 
@@ -154,7 +154,7 @@ rule fetch_lora:
 # Everything that the profile's checkpoints need, where there is a network.
 rule fetch_checkpoints:
     input:
-        [folder for row in PLAN.checkpoints for folder in checkpoint_folders(row)],
+        [folder for row in CONFIG.checkpoint_rows for folder in checkpoint_folders(row)],
 
 
 rule pretrain_evaluator:

@@ -64,7 +64,7 @@ rule sample_checkpoint:
     log:
         f"{PLAN.root}/logs/sample/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
-        row=one_of(PLAN.checkpoints),
+        row=one_of(CONFIG.checkpoint_rows),
         nfe=r"\d+",
         seed=r"\d+",
     conda:
