@@ -7,13 +7,14 @@ of a method is counted by the samples in it; FLOPs per sample are measured once 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -59,6 +60,27 @@ def counter() -> FlopCounterMode:
     counted = FlopCounterMode(display=False, custom_mapping=MAPPING)
     counted.mod_tracker = _NoModules()
     return counted
+
+
+PLAIN = F.scaled_dot_product_attention
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    if forward_ad._current_level >= 0:  # directional derivatives are taken through the plain one
+        return PLAIN(query, key, value, attn_mask)
+    if attn_mask is not None and not attn_mask.is_floating_point():
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, attn_mask=attn_mask)[0]
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Inside, attention keeps nothing of the size of tokens x tokens, as a fused kernel; on meta tensors torch takes the plain one."""
+    F.scaled_dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = PLAIN
 
 
 def directional_derivative(
@@ -115,13 +137,14 @@ def _untouched(module: nn.Module):
 
 
 def measure_cost(network: nn.Module, latent_shape: tuple[int, ...], cond: Condition) -> Cost:
-    """The cost of a velocity network on one sample; `cond` holds at least one caption at full length."""
+    """The cost of a velocity network on one sample; `cond` holds at least one caption at full length. On the meta device nothing is run."""
 
     def measure(kind: Pass) -> float:
         first = next(network.parameters())
         x = torch.zeros(1, *latent_shape, device=first.device, dtype=first.dtype, requires_grad=kind == "through")
         t = torch.full((1,), 0.5, device=first.device)
-        with _untouched(network), counter() as counted:
+        fused = fused_attention() if first.is_meta else nullcontext()  # as on a device, where a kernel is taken
+        with _untouched(network), fused, counter() as counted:
             if kind == "forward":
                 with torch.no_grad():
                     network(x, t, cond[:1], t)

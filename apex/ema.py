@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from apex.sharding import local
 
 
 def ramp(previous: float, target: float) -> float:
@@ -18,6 +21,7 @@ class Ema:
     """Shadows of the parameters that are trained; `applied()` swaps them in for a moment.
 
     decay 0: none is kept and `applied()` does nothing (the online network). decay 1: the shadows never move.
+    Of a parameter that is split over processes (apex.sharding) the shadow is of this process's share.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
@@ -25,14 +29,14 @@ class Ema:
         self.target = decay
         self.decay = 1.0 if decay == 1.0 else 0.0
         self.active = decay > 0
-        self.shadow: list[Tensor] = [p.detach().clone() for p in self.parameters] if self.active else []
+        self.shadow: list[Tensor] = [local(p).clone() for p in self.parameters] if self.active else []
 
     @torch.no_grad()
     def update(self) -> None:
         """Called before a step's targets are made, as in the public code: the first call copies the parameters."""
         if not self.active or self.target == 1.0:
             return
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - self.decay)
+        torch._foreach_lerp_(self.shadow, [local(p) for p in self.parameters], 1 - self.decay)
         self.decay = ramp(self.decay, self.target)
 
     @contextmanager
@@ -42,13 +46,22 @@ class Ema:
             yield
             return
         online = [p.data for p in self.parameters]
-        for p, s in zip(self.parameters, self.shadow, strict=True):
-            p.data = s
+        self._put(self.shadow)
         try:
             yield
         finally:
-            for p, o in zip(self.parameters, online, strict=True):
-                p.data = o
+            self._put(online)
+
+    @torch.no_grad()
+    def _put(self, values: list[Tensor]) -> None:
+        for p, shadow, value in zip(self.parameters, self.shadow, values, strict=True):
+            if isinstance(p, DTensor):  # gathered from the memory of its share, so the two change places there
+                share = local(p)
+                kept = share.clone()
+                share.copy_(shadow)
+                shadow.copy_(kept)
+            else:
+                p.data = value
 
     def state(self) -> dict:
         return {"decay": self.decay, "shadow": self.shadow}

@@ -18,20 +18,16 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.autograd import forward_ad
 
 from apex import methods
 from apex.backbones.base import Backbone
-from apex.budget import count_calls, measure_cost
+from apex.budget import count_calls, fused_attention, measure_cost
 from apex.conditioning import Condition
 from apex.config import Config, RunConfig, check_params, load
 from apex.data.cache import pixels_per_latent
@@ -39,7 +35,7 @@ from apex.errors import UserError, readable, run_command
 from apex.files import write_atomic
 from apex.memory import PeakMemory, megabytes
 from apex.networks import DTYPES, build_student, make_setup, parameters_by_role
-from apex.pipeline import BACKBONES
+from apex.pipeline import empty_backbone
 from apex.provenance import hardware
 from apex.testbed import Bed, Trial
 from apex.text import ENCODERS, WORLD, pipeline_class
@@ -69,10 +65,7 @@ class Shape:
 
     def make(self, dtype: torch.dtype = torch.float32) -> Backbone:
         """A velocity network without weights."""
-        kind = BACKBONES[self.transformer["_class_name"]]
-        known = {k: v for k, v in self.transformer.items() if not k.startswith("_")}
-        with META:
-            return kind(kind.transformer_class(**known)).to(dtype)
+        return empty_backbone(self.transformer, dtype)
 
     def condition(self, count: int, dtype: torch.dtype = torch.float32) -> Condition:
         """Captions at full length."""
@@ -132,27 +125,6 @@ def _from_folder(folder: Path, resolution: int) -> Shape:
 
 
 # ------------------------------------------------------------------------------------------------------ what is measured
-
-
-PLAIN = F.scaled_dot_product_attention
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-    if forward_ad._current_level >= 0:  # directional derivatives are taken through the plain one
-        return PLAIN(query, key, value, attn_mask)
-    if attn_mask is not None and not attn_mask.is_floating_point():
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False, attn_mask=attn_mask)[0]
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Inside, attention keeps nothing of the size of tokens x tokens, as a fused kernel; on meta tensors torch takes the plain one."""
-    F.scaled_dot_product_attention = _attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = PLAIN
 
 
 @dataclass(frozen=True)
@@ -294,19 +266,18 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
     found = Estimate(run.row, run.method, sum(p.numel() for p in student.parameters()), sum(p.numel() for p in trained), memory)
 
     counted = calls(run, student.family)
-    with fused_attention():
-        costs = {"student": measure_cost(student, shape.latent, shape.condition(1, student.transformer.dtype))}
-        costs |= {"ema": costs["student"], "teacher": measure_cost(shape.make(), shape.latent, shape.condition(1))}
-        unit, per_sample = costs["teacher"].forward, 0.0
-        for kind, networks in counted.book.items():
-            for name, passes in networks.items():
-                module = extra.get(name)
-                if name not in costs and isinstance(module, Backbone):
-                    costs[name] = measure_cost(module, shape.latent, shape.condition(1))
-                if name in costs:
-                    per_sample += passes * costs[name][kind]
-                elif module is not None and any(p.ndim > 1 for p in module.parameters()) and name not in found.uncounted:
-                    found.uncounted.append(name)
+    costs = {"student": measure_cost(student, shape.latent, shape.condition(1, student.transformer.dtype))}
+    costs |= {"ema": costs["student"], "teacher": measure_cost(shape.make(), shape.latent, shape.condition(1))}
+    unit, per_sample = costs["teacher"].forward, 0.0
+    for kind, networks in counted.book.items():
+        for name, passes in networks.items():
+            module = extra.get(name)
+            if name not in costs and isinstance(module, Backbone):
+                costs[name] = measure_cost(module, shape.latent, shape.condition(1))
+            if name in costs:
+                per_sample += passes * costs[name][kind]
+            elif module is not None and any(p.ndim > 1 for p in module.parameters()) and name not in found.uncounted:
+                found.uncounted.append(name)
     found.forward_equivalents = per_sample / unit
     found.flops = run.budget.forward_equivalents * unit
     plan = method.pairs()

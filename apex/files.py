@@ -8,16 +8,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes `content` to a temporary sibling, flushes it to disk, then renames it to `path`."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Gives a temporary sibling to write to; on success it is flushed to disk and renamed to `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private
@@ -25,6 +26,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes `content` to `path`, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def replace_folder(finished: Path, path: Path) -> None:

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from apex.sharding import local
+
 
 class PeakMemory(TorchDispatchMode):
     """Inside, the bytes of all storages that operations make are counted for as long as they live.
@@ -41,6 +43,6 @@ class PeakMemory(TorchDispatchMode):
 
 
 def megabytes(tensors: Any) -> float:
-    """Of tensors, each counted once."""
-    unique = {id(t): t for t in tensors}
+    """Of tensors on this process, each counted once; of one that is split over processes, its share."""
+    unique = {id(t): local(t) for t in tensors}
     return sum(t.numel() * t.element_size() for t in unique.values()) / 2**20

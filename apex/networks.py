@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from apex.backbones.base import Backbone
 from apex.conditioning import Condition
@@ -60,6 +61,9 @@ class Averaged(nn.Module):
         with frozen(self.student), kept_activations(self.student):
             if not self.ema.active:
                 return self.student(*args, **kwargs)
+            if isinstance(next(self.student.parameters()), DTensor):  # split over processes; queried without gradient
+                with torch.no_grad(), self.ema.applied():
+                    return self.student(*args, **kwargs)
             mean = dict(zip(self.names, self.ema.shadow, strict=True))
             return torch.func.functional_call(self.student, mean, args, kwargs)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -34,18 +35,35 @@ BACKBONES: dict[str, type[Backbone]] = {c.transformer_class.__name__: c for c in
 
 def load_backbone(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
     """The velocity network of a diffusers transformer folder (config.json names its class), its weights in `dtype`."""
+    kind = BACKBONES[_config(folder)["_class_name"]]
+    with readable(folder, "restore the folder"):
+        return kind(kind.transformer_class.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)).to(device)
+
+
+def empty_backbone(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> Backbone:
+    """The velocity network of a transformer's configuration on torch's meta device: its shapes, no weights."""
+    kind = BACKBONES[config["_class_name"]]
+    known = {k: v for k, v in config.items() if not k.startswith("_")}
+    with torch.device("meta"):
+        return kind(kind.transformer_class(**known)).to(dtype)
+
+
+def empty_like(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    """`load_backbone` without weights, on the meta device."""
+    return empty_backbone(_config(folder), dtype)
+
+
+def _config(folder: Path) -> dict[str, Any]:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: not found; expected a diffusers transformer folder; `snakemake pretrained` makes the world's")
     try:
-        name = json.loads(config.read_text()).get("_class_name")
+        found = json.loads(config.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{config}: not JSON ({error}); restore the file") from None
-    if name not in BACKBONES:
-        raise UserError(f"{config}: unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
-    kind = BACKBONES[name]
-    with readable(folder, "restore the folder"):
-        return kind(kind.transformer_class.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)).to(device)
+    if found.get("_class_name") not in BACKBONES:
+        raise UserError(f"{config}: unknown backbone {found.get('_class_name')!r}; known: {', '.join(BACKBONES)}")
+    return found
 
 
 class Pipeline:

@@ -16,31 +16,32 @@ import json
 import math
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import AutocastKwargs, set_seed
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
-from apex import methods, provenance
+from apex import methods, provenance, sharding
 from apex.backbones.base import Backbone
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
-from apex.conditioning import AffineShift, shift_visibility
+from apex.conditioning import AffineShift, Condition, shift_visibility
 from apex.config import Config, RunConfig, check_params, load, locate
 from apex.data.cache import Cache, load_cache
 from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.export import export_run
-from apex.files import atomic_folder, write_atomic
+from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.gpu import claim
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
-from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
+from apex.networks import Averaged, Base, Fixed, Make, build_student, last_matrix, make_setup, parameters_by_role
 from apex.pairs import PairStore, make_pairs, pair_count
-from apex.pipeline import DTYPES, CaptionStream, CaptionTable, Pipeline, load_backbone
+from apex.pipeline import DTYPES, CaptionStream, CaptionTable, Pipeline, empty_like, load_backbone
 from apex.seeds import derive, torch_generator
 
 PROBE_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -71,8 +72,13 @@ class Loop:
     def __init__(self, run: RunConfig, run_hash: str, seed: int, cache: Cache, resume: Path, sampling: Config) -> None:
         self.run, self.hash, self.seed, self.resume, self.profile = run, run_hash, seed, resume, sampling
         train = run.train
-        self.accelerator = Accelerator(mixed_precision="bf16" if train.precision == "bf16" else "no", cpu=not torch.cuda.is_available())
+        # Autocast keeps the bf16 copy of a weight that it has seen; a split weight's memory holds other values at the next query.
+        autocast = AutocastKwargs(cache_enabled=not sharding.asked())
+        precision = "bf16" if train.precision == "bf16" else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[autocast])
         device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
+        self.sharded = sharding.asked() and self.accelerator.num_processes > 1
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
         folder = locate(run.pipeline)
@@ -85,7 +91,7 @@ class Loop:
         def make(dtype: torch.dtype) -> Backbone:
             return load_backbone(folder / "transformer", dtype=dtype)
 
-        student, teacher = build_student(run, self.method, make, device)
+        student, teacher = self.networks(make)
         if train.gradient_checkpointing:
             student.transformer.enable_gradient_checkpointing()
         self.student = student
@@ -100,16 +106,17 @@ class Loop:
         roles = parameters_by_role(self.method, student, self.extra)
         self.rates = {role: self.method.rates().get(role, 1.0) for role in roles}
         self.optimizers = {
-            role: torch.optim.AdamW(p, train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, foreach=True)
+            role: torch.optim.AdamW(
+                sharding.groups(p), train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, foreach=True
+            )
             for role, p in roles.items()
         }
-        wrapped = self.accelerator.prepare(student)
+        if self.sharded:  # its autocast alone: the weights are split already
+            wrapped = self.accelerator.prepare_model(student, device_placement=False, evaluation_mode=True)
+        else:
+            wrapped = self.accelerator.prepare(student)
         base = teacher if teacher is not None else Base(student) if run.tuning == "lora" else None
-        costs = {"student": measure_cost(student, shape, longest)}
-        if base is not None:
-            costs["teacher"] = measure_cost(base, shape, longest)
-        else:  # the stock network tells the unit of the budget, and is not kept
-            costs["teacher"] = Cost(measure_cost(make(torch.float32).to(device), shape, longest).forward)
+        costs = self.costs(base, shape, longest)
         costs["ema"] = costs["student"]
         self.unit = costs["teacher"].forward
         self.ledger = Ledger(costs)
@@ -122,6 +129,10 @@ class Loop:
             weights=averaged.weights,
             last_parameter=lambda: last_matrix(student),
         )
+        if self.sharded:
+            self.nets.weights = sharding.refusing(run.row, "the student's whole weights")
+            self.nets.last_parameter = sharding.refusing(run.row, "the gradients of one whole matrix")
+            self.nets.student.jvp = sharding.refusing(run.row, "directional derivatives")
         for name, module in self.extra.items():
             count_calls(module, name, self.ledger, longest)
         self.teacher = teacher
@@ -131,6 +142,38 @@ class Loop:
         self.moved = True  # whether the last step changed the student: its running mean follows its updates
         self.step, self.flops, self.seconds, self.rows, self.first_losses = 0, 0.0, 0.0, [], []
         self.visibility: dict[float, float] = {}
+
+    def networks(self, make: Make) -> tuple[Backbone, Backbone | None]:
+        """The student and its frozen teacher on the device; split over the processes where the launcher asks for it."""
+        device = self.accelerator.device
+        if not self.sharded:
+            return build_student(self.run, self.method, make, device)
+        mesh = init_device_mesh(device.type, (self.accelerator.num_processes,))
+        for process in range(self.accelerator.num_processes):  # in turn: the host's memory holds one whole copy at a time
+            if process == self.accelerator.process_index:
+                student, teacher = build_student(self.run, self.method, make, torch.device("cpu"))
+                for network in filter(None, (student, teacher)):
+                    sharding.shard(network, mesh)
+            self.accelerator.wait_for_everyone()
+        return student, teacher
+
+    def costs(self, base: nn.Module | None, shape: tuple[int, ...], longest: Condition) -> dict[str, Cost]:
+        """FLOPs a sample of the student's and the teacher's passes."""
+        folder = locate(self.run.pipeline) / "transformer"
+        if self.sharded:  # measured where there are no shares: on the meta device
+            empty = torch.device("meta")
+            longest = longest.to(empty)
+            run = self.run.model_copy(update={"train": self.run.train.model_copy(update={"frozen": "fp32"})})
+            with empty:
+                student, _ = build_student(run, self.method, lambda dtype: empty_like(folder, dtype), empty)
+            if run.train.gradient_checkpointing:  # what is computed again is spent again
+                student.transformer.enable_gradient_checkpointing()
+            return {"student": measure_cost(student, shape, longest), "teacher": measure_cost(empty_like(folder), shape, longest)}
+        if base is not None:
+            return {"student": measure_cost(self.student, shape, longest), "teacher": measure_cost(base, shape, longest)}
+        # The stock network tells the unit of the budget, and is not kept.
+        stock = load_backbone(folder).to(self.accelerator.device)
+        return {"student": measure_cost(self.student, shape, longest), "teacher": Cost(measure_cost(stock, shape, longest).forward)}
 
     def no_teacher(self, *_: Any, **__: Any) -> Tensor:
         raise UserError(f"{methods.where(self.method)}: losses() queries the teacher; name it in `needs`")
@@ -177,7 +220,7 @@ class Loop:
             with self.accelerator.autocast():
                 out = self.checked(self.method.losses(self.batch(micro), self.nets, self.step))
             for role, loss in out.losses.items():
-                value = float(loss.detach())
+                value = float(self.accelerator.reduce(loss.detach(), "mean"))  # one value for all processes: they stop together
                 self.check(value, role)
                 self.accelerator.backward(loss / train.gradient_accumulation)
                 logged[f"loss/{role}" if role != STUDENT else "loss"] = value
@@ -188,8 +231,7 @@ class Loop:
                     parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         for role in out.losses:
             optimizer = self.optimizers[role]
-            params = optimizer.param_groups[0]["params"]
-            norm = nn.utils.clip_grad_norm_(params, train.max_grad_norm or math.inf)
+            norm = sharding.clip_grad_norm(optimizer, train.max_grad_norm or math.inf)
             if not torch.isfinite(norm):
                 self.stop(f"the gradient norm of {role} is {float(norm)}")
             logged["grad_norm" if role == STUDENT else f"grad_norm/{role}"] = float(norm)
@@ -224,7 +266,7 @@ class Loop:
             self.stop(f"the loss exploded to {loss:.3g}")
 
     def stop(self, what: str) -> None:
-        kept = f"the last good state is kept in {self.resume}; " if (self.resume / "state.pt").exists() else ""
+        kept = f"the last good state is kept in {self.resume}; " if (self.resume / self.state_file()).exists() else ""
         raise Diverged(
             f"row {self.run.row}, seed {self.seed}: {what} at step {self.step}; {kept}"
             "lower train.learning_rate or train.max_grad_norm for this row and run again",
@@ -248,6 +290,8 @@ class Loop:
         )
         self.visibility = {k: round(v, 4) for k, v in found.items()}
         mean = sum(found.values()) / len(found)
+        if not self.main:
+            return
         verdict = (
             "too weak: the network hardly sees it"
             if mean < 0.1
@@ -262,6 +306,8 @@ class Loop:
         plan = self.method.pairs()
         if plan is None:
             return
+        if self.sharded:
+            sharding.refuse(self.run.row, "teacher-made pairs")
         budget, device = self.run.budget.forward_equivalents, self.accelerator.device
         count = pair_count(plan, budget)
         if count * plan.passes >= budget:
@@ -301,7 +347,7 @@ class Loop:
         for name, value in buffers.items():
             now[name].data.copy_(value)
         del out
-        trained = [p for o in self.optimizers.values() for p in o.param_groups[0]["params"]]
+        trained = [p for o in self.optimizers.values() for p in sharding.parameters(o)]
         parts = {
             "student": megabytes(self.student.parameters()),
             "teacher": megabytes(self.teacher.parameters()) if self.teacher is not None else 0.0,
@@ -314,9 +360,8 @@ class Loop:
 
     def fit(self, max_steps: int | None = None) -> bool:
         """Runs until the budget is spent, or `max_steps` more steps; returns whether the budget is spent."""
-        main = self.accelerator.is_main_process
         self.restore()
-        if self.step == 0 and main:
+        if self.step == 0 and (self.main or self.sharded):
             self.probe()
         started = time.time()
         self.make_pairs()
@@ -334,7 +379,7 @@ class Loop:
                 self.rows.append(
                     {"step": self.step, "wall_seconds": round(elapsed, 3), "forward_equivalents": round(self.spent()), **logged}
                 )
-            if main and now - said > 10:
+            if self.main and now - said > 10:
                 spent = self.spent()
                 share = (spent - spent_at_start) / (now - started)
                 pace = (now - started) / (self.step - first)
@@ -345,7 +390,7 @@ class Loop:
                     flush=True,
                 )
                 said = now
-            if now - saved > self.run.train.checkpoint_every:
+            if self.due(now - saved > self.run.train.checkpoint_every):
                 self.save(elapsed)
                 saved = time.time()
         self.seconds += time.time() - started
@@ -353,7 +398,20 @@ class Loop:
         self.save(self.seconds)
         return done
 
+    def due(self, by_the_clock: bool) -> bool:
+        """Whether to save now, by the first process's clock: where weights are split, all of them save."""
+        if not self.sharded:
+            return by_the_clock
+        said = torch.tensor(float(by_the_clock and self.main), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(said, "sum"))
+
     # ----------------------------------------------------------------------------- saving and resuming
+    def state_file(self, step: int | None = None) -> str:
+        """What holds this process's state: `state.pt`, the first process's; or each its own where weights are split."""
+        if not self.sharded:
+            return "state.pt"
+        return "shares.json" if step is None else f"state-{step}-{self.accelerator.process_index}.pt"
+
     def trained(self) -> dict[str, Tensor]:
         """All that training changes, by name; of extra networks everything but what is marked `constant` (pretrained and frozen)."""
         named = {f"student.{k}": p for k, p in self.student.named_parameters() if p.requires_grad}
@@ -363,7 +421,7 @@ class Loop:
         return named
 
     def save(self, elapsed: float) -> None:
-        if not self.accelerator.is_main_process:
+        if not (self.main or self.sharded):
             return
         state = {
             "format": 1,
@@ -378,31 +436,69 @@ class Loop:
             "flops": self.flops,
             "ledger": self.ledger.state(),
             "moved": self.moved,
-            "trained": {k: p.detach() for k, p in self.trained().items()},
+            "trained": {k: sharding.local(p) for k, p in self.trained().items()},
             "ema": self.ema.state(),
-            "optimizers": {role: o.state_dict() for role, o in self.optimizers.items()},
+            "optimizers": {role: sharding.optimizer_state(o) for role, o in self.optimizers.items()},
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomic(self.resume / "state.pt", buffer.getvalue())
-        write_atomic(self.resume / "log.csv", log_text(self.rows))
+        with atomic_file(self.resume / self.state_file(self.step)) as file:
+            torch.save(state, file)
+        if self.sharded:
+            self.publish()
+        if self.main:
+            write_atomic(self.resume / "log.csv", log_text(self.rows))
+
+    def publish(self) -> None:
+        """Makes the shares that all processes have written the state to continue from, and removes those before."""
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            about = {"step": self.step, "processes": self.accelerator.num_processes}
+            write_atomic(self.resume / self.state_file(), json.dumps(about))
+        self.accelerator.wait_for_everyone()
+        mine = self.state_file(self.step)
+        for old in self.resume.glob(f"state-*-{self.accelerator.process_index}.pt"):
+            if old.name != mine:
+                old.unlink()
+
+    def saved_state(self) -> Path | None:
+        """The file that this process continues from; None: from the start.
+
+        Raises:
+            UserError: the state is of another number of processes, or of a run that was started another way.
+        """
+        path = self.resume / self.state_file()
+        other = self.resume / ("state.pt" if self.sharded else "shares.json")
+        if not path.exists() and other.exists():
+            found, now = ("whole", "split over processes") if self.sharded else ("split over processes", "whole")
+            raise UserError(
+                f"{other}: found the state of a run whose weights are {found}, expected {now}: start it as it was begun, or remove "
+                f"{self.resume} to start again"
+            )
+        if not self.sharded or not path.exists():
+            return path if path.exists() else None
+        about = json.loads(path.read_text())
+        if about["processes"] != self.accelerator.num_processes:
+            raise UserError(
+                f"{path}: found the shares of {about['processes']} processes, expected {self.accelerator.num_processes}: start it with as "
+                f"many, or remove {self.resume} to start again"
+            )
+        return self.resume / self.state_file(about["step"])
 
     def restore(self) -> None:
-        path = self.resume / "state.pt"
-        if not path.exists():
+        path = self.saved_state()
+        if path is None:
             return
         try:
-            state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+            state = torch.load(path, weights_only=True, map_location="cpu")
             found, expected = (f"{h}, seed {seed}" for h, seed in ((state["hash"], state["seed"]), (self.hash, self.seed)))
             if found != expected:
                 raise UserError(
                     f"{path}: checkpoint of another configuration ({found}; expected {expected}); remove the folder to start again"
                 )
             for name, parameter in self.trained().items():
-                parameter.data.copy_(state["trained"][name])
+                sharding.local(parameter).copy_(state["trained"][name])
             self.ema.restore(state["ema"])
             for role, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][role])
+                sharding.load_optimizer(optimizer, state["optimizers"][role])
             self.ledger.restore(state["ledger"])
             self.flops, self.moved = state["flops"], state["moved"]
             self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
@@ -413,10 +509,39 @@ class Loop:
             raise UserError(
                 f"{path}: the checkpoint cannot be read ({type(error).__name__}); it is damaged: remove it to start this run again"
             ) from error
-        print(f"continuing {self.run.row} seed {self.seed} from step {self.step}", flush=True)
+        if self.main:
+            print(f"continuing {self.run.row} seed {self.seed} from step {self.step}", flush=True)
+
+    def whole_student(self) -> Backbone | None:
+        """The first process's copy of the network as it is now, with all its weights, on the CPU; None on the others.
+
+        Where weights are split all processes must ask; a whole one is the student itself.
+        """
+        if not self.sharded:
+            return self.student
+        folder = locate(self.run.pipeline) / "transformer"
+        student = (
+            build_student(self.run, self.method, lambda dtype: load_backbone(folder, dtype=dtype), torch.device("cpu"))[0]
+            if self.main
+            else None
+        )
+        into = dict(student.named_parameters()) if student else {}
+        with torch.no_grad():
+            for name, parameter in self.student.named_parameters():
+                if parameter.requires_grad:
+                    gathered = sharding.whole(parameter)
+                    if student:
+                        into[name].copy_(gathered)
+        return student
 
     def export(self, out: Path) -> None:
-        """Writes the run's weights (the running mean where one is kept) and its record to `out`."""
+        """Writes the run's weights (the running mean where one is kept) and its record to `out`. All processes call it, one writes."""
+        with self.ema.applied() if 0 < self.run.train.ema < 1 else nullcontext():
+            student = self.whole_student() if self.main or self.sharded else None
+            if self.main:
+                self.write(out, student)
+
+    def write(self, out: Path, student: Backbone) -> None:
         sampling = self.profile.sampling
         recipe = {
             "base": self.run.pipeline,
@@ -441,6 +566,8 @@ class Loop:
             "config_hash": self.profile.hash(),
             "git_commit": provenance.git_commit(),
             "hardware": provenance.hardware(device),
+            "processes": self.accelerator.num_processes,
+            "split": self.sharded,
             "versions": provenance.versions(),
             "parameters": self.parameters["student"],
             "trainable_parameters": self.parameters["trainable"],
@@ -460,16 +587,9 @@ class Loop:
         }
         if "shift" in self.extra:
             made["shift"] = {k: float(v) for k, v in self.extra["shift"].state_dict().items()}
-        averaged = 0 < self.run.train.ema < 1
         with atomic_folder(out) as folder:
-            with self.ema.applied() if averaged else unchanged():
-                export_run(folder, self.student, tuning=self.run.tuning, recipe=recipe, made=made)
+            export_run(folder, student, tuning=self.run.tuning, recipe=recipe, made=made)
             (folder / "log.csv").write_text(log_text(self.rows))
-
-
-@contextmanager
-def unchanged():
-    yield
 
 
 def log_text(rows: list[dict[str, float]]) -> str:
@@ -502,22 +622,29 @@ def main() -> None:
     check_params(config, [args.row])
     run, run_hash = config.run_config(args.row), config.run_hash(args.row)
     resume = args.out.parent / f".resume-{args.out.name}-{run_hash}"
-    loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+
+    def make() -> Loop:
+        return Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+
+    loop, diverged = make(), None
     try:
         done = loop.fit(args.max_steps)
     except Diverged as error:
         if not args.keep_diverged:
             raise
-        # A fresh loop: this one's weights are no longer those of a good state.
-        loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+        diverged = error.with_traceback(None)
+    if diverged:
+        del loop  # before there is a fresh one: this one's weights are no longer those of a good state
+        loop, done = make(), True
         loop.restore()
-        loop.stopped, done = error.short, True
-        print(f"warning: {error}\nwarning: the last good state (step {loop.step}) is exported as it is", flush=True)
-    if done and loop.accelerator.is_main_process:
+        loop.stopped = diverged.short
+        if loop.main:
+            print(f"warning: {diverged}\nwarning: the last good state (step {loop.step}) is exported as it is", flush=True)
+    if done:
         loop.export(args.out)
-        print(
-            f"{args.out}: {json.dumps({'steps': loop.step, 'seconds': round(loop.seconds, 1), 'forward_equivalents': round(loop.spent())})}"
-        )
+        if loop.main:
+            about = {"steps": loop.step, "seconds": round(loop.seconds, 1), "forward_equivalents": round(loop.spent())}
+            print(f"{args.out}: {json.dumps(about)}")
 
 
 if __name__ == "__main__":

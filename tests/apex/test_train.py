@@ -6,10 +6,8 @@ import copy
 import csv
 import json
 import math
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -572,30 +570,6 @@ def test_a_method_without_a_shift_has_no_probe(make_loop, capsys):
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-def processes(script: str, arguments: list[str], count: int = 2) -> list[subprocess.CompletedProcess]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    shared |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        said = [p.communicate(timeout=900)[0] for p in started]
-        return [subprocess.CompletedProcess(p.args, p.returncode, text) for p, text in zip(started, said, strict=True)]
-    finally:
-        for p in started:
-            p.kill()
-
-
 PROCESS = """
 import sys
 sys.path[:0] = {path!r}
@@ -619,7 +593,7 @@ for row in config.rows:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tiny_pipeline, tiny_cache, tmp_path_factory):
+def two_processes(tiny_pipeline, tiny_cache, processes, tmp_path_factory):
     """The states of two processes after three steps: of `fm`, and of `apex` with a learned shift."""
     import yaml
 
