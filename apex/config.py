@@ -57,8 +57,9 @@ class Data(Strict):
     resolution: int = Field(32, ge=16, le=4096, multiple_of=8, description="side of a square image, pixels")
     seed: int = Field(0, ge=0, description="seed of the rendered scenes")
     captions: Literal["full", "shapes"] = Field("full", description="what captions say (source `world`): all, or the shapes alone")
-    embeddings: Literal["memory", "batch"] = Field(
-        "memory", description="when captions are encoded: all before training, kept in memory; or each batch's as it comes"
+    embeddings: Literal["memory", "batch", "disk"] = Field(
+        "memory",
+        description="when captions are encoded: all before training, to memory; each batch's as it comes; once, to files on disk",
     )
 
 

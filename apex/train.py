@@ -31,6 +31,7 @@ from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, shift_visibility
 from apex.config import Config, RunConfig, check_params, load, locate
 from apex.data.cache import Cache, load_cache
+from apex.data.embeddings import CaptionShards
 from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.export import export_run
@@ -68,7 +69,10 @@ def learning_rate(run: RunConfig, step: int, progress: float) -> float:
 class Loop:
     """State and steps of one run. `fit` runs it to the end of its budget."""
 
-    def __init__(self, run: RunConfig, run_hash: str, seed: int, cache: Cache, resume: Path, sampling: Config) -> None:
+    def __init__(
+        self, run: RunConfig, run_hash: str, seed: int, cache: Cache, resume: Path, sampling: Config, embeddings: Path | None = None
+    ) -> None:
+        """embeddings: the folder of apex.data.embeddings, where `data.embeddings` is disk."""
         self.run, self.hash, self.seed, self.resume, self.profile = run, run_hash, seed, resume, sampling
         train = run.train
         self.accelerator = Accelerator(mixed_precision="bf16" if train.precision == "bf16" else "no", cpu=not torch.cuda.is_available())
@@ -76,8 +80,17 @@ class Loop:
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
         folder = locate(run.pipeline)
-        pipeline = Pipeline(folder, str(device), DTYPES[train.frozen])
-        self.captions = (CaptionTable if run.data.embeddings == "memory" else CaptionStream)(pipeline, cache.captions)
+        kind = run.data.embeddings
+        if (kind == "disk") != (embeddings is not None):
+            raise UserError(
+                f"row {run.row}: --embeddings: found {embeddings or 'none'} with data.embeddings {kind}, expected "
+                + ("a folder that python -m apex.data.embeddings made" if kind == "disk" else "none, or data.embeddings disk")
+            )
+        pipeline = Pipeline(folder, str(device), DTYPES[train.frozen], text=kind != "disk")
+        if embeddings is not None:
+            self.captions = CaptionShards(embeddings, folder, cache.captions, train.frozen, device)
+        else:
+            self.captions = (CaptionTable if kind == "memory" else CaptionStream)(pipeline, cache.captions)
         self.latents, self.index = cache.latents, cache.caption_index
         shape = tuple(cache.latents.shape[1:])
         longest = self.captions.longest()
@@ -489,6 +502,7 @@ def main() -> None:
     parser.add_argument("--row", required=True, help="method, or a row of the profile")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", required=True, type=Path, help="latents and captions (apex.data.cache)")
+    parser.add_argument("--embeddings", type=Path, help="the captions' embeddings, where data.embeddings is disk (apex.data.embeddings)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--max-steps", type=int, help="stop after so many steps with the state saved; nothing is exported")
     parser.add_argument(
@@ -502,14 +516,14 @@ def main() -> None:
     check_params(config, [args.row])
     run, run_hash = config.run_config(args.row), config.run_hash(args.row)
     resume = args.out.parent / f".resume-{args.out.name}-{run_hash}"
-    loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+    loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config, args.embeddings)
     try:
         done = loop.fit(args.max_steps)
     except Diverged as error:
         if not args.keep_diverged:
             raise
         # A fresh loop: this one's weights are no longer those of a good state.
-        loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+        loop = Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config, args.embeddings)
         loop.restore()
         loop.stopped, done = error.short, True
         print(f"warning: {error}\nwarning: the last good state (step {loop.step}) is exported as it is", flush=True)

@@ -33,6 +33,7 @@ class Plan:
         self.root = f"results/{config.profile}"
         self.shards = f"{self.root}/data/shards"
         self.cache = f"{self.root}/data/cache"
+        self.embeddings = f"{self.root}/data/embeddings-{{dtype}}"
         self.run = f"{self.root}/runs/{{row}}/seed{{seed}}"
         self.images = f"{self.root}/images/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}"
         self.record = f"{self.root}/records/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}/{{evaluator}}.json"

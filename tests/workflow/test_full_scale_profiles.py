@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from apex import fetch, sample, train
 from apex.backbones.qwen_image import pack
 from apex.config import load
-from apex.data import cache
+from apex.data import cache, embeddings
 from apex.errors import UserError, run_command
 
 CONFIGS = Path(__file__).resolve().parents[2] / "workflows" / "config"
@@ -42,19 +42,21 @@ def _own_precision():
 
 
 @pytest.fixture(scope="session")
-def small(tiny_stock, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[str]]]:
-    """small(profile): its cached latents, and what is changed of it: sizes and places alone."""
+def small(tiny_stock, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list, list[str]]]:
+    """small(profile): the arguments that name its training data, and what is changed of it: sizes and places alone."""
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     rows = [{"tag": "single_object", "include": [{"class": "cup", "count": n}], "prompt": f"a photo of {n} cup"} for n in (1, 2)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made: dict[str, Path] = {}
+    made: dict[str, list] = {}
 
-    def make(name: str) -> tuple[Path, list[str]]:
+    def make(name: str) -> tuple[list, list[str]]:
         family = FAMILIES[name]
         pipeline = tiny_stock(family)
         if family not in made:
-            made[family] = tmp_path_factory.mktemp("cache") / family
-            cache.build(pipeline, tiny_shards, made[family], resolution=32)
+            folder = tmp_path_factory.mktemp(f"data of {family}")
+            cache.build(pipeline, tiny_shards, folder / "cache", resolution=32)
+            embeddings.build(pipeline, cache.load_cache(folder / "cache").captions, folder / "embeddings", dtype="bf16")
+            made[family] = ["--cache", folder / "cache", "--embeddings", folder / "embeddings"]
         # batch of the published class's least: its four parts, in two micro-batches
         sizes = {
             "pipeline": pipeline, "hub": "''", "data.source": tiny_shards, "data.resolution": 32, "prompts.test": prompts,
@@ -78,10 +80,10 @@ def call(main: Callable[[], None], *line: object) -> int:
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_a_few_steps_through_the_profiles_own_file(small, tmp_path: Path, name: str, row: str) -> None:
-    latents, changes = small(name)
+    data, changes = small(name)
     run = tmp_path / "run"
     line = arguments(name, changes)
-    assert call(train.main, *line, "--row", row, "--cache", latents, "--out", run) == 0
+    assert call(train.main, *line, "--row", row, *data, "--out", run) == 0
     made = json.loads((run / "made.json").read_text())
     assert made["backbone"] == FAMILIES[name] and made["training"]["steps"] >= 1 and not made["training"]["stopped"]
     assert (made["run"]["train"]["precision"], made["run"]["train"]["frozen"]) == ("bf16", "bf16")
@@ -107,9 +109,9 @@ STOCK = {
 @pytest.mark.parametrize("name", STOCK)
 def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, tmp_path: Path, name: str) -> None:
     """And `python -m apex.sample --pipeline RUN --prompt ...` draws it too."""
-    (row, kind), (latents, changes) = STOCK[name], small(name)
+    (row, kind), (data, changes) = STOCK[name], small(name)
     run, prompt = tmp_path / "run", "a red circle left of a blue square"
-    assert call(train.main, *arguments(name, changes), "--row", row, "--cache", latents, "--out", run) == 0
+    assert call(train.main, *arguments(name, changes), "--row", row, *data, "--out", run) == 0
     assert call(sample.main, "--pipeline", run, "--prompt", prompt, "--nfe", 1, "--images", 2, "--out", tmp_path / "out") == 0
     ours = np.asarray(Image.open(tmp_path / "out" / "000-001.png"))
     noise, _ = sample.Generator.load(run, nfe=1).noise(0, [(0, 1)])

@@ -1,4 +1,4 @@
-# Training data: rendered scenes as WebDataset shards, then latents encoded once.
+# Training data: rendered scenes as WebDataset shards, then latents encoded once, and captions where the profile says so.
 
 
 rule shards:
@@ -37,3 +37,25 @@ rule cache:
     shell:
         "python -m apex.data.cache --pipeline {params.pipeline} --data {input.data}"
         " --resolution {params.resolution} --out {output} > {log} 2>&1"
+
+
+# Where `data.embeddings` is disk.
+rule embeddings:
+    input:
+        cache=PLAN.cache,
+        teacher=teacher_input,
+    output:
+        directory(PLAN.embeddings),
+    log:
+        f"{PLAN.root}/logs/embeddings-{{dtype}}.log",
+    wildcard_constraints:
+        dtype="fp32|bf16",
+    priority: 20
+    conda:
+        ENVIRONMENT
+    params:
+        teacher=TEACHER,
+        pipeline=str(CONFIG.pipeline_path),
+    shell:
+        "python -m apex.data.embeddings --pipeline {params.pipeline} --cache {input.cache} --dtype {wildcards.dtype}"
+        " --out {output} > {log} 2>&1"
