@@ -327,7 +327,7 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
 
 
 def caption_gigabytes(run: RunConfig, shape: Shape) -> float | None:
-    """GB (1e9 bytes) on disk of a thousand captions at full length, from above; None where they are not kept there."""
+    """GB (1e9 bytes) on disk of a thousand captions at full length; None where they are not kept there."""
     return 1e-6 * shape.tokens * shape.width * DTYPES[run.train.frozen].itemsize if run.data.embeddings == "disk" else None
 
 
@@ -450,7 +450,8 @@ def main() -> None:
         fits = "" if one.fits is None else "fits" if one.fits else f"does not fit; {one.mend}"
         print(f"{one.row}: {one.parameters / 1e9:.4g}B parameters, {one.trainable / 1e9:.4g}B trained, {one.total:.3g} GB, {hours}; {fits}")
     if about["captions_gb_per_1000"]:
-        print(f"embeddings on disk: at most {about['captions_gb_per_1000']:.3g} GB for 1,000 captions; no text encoder in memory")
+        size = f"{about['captions_gb_per_1000']:.3g} GB for 1,000 captions of {shape.tokens} tokens"
+        print(f"embeddings on disk: {size}; no text encoder in memory")
 
 
 if __name__ == "__main__":

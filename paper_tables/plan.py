@@ -45,7 +45,7 @@ def table(plan: dict[str, Any]) -> Table:
     columns += [Column("fe", "forward-equivalents a sample"), Column("steps", "steps"), Column("flops", "EFLOP")]
     columns += [Column("hours", "hours"), Column("measured_hours", "measured hours")]
     disk = plan.get("captions_gb_per_1000")
-    parts = f"codec; captions are read from disk, at most {disk:.3g} GB for 1,000" if disk else "text encoder and codec"
+    parts = f"codec; captions are read from disk, {disk:.3g} GB for 1,000" if disk else "text encoder and codec"
     card = f" of {plan['memory_gb']:.4g} GB" if plan["memory_gb"] else ""
     caption = (
         f"Profile {plan['profile']}: latents of {' x '.join(map(str, plan['latent']))}, captions of {plan['tokens']} tokens, a budget of "

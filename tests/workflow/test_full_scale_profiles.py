@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from apex import fetch, sample, train
 from apex.backbones.qwen_image import pack
 from apex.config import load
-from apex.data import cache, embeddings
+from apex.data import cache, embeddings, synthesise
+from apex.data.shards import open_samples
 from apex.errors import UserError, run_command
 
 CONFIGS = Path(__file__).resolve().parents[2] / "workflows" / "config"
@@ -144,6 +145,30 @@ def test_the_teacher_is_sampled_by_the_profile(small, tmp_path: Path, name: str)
     line = arguments(name, changes)
     assert call(sample.main, *line, "--row", "teacher", "--nfe", 2, "--split", "test", "--out", tmp_path / "{split}") == 0
     assert len(list((tmp_path / "test").glob("*/samples/*.png"))) == 4
+
+
+@pytest.mark.parametrize("name", ["sana_0_6b", "qwen_image_full"])
+def test_the_teacher_draws_a_training_set_by_the_profile(small, tmp_path: Path, name: str) -> None:
+    """The images of its row, as data that the profile trains on."""
+    _, changes = small(name)
+    line = arguments(name, [*changes, "prompts.images_per_prompt=1"])
+    prompts = load(CONFIGS / f"{name}.yaml", changes).prompts.test
+    assert call(synthesise.main, *line, "--prompts", prompts, "--steps", 2, "--out", tmp_path / "set") == 0
+    assert call(sample.main, *line, "--row", "teacher", "--nfe", 2, "--split", "test", "--out", tmp_path / "row") == 0
+    found = list(open_samples(tmp_path / "set"))
+    assert [one.caption for one in found] == ["a photo of 1 cup", "a photo of 2 cup"]
+    for one, row in zip(found, sorted((tmp_path / "row").glob("*/samples/*.png")), strict=True):
+        assert one.image.shape == (32, 32, 3) and np.array_equal(one.image, np.asarray(Image.open(row)))
+    made, pipeline = json.loads((tmp_path / "set/made.json").read_text()), load(CONFIGS / f"{name}.yaml", changes).pipeline_path
+    assert made["precision"] == "bf16" and made["forward_equivalents"] == 2 * 2 * 2
+    cache.build(pipeline, tmp_path / "set", tmp_path / "cache", resolution=32)
+    embeddings.build(pipeline, cache.load_cache(tmp_path / "cache").captions, tmp_path / "embeddings", dtype="bf16")
+    data = ["--cache", tmp_path / "cache", "--embeddings", tmp_path / "embeddings"]
+    drawn = ["data.source=teacher", f"data.teacher={{prompts: {prompts}, steps: 2}}"]
+    row = load(CONFIGS / f"{name}.yaml").methods[0]
+    assert call(train.main, *arguments(name, [*changes, *drawn]), "--row", row, *data, "--out", tmp_path / "run") == 0
+    run = json.loads((tmp_path / "run/made.json").read_text())["run"]
+    assert run["data"]["teacher"] == {"prompts": prompts, "count": None, "steps": 2, "guidance": made["guidance"]}
 
 
 def test_a_profile_with_a_hub_has_its_pipeline_in_the_results() -> None:

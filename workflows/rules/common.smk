@@ -255,7 +255,8 @@ onstart:
         hold(Path(PLAN.root))
         _jobs = list(workflow.dag.needrun_jobs())
         _rules = {job.rule.name for job in _jobs}
-        if not MADE_HERE and _rules & {"train", "sample_teacher", "time_teacher"} and not MARKER.is_file():
+        _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
+        if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
     except UserError as error:
         raise WorkflowError(str(error))
