@@ -13,6 +13,7 @@
 #     snakemake plan --configfile ...                      memory, FLOPs and hours of a profile's runs, before anything is spent
 #     snakemake speed                                      the systems of Table 1 timed on this machine, with nothing to download
 #     snakemake cards                                      a model card for every run, with what was measured of it
+#     snakemake synthesise                                 the training set that the profile's teacher draws (data.source: teacher)
 #     snakemake -n                                         what there is to do
 #
 # The rules are in workflows/rules; each is a thin call of one command that also runs by hand.

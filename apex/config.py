@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from apex import methods
 from apex.errors import UserError, run_command
@@ -49,17 +59,47 @@ Evaluators = Annotated[list[Evaluator], BeforeValidator(as_list)]
 References = Annotated[list[Reference], BeforeValidator(as_list)]
 
 
+class FromTeacher(Strict):
+    """A training set that the guided teacher draws (`data.source: teacher`)."""
+
+    prompts: str = Field(min_length=1, description="file with a prompt a line, or .jsonl with `prompt` in every line")
+    count: int | None = Field(None, ge=1, description="images: one of every prompt, then a second of every prompt, ...; null: one of each")
+    steps: int = Field(50, ge=1, description="Euler steps")
+    guidance: float | None = Field(None, ge=0, le=50, description="of the teacher; null: the profile's `guidance`")
+
+
 class Data(Strict):
     """Where training images and captions come from."""
 
-    source: str = Field("world", min_length=1, description="`world` (rendered), or a folder of shards, captioned images or parquet")
+    source: str = Field(
+        "world",
+        min_length=1,
+        description="`world` (rendered), `teacher` (drawn by it), or a folder of shards, captioned images or parquet",
+    )
     scenes: int = Field(20_000, ge=1, description="scenes to render (source `world` only)")
     resolution: int = Field(32, ge=16, le=4096, multiple_of=8, description="side of a square image, pixels")
-    seed: int = Field(0, ge=0, description="seed of the rendered scenes")
+    seed: int = Field(0, ge=0, description="seed of the rendered scenes, or of the teacher's noise")
     captions: Literal["full", "shapes"] = Field("full", description="what captions say (source `world`): all, or the shapes alone")
-    embeddings: Literal["memory", "batch"] = Field(
-        "memory", description="when captions are encoded: all before training, kept in memory; or each batch's as it comes"
+    embeddings: Literal["memory", "batch", "disk"] = Field(
+        "memory",
+        description="when captions are encoded: all before training, to memory; each batch's as it comes; once, to files on disk",
     )
+    teacher: FromTeacher | None = Field(None, description="what the teacher draws (source `teacher` only)")
+
+    @model_validator(mode="after")
+    def _teacher_for_teacher(self) -> Data:
+        if (self.source == "teacher") != (self.teacher is not None):
+            found, expected = ("teacher", "`teacher: {prompts: FILE}` beside it") if self.teacher is None else (self.source, "teacher")
+            raise ValueError(
+                f"source: found {found} with{'out' if self.teacher is None else ''} settings of `teacher`, expected {expected}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `teacher` where it is not used: hashes of profiles from before it was there stay."""
+        values = handler(self)
+        return values if self.teacher else {key: value for key, value in values.items() if key != "teacher"}
 
 
 class Prompts(Strict):
@@ -409,9 +449,17 @@ class Config(Strict):
             params=tuned.params | row.params,
             train=train,
             budget=self.budget,
-            data=self.data,
+            data=self.data_of_runs,
             pipeline=self.pipeline,
         )
+
+    @property
+    def data_of_runs(self) -> Data:
+        """`data` with the teacher's guidance filled in."""
+        teacher = self.data.teacher
+        if teacher is None or teacher.guidance is not None:
+            return self.data
+        return self.data.model_copy(update={"teacher": teacher.model_copy(update={"guidance": self.guidance})})
 
     def run_hash(self, name: str, *, teacher: bool = True) -> str:
         """Identity of a run but for its seed: what its weights depend on. With `teacher`, the teacher's files count too."""
@@ -419,6 +467,8 @@ class Config(Strict):
             mode="json", exclude={"row": True, "variant": True, "method_files": True, "train": LOOP_ONLY}
         )
         run["code"] = methods.source_digest(run["method"], self.method_paths)
+        if made := self.data.teacher:  # what else its images depend on
+            run["images"] = {"prompts": fingerprint(locate(made.prompts)), "precision": self.sampling.precision}
         return digest(run | ({"teacher": fingerprint(self.pipeline_path)} if teacher else {}))
 
     def as_profile(self) -> dict[str, Any]:
@@ -589,7 +639,7 @@ def defaults() -> str:
     )
     text += "".join(f"{line}\n" for line in document(Config))
     about: dict[str, type[BaseModel]] = {"An entry under `rows`": Row, "An entry of `external`": External}
-    about |= {"An entry of `published`": Published, "An entry under `tuning.candidates`": Candidate}
+    about |= {"`data.teacher`": FromTeacher, "An entry of `published`": Published, "An entry under `tuning.candidates`": Candidate}
     about |= {f"`params` of a row whose method is `{name}`": model for name, model in method_models().items()}
     for title, model in about.items():
         text += f"\n# {title}:\n" + "".join(f"#   {line}\n" for line in document(model))

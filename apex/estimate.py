@@ -261,7 +261,7 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
         "ema": size(p for p in student.parameters() if p.requires_grad) if 0 < train.ema < 1 else 0.0,
         "optimizer": 2 * size(trained),  # AdamW's two moments
         "gradients": size(trained),
-        "frozen parts": (shape.text_parameters * frozen + shape.codec_parameters * 4) / gb,
+        "frozen parts": (shape.text_parameters * frozen * (run.data.embeddings != "disk") + shape.codec_parameters * 4) / gb,
     }
     found = Estimate(run.row, run.method, sum(p.numel() for p in student.parameters()), sum(p.numel() for p in trained), memory)
 
@@ -295,6 +295,11 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
     transient = each.inference * counted.quiet * train.batch_size
     memory["step"] = (each.fixed + max(each.peak * alive, each.kept * alive + transient)) / gb
     return found
+
+
+def caption_gigabytes(run: RunConfig, shape: Shape) -> float | None:
+    """GB (1e9 bytes) on disk of a thousand captions at full length; None where they are not kept there."""
+    return 1e-6 * shape.tokens * shape.width * DTYPES[run.train.frozen].itemsize if run.data.embeddings == "disk" else None
 
 
 def smaller(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -406,6 +411,7 @@ def main() -> None:
     about = {
         "profile": config.profile, "source": shape.source, "latent": list(shape.latent), "tokens": shape.tokens, "rate_tflops": rate,
         "rate_source": source, "share": args.share, "memory_gb": memory, "budget": config.budget.forward_equivalents,
+        "captions_gb_per_1000": caption_gigabytes(config.run_config(rows[0]), shape),
     }  # fmt: skip
     write_atomic(
         args.out / "plan.json", json.dumps(about | {"rows": [asdict(one) | {"total": one.total} for one in found]}, indent=1) + "\n"
@@ -414,6 +420,9 @@ def main() -> None:
         hours = f"{one.hours:.3g} hours" if one.hours is not None else "hours unknown"
         fits = "" if one.fits is None else "fits" if one.fits else f"does not fit; {one.mend}"
         print(f"{one.row}: {one.parameters / 1e9:.4g}B parameters, {one.trainable / 1e9:.4g}B trained, {one.total:.3g} GB, {hours}; {fits}")
+    if about["captions_gb_per_1000"]:
+        size = f"{about['captions_gb_per_1000']:.3g} GB for 1,000 captions of {shape.tokens} tokens"
+        print(f"embeddings on disk: {size}; no text encoder in memory")
 
 
 if __name__ == "__main__":

@@ -70,19 +70,19 @@ class Pipeline:
     """The frozen parts: prompts to `Condition`, latents to images. The velocity network is loaded apart.
 
     Attributes:
-        path: the folder. text: the text path. pixels: image pixels a side for one latent. latent_size: of the codec's configuration,
-            None where it names no image size.
+        path: the folder. text: the text path, None without it. pixels: image pixels a side for one latent. latent_size: of the codec's
+            configuration, None where it names no image size.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        """dtype: of the text encoder's weights; the codec's stay fp32."""
+    def __init__(self, path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, *, text: bool = True) -> None:
+        """dtype: of the text encoder's weights; the codec's stay fp32. text: whether to load the text encoder, which `encode` needs."""
         self.path, self.device = path, device
         for part in ("vae", "tokenizer", "text_encoder"):
             if not (path / part).is_dir():
                 raise UserError(
                     f"{path}: has no folder {part}/; expected a pipeline in diffusers' layout; `snakemake pretrained` makes the world's"
                 )
-        self.text = TextPath(path, device, dtype)
+        self.text = TextPath(path, device, dtype) if text else None
         self.vae = load_vae(path).eval().requires_grad_(False).to(device)
         self.pixels = pixels_per_latent(self.vae)
         size = getattr(self.vae.config, "sample_size", None)
@@ -150,7 +150,7 @@ class CaptionTable:
             self.embeds[row:end, : part.embeds.shape[1]] = part.embeds
             self.mask[row:end, : part.mask.shape[1]] = part.mask
             row = end
-        self.lengths = self.mask.sum(1).long()
+        self.lengths = (self.mask > 0).sum(1)  # a sum in bf16 is not exact beyond 256
         self.empty = len(captions)
 
     def __getitem__(self, index: Tensor) -> Condition:

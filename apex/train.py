@@ -32,6 +32,7 @@ from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, Condition, shift_visibility
 from apex.config import Config, RunConfig, check_params, load, locate
 from apex.data.cache import Cache, load_cache
+from apex.data.embeddings import CaptionShards
 from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.export import export_run
@@ -69,7 +70,10 @@ def learning_rate(run: RunConfig, step: int, progress: float) -> float:
 class Loop:
     """State and steps of one run. `fit` runs it to the end of its budget."""
 
-    def __init__(self, run: RunConfig, run_hash: str, seed: int, cache: Cache, resume: Path, sampling: Config) -> None:
+    def __init__(
+        self, run: RunConfig, run_hash: str, seed: int, cache: Cache, resume: Path, sampling: Config, embeddings: Path | None = None
+    ) -> None:
+        """embeddings: the folder of apex.data.embeddings, where `data.embeddings` is disk."""
         self.run, self.hash, self.seed, self.resume, self.profile = run, run_hash, seed, resume, sampling
         train = run.train
         # Autocast keeps the bf16 copy of a weight that it has seen; a split weight's memory holds other values at the next query.
@@ -82,8 +86,17 @@ class Loop:
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
         folder = locate(run.pipeline)
-        pipeline = Pipeline(folder, str(device), DTYPES[train.frozen])
-        self.captions = (CaptionTable if run.data.embeddings == "memory" else CaptionStream)(pipeline, cache.captions)
+        kind = run.data.embeddings
+        if (kind == "disk") != (embeddings is not None):
+            raise UserError(
+                f"row {run.row}: --embeddings: found {embeddings or 'none'} with data.embeddings {kind}, expected "
+                + ("a folder that python -m apex.data.embeddings made" if kind == "disk" else "none, or data.embeddings disk")
+            )
+        pipeline = Pipeline(folder, str(device), DTYPES[train.frozen], text=kind != "disk")
+        if embeddings is not None:
+            self.captions = CaptionShards(embeddings, folder, cache.captions, train.frozen, device)
+        else:
+            self.captions = (CaptionTable if kind == "memory" else CaptionStream)(pipeline, cache.captions)
         self.latents, self.index = cache.latents, cache.caption_index
         shape = tuple(cache.latents.shape[1:])
         longest = self.captions.longest()
@@ -609,6 +622,7 @@ def main() -> None:
     parser.add_argument("--row", required=True, help="method, or a row of the profile")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", required=True, type=Path, help="latents and captions (apex.data.cache)")
+    parser.add_argument("--embeddings", type=Path, help="the captions' embeddings, where data.embeddings is disk (apex.data.embeddings)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--max-steps", type=int, help="stop after so many steps with the state saved; nothing is exported")
     parser.add_argument(
@@ -624,7 +638,7 @@ def main() -> None:
     resume = args.out.parent / f".resume-{args.out.name}-{run_hash}"
 
     def make() -> Loop:
-        return Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config)
+        return Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config, args.embeddings)
 
     loop, diverged = make(), None
     try:

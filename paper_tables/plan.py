@@ -44,12 +44,14 @@ def table(plan: dict[str, Any]) -> Table:
     columns += [Column("fits", "fits", numeric=False), Column("mend", "what would fit", numeric=False)]
     columns += [Column("fe", "forward-equivalents a sample"), Column("steps", "steps"), Column("flops", "EFLOP")]
     columns += [Column("hours", "hours"), Column("measured_hours", "measured hours")]
+    disk = plan.get("captions_gb_per_1000")
+    parts = f"codec; captions are read from disk, {disk:.3g} GB for 1,000" if disk else "text encoder and codec"
     card = f" of {plan['memory_gb']:.4g} GB" if plan["memory_gb"] else ""
     caption = (
         f"Profile {plan['profile']}: latents of {' x '.join(map(str, plan['latent']))}, captions of {plan['tokens']} tokens, a budget of "
         f"{plan['budget']:g} forward-equivalents; networks from {plan['source']}. One device{card} at {plan['rate_tflops']:.3g} TFLOP/s "
         f"({plan['rate_source']}), of which training is taken to reach {plan['share']:g}. Nothing was run: the networks are built without "
-        "weights and measured there. frozen parts: text encoder and codec. step: activations at their peak; with the gradients a bound "
+        f"weights and measured there. frozen parts: {parts}. step: activations at their peak; with the gradients a bound "
         "from above. Measured runs count gradients within the step, and no frozen parts."
     )
     out = Table("plan", "What the runs need", caption, columns)

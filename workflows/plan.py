@@ -32,7 +32,9 @@ class Plan:
         self.config = config
         self.root = f"results/{config.profile}"
         self.shards = f"{self.root}/data/shards"
+        self.synthesised = f"{self.root}/data/teacher"
         self.cache = f"{self.root}/data/cache"
+        self.embeddings = f"{self.root}/data/embeddings-{{dtype}}"
         self.run = f"{self.root}/runs/{{row}}/seed{{seed}}"
         self.images = f"{self.root}/images/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}"
         self.record = f"{self.root}/records/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}/{{evaluator}}.json"
@@ -122,8 +124,10 @@ class Plan:
             for key, folder in (("pipeline", one.pipeline), ("lora", one.lora)):
                 if folder and not locate(folder).is_dir():
                     return f"checkpoints.{at}.{key}: found no folder {folder}; expected one in diffusers' layout"
-        if self.config.data.source != "world" and not Path(self.config.data.source).exists():
-            return f"data.source: found nothing at {self.config.data.source}; expected `world` or a path to images with captions"
+        if (drawn := self.config.data.teacher) and not locate(drawn.prompts).is_file():
+            return f"data.teacher.prompts: found no file {drawn.prompts}; expected a prompt a line, or .jsonl with `prompt` in every line"
+        if self.config.data.source not in ("world", "teacher") and not Path(self.config.data.source).exists():
+            return f"data.source: found nothing at {self.config.data.source}; expected `world`, `teacher` or a path to images with captions"
         return None
 
 

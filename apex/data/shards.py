@@ -93,28 +93,40 @@ def refuse_foreign(out: Path, marker: str) -> None:
         raise UserError(f"{out}: exists, and holds no {marker}, so it is not replaced; name another --out, or remove it")
 
 
+def write_tar(samples: Iterable[Sample], path: Path) -> int:
+    """Writes one shard; returns the number of samples. Bytes depend on the samples alone: no times, no user names."""
+    from webdataset import TarWriter
+
+    count = 0
+    with path.open("wb") as file, TarWriter(file, user="", group="", mtime=0, compress=False, encoder=False) as writer:
+        for sample in samples:
+            parts = {"png": encode_png(sample.image), "txt": sample.caption.encode(), "json": json.dumps(sample.meta).encode()}
+            writer.write({"__key__": sample.key, **parts})
+            count += 1
+    return count
+
+
+def index_of(shards: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
+    """What index.json says of shards (file, count, sha256)."""
+    return {"schema": 1, **about, "samples": sum(s["count"] for s in shards), "shards": shards}
+
+
 def write_shards(samples: Iterable[Sample], out: Path, about: dict[str, Any], shard_size: int = SHARD_SIZE) -> dict[str, Any]:
     """Writes `samples` as `shard-NNNNNN.tar` and `index.json` (`about` and the shards' counts and SHA-256); returns the index.
 
-    The folder appears when it is complete. Bytes depend on the samples alone: no times, no user names.
+    The folder appears when it is complete.
     """
-    from webdataset import TarWriter
-
     refuse_foreign(out, INDEX)
     shards: list[dict[str, Any]] = []
     iterator = iter(samples)
     sample = next(iterator, None)
     with atomic_folder(out) as folder:
         while sample is not None:
-            path, count = folder / f"shard-{len(shards):06d}.tar", 0
-            with path.open("wb") as file, TarWriter(file, user="", group="", mtime=0, compress=False, encoder=False) as writer:
-                while sample is not None and count < shard_size:
-                    parts = {"png": encode_png(sample.image), "txt": sample.caption.encode(), "json": json.dumps(sample.meta).encode()}
-                    writer.write({"__key__": sample.key, **parts})
-                    count += 1
-                    sample = next(iterator, None)
+            path = folder / f"shard-{len(shards):06d}.tar"
+            count = write_tar(itertools.islice(itertools.chain([sample], iterator), shard_size), path)
             shards.append({"file": path.name, "count": count, "sha256": file_sha256(path)})
-        index = {"schema": 1, **about, "samples": sum(s["count"] for s in shards), "shards": shards}
+            sample = next(iterator, None)
+        index = index_of(shards, about)
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return index
 

@@ -314,7 +314,7 @@ def tiny_profile(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_loop(tiny_profile: Callable[..., Path], tiny_cache: Path, tmp_path: Path) -> Iterator[Callable[..., Loop]]:
-    """make_loop("fm", resume="a", params={}, tuning="full", seed=0, **profile): a training loop, as `apex.train` makes it."""
+    """make_loop("fm", resume="a", params={}, tuning="full", seed=0, embeddings=None, **profile): a loop as `apex.train` makes it."""
     cache = load_cache(tiny_cache)
 
     def make(
@@ -325,12 +325,13 @@ def make_loop(tiny_profile: Callable[..., Path], tiny_cache: Path, tmp_path: Pat
         tuning: str = "full",
         lora: dict | None = None,
         seed: int = 0,
+        embeddings: Path | None = None,
         **profile: Any,
     ) -> Loop:
         AcceleratorState._reset_state(True)  # one process, several precisions
         rows = {"row": {"method": method, "tuning": tuning, "lora": lora or {"rank": 2}, "params": params or {}}}
         config = load(tiny_profile(rows=rows, methods=["row"], **profile))
-        return Loop(config.run_config("row"), config.run_hash("row"), seed, cache, tmp_path / resume, config)
+        return Loop(config.run_config("row"), config.run_hash("row"), seed, cache, tmp_path / resume, config, embeddings)
 
     yield make
     AcceleratorState._reset_state(True)

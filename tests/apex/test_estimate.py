@@ -109,6 +109,25 @@ def test_what_does_not_fit_gets_the_mildest_change_that_does(tiny_profile) -> No
     assert "several" in estimate.planned(run, shape, 1.0, 0.35, 1e-6).mend
 
 
+@pytest.mark.parametrize(
+    ("name", "frozen", "size"), [("sana_0_6b", "bf16", 300 * 2304 * 2), ("qwen_image_lora_r64", "fp32", 256 * 3584 * 4)]
+)
+def test_captions_on_disk_take_no_text_encoder_and_so_much_disk(name: str, frozen: str, size: int) -> None:
+    config = load(CONFIGS / f"{name}.yaml", [f"train.frozen={frozen}", "train.gradient_checkpointing=false"])
+    shape = estimate.shape_of(config)
+    shape = replace(shape, transformer=shape.transformer | {"num_layers": 1})
+    run = config.run_config(config.methods[0])
+    found = {}
+    for kind in ("batch", "disk"):
+        found[kind] = run.model_copy(update={"data": run.data.model_copy(update={"embeddings": kind})})
+    memory = {kind: estimate.estimate(one, shape, None).memory for kind, one in found.items()}
+    freed = memory["batch"].pop("frozen parts") - memory["disk"].pop("frozen parts")
+    assert freed * 2**30 == pytest.approx(shape.text_parameters * {"bf16": 2, "fp32": 4}[frozen])
+    assert memory["batch"] == memory["disk"]
+    assert estimate.caption_gigabytes(found["batch"], shape) is None
+    assert estimate.caption_gigabytes(found["disk"], shape) == pytest.approx(1000 * size / 1e9)
+
+
 def test_a_pipeline_of_which_nothing_is_known_is_one_line(tiny_profile) -> None:
     config = load(CONFIGS / "sana_0_6b.yaml", ["hub=owner/unknown"])
     with pytest.raises(UserError, match=r"no configuration is shipped for hub owner/unknown; expected a pipeline's folder, or one of Qwen"):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,13 @@ from torch import Tensor
 from apex import train
 from apex.budget import Counted
 from apex.config import load
+from apex.data import embeddings
 from apex.data.cache import load_cache
 from apex.errors import UserError, run_command
 from apex.methods.apex import ApexParams
 from apex.methods.base import Networks
 from apex.networks import Base
+from apex.pipeline import CaptionTable
 from apex.train import learning_rate, log_text
 
 
@@ -171,6 +174,58 @@ def test_a_finished_run_that_is_asked_for_again_trains_no_more(make_loop):
     again = make_loop("fm")
     assert again.fit() is True
     assert again.step == loop.step and same(trained(again), trained(loop))
+
+
+# ------------------------------------------------------------------------------------------------ captions on disk
+
+
+@pytest.fixture
+def on_disk(tiny_pipeline, tiny_cache, tmp_path, monkeypatch):
+    """on_disk("fp32"): the captions' embeddings as files. No text encoder is loaded after that."""
+
+    def make(dtype: str) -> Path:
+        embeddings.build(tiny_pipeline, load_cache(tiny_cache).captions, tmp_path / dtype, dtype=dtype)
+        monkeypatch.setattr("apex.pipeline.TextPath", lambda *_: pytest.fail("the text encoder is loaded"))
+        return tmp_path / dtype
+
+    return make
+
+
+DISK = {
+    "apex": {"method": "apex"},
+    "apex, lora, bf16": {"method": "apex", "tuning": "lora", "train": {"precision": "bf16", "frozen": "bf16"}},
+    "regression, pairs": {"method": "regression"},
+    "dmd2, codec": {"method": "dmd2"},
+}
+
+
+@pytest.mark.parametrize("name", DISK)
+def test_captions_on_disk_train_the_same_weights_without_a_text_encoder(make_loop, on_disk, tiny_cache, monkeypatch, name: str):
+    """As a table of captions that were encoded one by one, bit for bit."""
+    captions = load_cache(tiny_cache).captions
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "CaptionTable", partial(CaptionTable, batch=1))
+        memory = make_loop(resume="memory", **DISK[name])
+    memory.fit(3)
+    settings = DISK[name] | {"data": {"scenes": 48, "embeddings": "disk"}}
+    folder = on_disk(settings.get("train", {}).get("frozen", "fp32"))
+    disk = make_loop(resume="disk", embeddings=folder, **settings)
+    disk.fit(3)
+    assert len(disk.captions.lengths) == len(captions) + 1 and disk.hash != memory.hash
+    assert same(trained(disk), trained(memory)) and without_time(disk.rows) == without_time(memory.rows)
+    assert disk.visibility == memory.visibility and disk.spent() == memory.spent() and disk.unit == memory.unit
+
+
+def test_a_run_with_captions_on_disk_needs_them_and_no_other_does(tiny_profile, tiny_cache, tmp_path, monkeypatch, capsys):
+    for kind, more, found in (
+        ("disk", [], "none with data.embeddings disk, expected a folder that python -m apex.data.embeddings made"),
+        ("memory", ["--embeddings", "x"], "x with data.embeddings memory, expected none, or data.embeddings disk"),
+        ("disk", ["--embeddings", str(tmp_path)], "made.json: not found"),
+    ):
+        profile = tiny_profile(rows={"row": {"method": "fm"}}, methods=["row"], data={"embeddings": kind})
+        assert run_main(monkeypatch, *command(profile, tiny_cache, tmp_path / "out", *more)) == 2
+        error = capsys.readouterr().err
+        assert found in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------- what goes wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,13 +139,16 @@ def test_a_grid_is_one_target_and_its_ends_run_again(make_workflow, tmp_path):
         "  captions: {title: captions, row: fm, own: {data.captions: full}, grid: {data.captions: [shapes]}}\n"
         "  other: {title: never asked for, row: fm, grid: {share: [0.5]}}\n"
     )
-    flow = make_workflow(tmp_path, ablations=str(tmp_path / "grids.yaml"), prompts={"per_task": 1, "images_per_prompt": 2})
+    changes = {"data": {"scenes": 48, "embeddings": "disk"}, "prompts": {"per_task": 1, "images_per_prompt": 2}}
+    flow = make_workflow(tmp_path, ablations=str(tmp_path / "grids.yaml"), **changes)
     code, output = flow.run("ablation_captions")
     assert code == 0, output
     folder = flow.results / "ablations"
     lines = list(csv.DictReader((folder / "tables" / "captions.csv").open()))
     assert [(line["data.captions"], line["note"], line["seeds"]) for line in lines] == [("shapes", "", "2"), ("full", "control", "2")]
     assert {path.name for path in folder.glob("fm*")} == {"fm", "fm,captions=shapes"}
+    captions = [place / "embeddings-fp32/made.json" for place in (flow.results / "data", folder / "data/shapes")]
+    assert len({json.loads(file.read_text())["captions"] for file in captions}) == 2, "cells with other captions have their own"
     assert not list(folder.glob("fm*/seed*/images")), "records and a few pictures are kept of a cell"
     assert {path.parent.relative_to(folder).as_posix() for path in folder.glob("fm*/seed*/pictures.zip")} == {
         "fm/seed0", "fm,captions=shapes/seed0"

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from apex import fetch, sample, train
 from apex.backbones.qwen_image import pack
 from apex.config import load
-from apex.data import cache
+from apex.data import cache, embeddings, synthesise
+from apex.data.shards import open_samples
 from apex.errors import UserError, run_command
 
 CONFIGS = Path(__file__).resolve().parents[2] / "workflows" / "config"
@@ -42,19 +43,21 @@ def _own_precision():
 
 
 @pytest.fixture(scope="session")
-def small(tiny_stock, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[str]]]:
-    """small(profile): its cached latents, and what is changed of it: sizes and places alone."""
+def small(tiny_stock, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list, list[str]]]:
+    """small(profile): the arguments that name its training data, and what is changed of it: sizes and places alone."""
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     rows = [{"tag": "single_object", "include": [{"class": "cup", "count": n}], "prompt": f"a photo of {n} cup"} for n in (1, 2)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made: dict[str, Path] = {}
+    made: dict[str, list] = {}
 
-    def make(name: str) -> tuple[Path, list[str]]:
+    def make(name: str) -> tuple[list, list[str]]:
         family = FAMILIES[name]
         pipeline = tiny_stock(family)
         if family not in made:
-            made[family] = tmp_path_factory.mktemp("cache") / family
-            cache.build(pipeline, tiny_shards, made[family], resolution=32)
+            folder = tmp_path_factory.mktemp(f"data of {family}")
+            cache.build(pipeline, tiny_shards, folder / "cache", resolution=32)
+            embeddings.build(pipeline, cache.load_cache(folder / "cache").captions, folder / "embeddings", dtype="bf16")
+            made[family] = ["--cache", folder / "cache", "--embeddings", folder / "embeddings"]
         # batch of the published class's least: its four parts, in two micro-batches
         sizes = {
             "pipeline": pipeline, "hub": "''", "data.source": tiny_shards, "data.resolution": 32, "prompts.test": prompts,
@@ -78,10 +81,10 @@ def call(main: Callable[[], None], *line: object) -> int:
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_a_few_steps_through_the_profiles_own_file(small, tmp_path: Path, name: str, row: str) -> None:
-    latents, changes = small(name)
+    data, changes = small(name)
     run = tmp_path / "run"
     line = arguments(name, changes)
-    assert call(train.main, *line, "--row", row, "--cache", latents, "--out", run) == 0
+    assert call(train.main, *line, "--row", row, *data, "--out", run) == 0
     made = json.loads((run / "made.json").read_text())
     assert made["backbone"] == FAMILIES[name] and made["training"]["steps"] >= 1 and not made["training"]["stopped"]
     assert (made["run"]["train"]["precision"], made["run"]["train"]["frozen"]) == ("bf16", "bf16")
@@ -107,9 +110,9 @@ STOCK = {
 @pytest.mark.parametrize("name", STOCK)
 def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, tmp_path: Path, name: str) -> None:
     """And `python -m apex.sample --pipeline RUN --prompt ...` draws it too."""
-    (row, kind), (latents, changes) = STOCK[name], small(name)
+    (row, kind), (data, changes) = STOCK[name], small(name)
     run, prompt = tmp_path / "run", "a red circle left of a blue square"
-    assert call(train.main, *arguments(name, changes), "--row", row, "--cache", latents, "--out", run) == 0
+    assert call(train.main, *arguments(name, changes), "--row", row, *data, "--out", run) == 0
     assert call(sample.main, "--pipeline", run, "--prompt", prompt, "--nfe", 1, "--images", 2, "--out", tmp_path / "out") == 0
     ours = np.asarray(Image.open(tmp_path / "out" / "000-001.png"))
     noise, _ = sample.Generator.load(run, nfe=1).noise(0, [(0, 1)])
@@ -142,6 +145,30 @@ def test_the_teacher_is_sampled_by_the_profile(small, tmp_path: Path, name: str)
     line = arguments(name, changes)
     assert call(sample.main, *line, "--row", "teacher", "--nfe", 2, "--split", "test", "--out", tmp_path / "{split}") == 0
     assert len(list((tmp_path / "test").glob("*/samples/*.png"))) == 4
+
+
+@pytest.mark.parametrize("name", ["sana_0_6b", "qwen_image_full"])
+def test_the_teacher_draws_a_training_set_by_the_profile(small, tmp_path: Path, name: str) -> None:
+    """The images of its row, as data that the profile trains on."""
+    _, changes = small(name)
+    line = arguments(name, [*changes, "prompts.images_per_prompt=1"])
+    prompts = load(CONFIGS / f"{name}.yaml", changes).prompts.test
+    assert call(synthesise.main, *line, "--prompts", prompts, "--steps", 2, "--out", tmp_path / "set") == 0
+    assert call(sample.main, *line, "--row", "teacher", "--nfe", 2, "--split", "test", "--out", tmp_path / "row") == 0
+    found = list(open_samples(tmp_path / "set"))
+    assert [one.caption for one in found] == ["a photo of 1 cup", "a photo of 2 cup"]
+    for one, row in zip(found, sorted((tmp_path / "row").glob("*/samples/*.png")), strict=True):
+        assert one.image.shape == (32, 32, 3) and np.array_equal(one.image, np.asarray(Image.open(row)))
+    made, pipeline = json.loads((tmp_path / "set/made.json").read_text()), load(CONFIGS / f"{name}.yaml", changes).pipeline_path
+    assert made["precision"] == "bf16" and made["forward_equivalents"] == 2 * 2 * 2
+    cache.build(pipeline, tmp_path / "set", tmp_path / "cache", resolution=32)
+    embeddings.build(pipeline, cache.load_cache(tmp_path / "cache").captions, tmp_path / "embeddings", dtype="bf16")
+    data = ["--cache", tmp_path / "cache", "--embeddings", tmp_path / "embeddings"]
+    drawn = ["data.source=teacher", f"data.teacher={{prompts: {prompts}, steps: 2}}"]
+    row = load(CONFIGS / f"{name}.yaml").methods[0]
+    assert call(train.main, *arguments(name, [*changes, *drawn]), "--row", row, *data, "--out", tmp_path / "run") == 0
+    run = json.loads((tmp_path / "run/made.json").read_text())["run"]
+    assert run["data"]["teacher"] == {"prompts": prompts, "count": None, "steps": 2, "guidance": made["guidance"]}
 
 
 def test_a_profile_with_a_hub_has_its_pipeline_in_the_results() -> None:

@@ -27,9 +27,20 @@ use rule cache as ablation_cache with:
         f"{PLAN.root}/logs/ablations/cache-{{captions}}.log",
 
 
+use rule embeddings as ablation_embeddings with:
+    input:
+        cache=f"{CELL_DATA}/cache",
+        teacher=teacher_input,
+    output:
+        directory(CELL_EMBEDDINGS),
+    log:
+        f"{PLAN.root}/logs/ablations/embeddings-{{captions}}-{{dtype}}.log",
+
+
 use rule tune_train as ablation_train with:
     input:
         cache=cell_cache,
+        embeddings=cell_embeddings,
         teacher=teacher_input,
     output:
         directory(f"{CELL}/run"),
@@ -41,6 +52,7 @@ use rule tune_train as ablation_train with:
     params:
         config=cell_arguments,
         identity=cell_identity,
+        embeddings=embeddings_argument,
         row=CELL_ROW,
         seed=lambda wildcards: wildcards.seed,
 

@@ -60,6 +60,20 @@ def config_arguments(wildcards, output):
     return arguments(_file, overrides(_settings))
 
 
+def embeddings_of(config, row, folder):
+    """The captions' embeddings in the precision of a row's text encoder; nothing where the profile does not keep them on disk."""
+    return folder.format(dtype=config.run_config(row).train.frozen) if config.data.embeddings == "disk" else []
+
+
+def run_embeddings(wildcards):
+    return embeddings_of(CONFIG, wildcards.row, PLAN.embeddings)
+
+
+def embeddings_argument(wildcards, input):
+    """`--embeddings FOLDER`; Snakemake stores no param that is a function of `input`."""
+    return f"--embeddings {input.embeddings}" if input.embeddings else ""
+
+
 def run_identity(wildcards):
     return CONFIG.run_hash(wildcards.row, teacher=not MADE_HERE)
 
@@ -69,9 +83,17 @@ def candidate_arguments(wildcards, output):
     return arguments(_file, [*overrides(_settings), *settings])
 
 
-def candidate_identity(wildcards):
+def candidate_config(wildcards):
     settings = PLAN.candidate_settings(wildcards.method, int(wildcards.k))
-    return load(_file, [*overrides(_settings), *settings]).run_hash("candidate", teacher=not MADE_HERE)
+    return load(_file, [*overrides(_settings), *settings])
+
+
+def candidate_identity(wildcards):
+    return candidate_config(wildcards).run_hash("candidate", teacher=not MADE_HERE)
+
+
+def candidate_embeddings(wildcards):
+    return embeddings_of(candidate_config(wildcards), "candidate", PLAN.embeddings)
 
 
 def teacher_input(wildcards):
@@ -123,6 +145,7 @@ CELL = f"{ABLATIONS.root}/{{cell}}/seed{{seed}}"
 CELL_RECORDS = [f"{CELL}/records/{name}.json" for name in ("geneval", "coverage")]
 CELL_PICTURES = f"{CELL}/pictures.zip"
 CELL_DATA = f"{ABLATIONS.root}/data/{{captions}}"
+CELL_EMBEDDINGS = f"{CELL_DATA}/embeddings-{{dtype}}"
 
 
 def cell_cache(wildcards):
@@ -135,9 +158,19 @@ def cell_arguments(wildcards, output):
     return arguments(_file, [*overrides(_settings), *ABLATIONS.cells[wildcards.cell].changes])
 
 
+def cell_config(wildcards):
+    return load(_file, [*overrides(_settings), *ABLATIONS.cells[wildcards.cell].changes])
+
+
 def cell_identity(wildcards):
-    changes = ABLATIONS.cells[wildcards.cell].changes
-    return load(_file, [*overrides(_settings), *changes]).run_hash(CELL_ROW, teacher=not MADE_HERE)
+    return cell_config(wildcards).run_hash(CELL_ROW, teacher=not MADE_HERE)
+
+
+def cell_embeddings(wildcards):
+    """Of the captions that a cell trains on."""
+    captions = ABLATIONS.cells[wildcards.cell].captions
+    folder = CELL_EMBEDDINGS.replace("{captions}", captions) if captions else PLAN.embeddings
+    return embeddings_of(cell_config(wildcards), CELL_ROW, folder)
 
 
 def grid_records(name, cells, seeds):
@@ -222,7 +255,8 @@ onstart:
         hold(Path(PLAN.root))
         _jobs = list(workflow.dag.needrun_jobs())
         _rules = {job.rule.name for job in _jobs}
-        if not MADE_HERE and _rules & {"train", "sample_teacher", "time_teacher"} and not MARKER.is_file():
+        _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
+        if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
     except UserError as error:
         raise WorkflowError(str(error))

@@ -5,6 +5,7 @@
 rule train:
     input:
         cache=PLAN.cache,
+        embeddings=run_embeddings,
         teacher=teacher_input,
     output:
         directory(PLAN.run),
@@ -21,7 +22,8 @@ rule train:
     params:
         config=config_arguments,
         identity=run_identity,
+        embeddings=embeddings_argument,
         sampling=CONFIG.sampling.model_dump_json(),
     shell:
         "python -m apex.train {params.config} --row {wildcards.row} --seed {wildcards.seed}"
-        " --keep-diverged --cache {input.cache} --out {output} 2>&1 | tee {log}"
+        " --keep-diverged --cache {input.cache} {params.embeddings} --out {output} 2>&1 | tee {log}"

@@ -10,6 +10,7 @@ TUNE_RECORDS = [f"{PLAN.candidate}/records/{name}.json" for name in ("geneval", 
 rule tune_train:
     input:
         cache=PLAN.cache,
+        embeddings=candidate_embeddings,
         teacher=teacher_input,
     output:
         directory(f"{PLAN.candidate}/run"),
@@ -24,11 +25,12 @@ rule tune_train:
     params:
         config=candidate_arguments,
         identity=candidate_identity,
+        embeddings=embeddings_argument,
         row="candidate",
         seed=CONFIG.seeds[0],
     shell:
         "python -m apex.train {params.config} --row {params.row} --seed {params.seed} --keep-diverged"
-        " --cache {input.cache} --out {output} 2>&1 | tee {log}"
+        " --cache {input.cache} {params.embeddings} --out {output} 2>&1 | tee {log}"
 
 
 rule tune_score:

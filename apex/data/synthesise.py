@@ -1,0 +1,149 @@
+"""A training set that the guided teacher draws: prompts in, images as WebDataset shards out, which `apex.data.cache` reads as any other.
+
+    python -m apex.data.synthesise --config PROFILE --out DIR [--prompts FILE] [--count N] [--steps 50] [--guidance W] [--seed S]
+
+FILE has a prompt a line, or, with the ending .jsonl, an object with `prompt` a line, as GenEval's. What is not given is taken from
+`data.teacher` of the profile; its teacher, resolution, precision and batch size are those of its tables. Image i is that of prompt
+i mod P (P prompts) and image number i div P, and is the image that the teacher's row has for them at this seed and so many steps: it
+depends on the seed and the two numbers alone, but for last bits, which the batch size may change. DIR holds
+
+    shard-NNNNNN.tar   SHARD samples each: `png`, `txt` (the prompt), `json` (index, seed, numbers of prompt and image)
+    index.json         the shards' counts and SHA-256
+    made.json          teacher, prompts, settings, versions, and what it cost
+
+Shards are written as they are done; the same command continues after a kill. The cost, `forward_equivalents` passes of the teacher for
+one sample each, is not part of any row's budget: every row trains on the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from apex import provenance
+from apex.config import Config, FromTeacher, fingerprint, load, locate
+from apex.data.parts import MADE, Parts
+from apex.data.readers import INDEX
+from apex.data.shards import Sample, index_of, progress, write_tar
+from apex.errors import UserError, run_command
+from apex.gpu import pick_device
+from apex.provenance import file_sha256
+from apex.sample import Generator, load_generator
+from apex.strict import explain
+
+SHARD = 500  # images of a shard: of a 20B teacher some hours, which is what a kill may lose
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file, one a line, in its order; of a .jsonl file each line's `prompt`. Empty lines are left out.
+
+    Raises:
+        UserError: no such file, no prompt in it, or a line that is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: prompt file not found; expected a prompt a line, or a .jsonl file with `prompt` in every line")
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            text = line.decode()
+            if path.suffix == ".jsonl" and text.strip():
+                text = json.loads(text)["prompt"]
+                if not text.strip():
+                    raise ValueError("an empty prompt")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            kind = '{"prompt": "a text"}' if path.suffix == ".jsonl" else "a prompt in UTF-8"
+            raise UserError(
+                f"{path}, line {number}: found {line[:60]!r} ({type(error).__name__}), expected {kind}; mend the line"
+            ) from None
+        if text.strip():
+            found.append(text.strip())
+    if not found:
+        raise UserError(f"{path}: found no prompts, expected one a line")
+    return found
+
+
+def build(config: Config, settings: FromTeacher, out: Path, *, seed: int, device: str = "cpu") -> dict[str, Any]:
+    """Draws the images into `out`; returns what made.json holds."""
+    file, pipeline = locate(settings.prompts), config.pipeline_path
+    prompts = read_prompts(file)
+    count, guidance = settings.count or len(prompts), config.guidance if settings.guidance is None else settings.guidance
+    about = {
+        "source": "teacher", "teacher": fingerprint(pipeline), "prompts_sha256": file_sha256(file), "count": count, "steps": settings.steps,
+        "guidance": guidance, "seed": seed, "resolution": config.data.resolution, "precision": config.sampling.precision,
+    }  # fmt: skip
+    parts = Parts(out, about | {"shard": SHARD})
+    generator = load_generator(config.model_copy(update={"guidance": guidance}), "teacher", pipeline, settings.steps, device)
+    names = {f"shard-{k:06d}.tar": range(first, min(first + SHARD, count)) for k, first in enumerate(range(0, count, SHARD))}
+    missing = {name: held for name, held in names.items() if parts.done(name) is None}
+    drawn = (images(generator, prompts, held, seed, config.sampling.batch_size) for held in missing.values())
+    stream = progress(itertools.chain.from_iterable(drawn), sum(map(len, missing.values())), "images")
+    for name, held in missing.items():
+        parts.add(name, partial(_write, stream, len(held)))
+    records = [parts.done(name) for name in names]
+    made = about | {
+        "schema": 1, "pipeline": config.pipeline, "hub": config.hub, "prompts": settings.prompts,
+        "forward_equivalents": count * generator.passes, "sigmas": generator.sigmas, "wall_seconds": sum(r["seconds"] for r in records),
+        "git_commit": provenance.git_commit(), "hardware": provenance.hardware(device), "versions": provenance.versions(),
+    }  # fmt: skip
+    index = index_of([{key: record[key] for key in ("file", "count", "sha256")} for record in records], about)
+    parts.finish({name: json.dumps(value, indent=1) + "\n" for name, value in ((INDEX, index), (MADE, made))})
+    return made
+
+
+def images(generator: Generator, prompts: list[str], indices: range, seed: int, batch: int) -> Iterator[Sample]:
+    """The samples of these indices, `batch` drawn at once."""
+    for first in range(0, len(indices), batch):
+        places = [(i % len(prompts), i // len(prompts)) for i in indices[first : first + batch]]
+        pictures = generator.pictures([prompts[prompt] for prompt, _ in places], seed, places)
+        for i, (prompt, image), picture in zip(indices[first:], places, pictures, strict=False):
+            yield Sample(f"{i:08d}", picture, prompts[prompt], {"index": i, "seed": seed, "prompt": prompt, "image": image})
+
+
+def _write(stream: Iterator[Sample], count: int, path: Path) -> dict[str, Any]:
+    started = time.time()
+    return {"count": write_tar(itertools.islice(stream, count), path), "seconds": round(time.time() - started, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="the profile whose teacher draws")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
+    parser.add_argument("--prompts", help="a prompt a line, or .jsonl with `prompt`")
+    parser.add_argument("--count", type=int, help="images (default: one of every prompt)")
+    parser.add_argument("--steps", type=int, help="Euler steps (default: 50)")
+    parser.add_argument("--guidance", type=float, help="default: the profile's; 1: none")
+    parser.add_argument("--seed", type=int, help="of the noise (default: data.seed)")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    config = load(args.config, args.set)
+    values = config.data.teacher.model_dump() if config.data.teacher else {}
+    values |= {key: value for key in FromTeacher.model_fields if (value := getattr(args, key)) is not None}
+    if "prompts" not in values:
+        raise UserError(f"{args.config}: data.teacher: found none, expected the prompts to draw there, or --prompts FILE")
+    try:
+        settings = FromTeacher.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, FromTeacher, "command line", prefix="--")) from None
+    seed = config.data.seed if args.seed is None else args.seed
+    if seed < 0:
+        raise UserError(f"--seed {seed}: expected 0 or more")
+    device = pick_device(args.device)
+    if device == "cpu":
+        torch.set_num_threads(1)  # two jobs of one thread beat one of two
+    made = build(config, settings, args.out, seed=seed, device=device)
+    print(f"{args.out}: {made['count']} images, {made['forward_equivalents']:,} passes of the teacher")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
