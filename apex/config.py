@@ -37,6 +37,8 @@ from pydantic import (
 from apex import methods
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
+from apex.launch import Launch
+from apex.launch import read as read_launch
 from apex.provenance import digest
 from apex.strict import Strict, as_list, document, explain, parse_yaml, put, unknown
 
@@ -324,6 +326,9 @@ class Config(Strict):
     )
     budget: Budget = Budget()
     train: Train = Train()
+    launch: str = Field(
+        "", description="accelerate's configuration for each training on several GPUs, workflows/accelerate/*.yaml; '': one process"
+    )
     sampling: Sampling = Sampling()
     pretraining: Pretraining = Pretraining()
     tuned: str = Field("", description="file of settings by method that `snakemake tune` chose; empty: the methods' defaults")
@@ -461,12 +466,18 @@ class Config(Strict):
             return self.data
         return self.data.model_copy(update={"teacher": teacher.model_copy(update={"guidance": self.guidance})})
 
+    def launched(self) -> Launch:
+        """How its trainings start. Raises `UserError` where accelerate's file is not there or cannot be launched."""
+        return read_launch(locate(self.launch), f"{self._origin}: launch") if self.launch else Launch()
+
     def run_hash(self, name: str, *, teacher: bool = True) -> str:
         """Identity of a run but for its seed: what its weights depend on. With `teacher`, the teacher's files count too."""
         run = self.run_config(name).model_dump(
             mode="json", exclude={"row": True, "variant": True, "method_files": True, "train": LOOP_ONLY}
         )
         run["code"] = methods.source_digest(run["method"], self.method_paths)
+        if self.launch:  # as many batches in a step
+            run["processes"] = self.launched().processes
         if made := self.data.teacher:  # what else its images depend on
             run["images"] = {"prompts": fingerprint(locate(made.prompts)), "precision": self.sampling.precision}
         return digest(run | ({"teacher": fingerprint(self.pipeline_path)} if teacher else {}))
@@ -486,7 +497,7 @@ class Config(Strict):
         keep = {"pipeline", "data", "prompts", "rows", "guidance", "budget", "train", "sampling"}
         values = self.model_dump(mode="json", include=keep, exclude={"train": LOOP_ONLY, "rows": {"__all__": {"train": LOOP_ONLY}}})
         tuned = {name: one.model_dump(mode="json", exclude_unset=True) for name, one in self.tuned_settings().items()}
-        return digest(values | {"tuned": tuned})
+        return digest(values | {"tuned": tuned} | ({"processes": self.launched().processes} if self.launch else {}))
 
 
 class Tuned(Strict):

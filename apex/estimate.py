@@ -33,6 +33,7 @@ from apex.config import Config, RunConfig, check_params, load
 from apex.data.cache import pixels_per_latent
 from apex.errors import UserError, readable, run_command
 from apex.files import write_atomic
+from apex.launch import Launch
 from apex.memory import PeakMemory, megabytes
 from apex.networks import DTYPES, build_student, make_setup, parameters_by_role
 from apex.pipeline import empty_backbone
@@ -45,6 +46,7 @@ META = torch.device("meta")
 # Card -> memory in GB and dense bf16 TFLOP/s, as their makers' data sheets say. A rate measured on the card itself is better: --tflops.
 CARDS = {"h200": (141, 989), "h100": (80, 989), "a100": (80, 312), "l40s": (48, 362), "rtx4090": (24, 165)}
 SHARE = 0.35  # of the card's rate that training reaches; assumed where nothing was measured
+FSDP = "workflows/accelerate/fsdp2.yaml"
 TOY_STEPS = 20  # over which calls are counted
 
 
@@ -240,8 +242,11 @@ class Estimate:
         return sum(self.memory.values())
 
 
-def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SHARE) -> Estimate:
-    """One run on one device. rate: TFLOP/s of its matrix products; None leaves the hours out."""
+ONE = Launch()
+
+
+def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SHARE, launch: Launch = ONE) -> Estimate:
+    """One run; memory is of each of its devices. rate: TFLOP/s of a device's matrix products; None leaves the hours out."""
     method = methods.get(run.method, run.method_files)(run.params)
     train, gb = run.train, 2**30
     with META:
@@ -263,6 +268,13 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
         "gradients": size(trained),
         "frozen parts": (shape.text_parameters * frozen * (run.data.embeddings != "disk") + shape.codec_parameters * 4) / gb,
     }
+    if launch.split:  # all but the extra networks and the frozen parts, and a block at a time is whole
+        own = {"optimizer": 2 * size(p for m in extra.values() for p in m.parameters() if p.requires_grad)}
+        own["gradients"] = own["optimizer"] / 2
+        for part in ("student", "teacher", "ema", "optimizer", "gradients"):
+            kept = own.get(part, 0.0)
+            memory[part] = kept + (memory[part] - kept) / launch.processes
+        memory["gathered"] = 2 * max(size(block.parameters()) for block in student.blocks)  # the next comes while one is at work
     found = Estimate(run.row, run.method, sum(p.numel() for p in student.parameters()), sum(p.numel() for p in trained), memory)
 
     counted = calls(run, student.family)
@@ -281,9 +293,9 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
     found.forward_equivalents = per_sample / unit
     found.flops = run.budget.forward_equivalents * unit
     plan = method.pairs()
-    samples = train.batch_size * train.gradient_accumulation
+    samples = train.batch_size * train.gradient_accumulation * launch.processes
     found.steps = math.ceil(found.flops * (1 - plan.share if plan else 1) / (per_sample * samples))
-    found.hours = found.flops / (rate * 1e12 * share) / 3600 if rate else None
+    found.hours = found.flops / (rate * 1e12 * share * launch.processes) / 3600 if rate else None
 
     dtype = DTYPES[train.precision]
     network = student.to(dtype)  # as autocast computes; sizes are taken before
@@ -324,20 +336,34 @@ def smaller(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         yield changed(f"train.batch_size={batch} train.gradient_accumulation={parts}", batch_size=batch, gradient_accumulation=parts)
 
 
-def planned(run: RunConfig, shape: Shape, rate: float | None, share: float, memory: float | None) -> Estimate:
+def planned(run: RunConfig, shape: Shape, rate: float | None, share: float, memory: float | None, launch: Launch = ONE) -> Estimate:
     """`estimate`, and where it needs more than `memory` GB what to change so that it fits."""
-    found = estimate(run, shape, rate, share)
+    found = estimate(run, shape, rate, share, launch)
     if memory is None:
         return found
     found.fits = found.total <= memory
     if not found.fits:
-        for text, other in smaller(run):
-            if (total := estimate(other, shape, rate, share).total) <= memory:
-                found.mend = f"{text}: {total:.3g} GB"
+        other, run_of_other = found, run
+        for text, changed in smaller(run):
+            other, run_of_other = estimate(changed, shape, rate, share, launch), changed
+            if other.total <= memory:
+                found.mend = f"{text}: {other.total:.3g} GB"
                 break
         else:
-            found.mend = "no setting of the loop is small enough: tuning lora, a larger card, or several"
+            found.mend = "" if launch.split else several(other, run_of_other, shape, share, memory)
+            found.mend = found.mend or "no setting of the loop is small enough: tuning lora, or a larger card"
     return found
+
+
+def several(whole: Estimate, run: RunConfig, shape: Shape, share: float, memory: float) -> str:
+    """On how many devices a run fits whose weights are split over them, `whole` being its estimate on one; '' if not on 64."""
+    two = estimate(run, shape, None, share, Launch(FSDP, 2, split=True))
+    gathered = two.memory["gathered"]
+    divisible = 2 * (whole.total - two.total + gathered)
+    for processes in (2, 4, 8, 16, 32, 64):
+        if (total := whole.total + gathered - divisible * (1 - 1 / processes)) <= memory:
+            return f"launch={FSDP} with {processes} processes, train.batch_size={run.train.batch_size}: {total:.3g} GB each"
+    return ""
 
 
 def measured_rate(device: str, seconds: float = 2.0) -> float:
@@ -395,11 +421,11 @@ def main() -> None:
     else:
         source = f"data sheet of {args.card}" if args.tflops is None else "as given"
     memory, rate = args.memory or memory, args.tflops or rate
-    shape, found = shape_of(config), []
+    shape, launch, found = shape_of(config), config.launched(), []
     for row in rows:
         print(f"{row}: on the meta device", flush=True)
         try:
-            one = planned(config.run_config(row), shape, rate, args.share, memory)
+            one = planned(config.run_config(row), shape, rate, args.share, memory, launch)
         except UserError as error:
             print(f"{row}: left out: {error}", flush=True)
             continue
@@ -411,6 +437,7 @@ def main() -> None:
     about = {
         "profile": config.profile, "source": shape.source, "latent": list(shape.latent), "tokens": shape.tokens, "rate_tflops": rate,
         "rate_source": source, "share": args.share, "memory_gb": memory, "budget": config.budget.forward_equivalents,
+        "processes": launch.processes, "split": launch.split,
         "captions_gb_per_1000": caption_gigabytes(config.run_config(rows[0]), shape),
     }  # fmt: skip
     write_atomic(

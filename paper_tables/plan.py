@@ -25,7 +25,7 @@ from paper_tables.stats import Summary
 
 PARTS = {
     "student": "#2F5D8A", "teacher": "#7FA6C9", "extra": "#B3382C", "ema": "#8A6D3B", "optimizer": "#5B8C5A", "gradients": "#A9C4A0",
-    "frozen parts": "#9aa1a9", "step": "#D9A441",
+    "gathered": "#6E5A7E", "frozen parts": "#9aa1a9", "step": "#D9A441",
 }  # fmt: skip
 NOT_RUN = "No finished run of this row in results/ or results/reference/."
 
@@ -47,10 +47,13 @@ def table(plan: dict[str, Any]) -> Table:
     disk = plan.get("captions_gb_per_1000")
     parts = f"codec; captions are read from disk, {disk:.3g} GB for 1,000" if disk else "text encoder and codec"
     card = f" of {plan['memory_gb']:.4g} GB" if plan["memory_gb"] else ""
+    count = plan.get("processes", 1)
+    devices = f"{count} devices, each" if count > 1 else "One device"
+    split = " Weights, gradients, moments and mean are split over them; gathered: the blocks that are whole." if plan.get("split") else ""
     caption = (
         f"Profile {plan['profile']}: latents of {' x '.join(map(str, plan['latent']))}, captions of {plan['tokens']} tokens, a budget of "
-        f"{plan['budget']:g} forward-equivalents; networks from {plan['source']}. One device{card} at {plan['rate_tflops']:.3g} TFLOP/s "
-        f"({plan['rate_source']}), of which training is taken to reach {plan['share']:g}. Nothing was run: the networks are built without "
+        f"{plan['budget']:g} forward-equivalents; networks from {plan['source']}. {devices}{card} at {plan['rate_tflops']:.3g} TFLOP/s "
+        f"({plan['rate_source']}), of which training is taken to reach {plan['share']:g}.{split} Nothing was run: the networks are built without "
         f"weights and measured there. frozen parts: {parts}. step: activations at their peak; with the gradients a bound "
         "from above. Measured runs count gradients within the step, and no frozen parts."
     )
@@ -60,7 +63,7 @@ def table(plan: dict[str, Any]) -> Table:
         for key in ("parameters", "trainable"):
             line[key] = Cell(f"{row[key]:,}", Summary(row[key]))
         for part in PARTS:
-            value = gigabytes(plan, row["memory"][part])[0]
+            value = gigabytes(plan, row["memory"].get(part, 0.0))[0]
             line[f"memory_{part}"] = Cell(significant(value) if value > 5e-4 else "0", Summary(value))
         line["total"] = plain(gigabytes(plan, row["total"])[0], "", 1)
         had = row["measured_memory"]
@@ -87,7 +90,7 @@ def draw(plan: dict[str, Any]) -> Figure:
     for level, row in enumerate(rows):
         start = 0.0
         for part, color in PARTS.items():
-            value = gigabytes(plan, row["memory"][part])[0]
+            value = gigabytes(plan, row["memory"].get(part, 0.0))[0]
             axes.barh(level, value, left=start, color=color, height=0.66)
             start += value
     if plan["memory_gb"]:

@@ -12,6 +12,7 @@ import torch
 from apex import estimate
 from apex.config import load
 from apex.errors import UserError, run_command
+from apex.launch import Launch
 from apex.networks import build_student
 from apex.pipeline import DTYPES
 from paper_tables import plan as plan_table
@@ -106,7 +107,7 @@ def test_what_does_not_fit_gets_the_mildest_change_that_does(tiny_profile) -> No
     assert found.fits is False
     first = next(text for text, total in tried if total <= limit)
     assert found.mend.startswith(f"{first}: ")
-    assert "several" in estimate.planned(run, shape, 1.0, 0.35, 1e-6).mend
+    assert "no setting of the loop" in estimate.planned(run, shape, 1.0, 0.35, 1e-6).mend
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,28 @@ def test_the_command_writes_a_table_and_a_figure(tiny_profile, tmp_path: Path, m
     monkeypatch.setattr("sys.argv", ["x", "--plan", str(tmp_path / "plan")])
     assert run_command(plan_table.main) == 0
     text = (tmp_path / "plan/plan.md").read_text()
-    assert "memory, MB: total" in text and "several" in text and (tmp_path / "plan/plan.png").stat().st_size > 5000
+    assert "memory, MB: total" in text and "no setting of the loop" in text and (tmp_path / "plan/plan.png").stat().st_size > 5000
     (tmp_path / "plan/plan.json").write_text('{"rows": []}')
     assert run_command(plan_table.main) == 2 and "rows: found none" in capsys.readouterr().err
+
+
+def test_split_weights_are_shared_out_and_a_block_is_whole(tiny_profile) -> None:
+    """Extra networks are on every device; the plan names how many devices are enough, and an estimate for so many agrees."""
+    config = load(tiny_profile(train={"batch_size": 1, "gradient_checkpointing": True, "precision": "bf16", "frozen": "bf16"}))
+    shape = estimate.shape_of(config)
+    for row in ("apex", "dmd2"):
+        run = config.run_config(row)
+        whole = estimate.estimate(run, shape, 1.0)
+        four = estimate.estimate(run, shape, 1.0, launch=Launch("f", 4, split=True))
+        assert four.memory["student"] == pytest.approx(whole.memory["student"] / 4)
+        assert four.memory["extra"] == whole.memory["extra"] and four.memory["step"] == whole.memory["step"]
+        own = whole.memory["extra"] if row == "dmd2" else 0.0
+        assert (four.memory["optimizer"] > whole.memory["optimizer"] / 4 + own) == (row == "dmd2") and whole.memory.get("gathered") is None
+        assert four.hours == pytest.approx(whole.hours / 4) and abs(4 * four.steps - whole.steps) <= 4
+    found = estimate.planned(
+        config.run_config("apex"), shape, 1.0, 0.35, estimate.estimate(config.run_config("apex"), shape, 1.0).total * 0.97
+    )
+    assert f"launch={estimate.FSDP} with " in found.mend
+    count, total = int(found.mend.split(" with ")[1].split()[0]), float(found.mend.split(": ")[1].split()[0])
+    again = estimate.estimate(config.run_config("apex"), shape, 1.0, launch=Launch(estimate.FSDP, count, split=True))
+    assert again.total == pytest.approx(total, rel=0.01)

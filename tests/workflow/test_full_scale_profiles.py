@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +100,32 @@ def test_a_few_steps_through_the_profiles_own_file(small, tmp_path: Path, name: 
     out = tmp_path / "images" / "{split}"
     assert call(sample.main, *line, "--row", row, "--run", run, "--nfe", 1, "--split", "test", "--out", out) == 0
     assert len(list((tmp_path / "images/test").glob("*/samples/*.png"))) == 4
+
+
+@pytest.mark.slow
+def test_the_largest_splits_its_weights_over_processes(small, tmp_path: Path) -> None:
+    """As its profile starts it, with two processes on the CPU; what it leaves is whole and moved from the teacher."""
+    assert load(CONFIGS / "qwen_image_full.yaml").launched().split
+    data, changes = small("qwen_image_full")
+    two = {"distributed_type": "FSDP", "num_machines": 1, "num_processes": 2, "use_cpu": True, "fsdp_config": {"fsdp_version": 2}}
+    (tmp_path / "two.yaml").write_text(json.dumps(two))
+    line = arguments("qwen_image_full", [*changes, f"launch={tmp_path / 'two.yaml'}"])
+    command = [Path(sys.executable).with_name("accelerate"), "launch", "--config_file", tmp_path / "two.yaml", "-m", "apex.train", *line]
+    done = subprocess.run(
+        [*map(str, command), "--row", "apex", *map(str, data), "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=CONFIGS.parents[1],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = json.loads((tmp_path / "run/made.json").read_text())
+    assert made["processes"] == 2 and made["split"] and made["training"]["steps"] >= 1 and made["run"]["train"]["gradient_checkpointing"]
+    weights, teacher = (
+        load_file(next(folder.glob("*.safetensors")))
+        for folder in (tmp_path / "run/transformer", Path(made["run"]["pipeline"]) / "transformer")
+    )
+    assert weights.keys() == teacher.keys() and all(weights[k].shape == teacher[k].shape for k in teacher)
+    assert any(not torch.equal(weights[k], teacher[k].float()) for k in teacher)
 
 
 STOCK = {

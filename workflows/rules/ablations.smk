@@ -53,6 +53,7 @@ use rule tune_train as ablation_train with:
         config=cell_arguments,
         identity=cell_identity,
         embeddings=embeddings_argument,
+        start=start_command,
         row=CELL_ROW,
         seed=lambda wildcards: wildcards.seed,
 

@@ -32,7 +32,7 @@ try:
     TIMED = chosen(_settings.pop("systems", ""))  # `snakemake speed --config systems=flux-schnell`
     _file = _file.relative_to(Path.cwd()) if _file.is_relative_to(Path.cwd()) else _file
     CONFIG = load(_file, overrides(_settings))
-    PLAN, ABLATIONS = Plan(CONFIG), AblationPlan(CONFIG)
+    PLAN, ABLATIONS, LAUNCH = Plan(CONFIG), AblationPlan(CONFIG), CONFIG.launched()
     # A plan is made before there are data or prompts.
     if "plan" not in sys.argv and (_missing := PLAN.missing()):
         raise UserError(f"{_file}: {_missing}")
@@ -58,6 +58,11 @@ def config_arguments(wildcards, output):
     """`--config FILE --set ...`. Snakemake stores no param that is a function of `output`, so a changed command line
     alone makes no job stale: what matters to a job is in its other params."""
     return arguments(_file, overrides(_settings))
+
+
+def start_command(wildcards, output):
+    """What starts a training; as many processes as its hash says."""
+    return LAUNCH.command
 
 
 def embeddings_of(config, row, folder):

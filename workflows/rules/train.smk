@@ -23,7 +23,8 @@ rule train:
         config=config_arguments,
         identity=run_identity,
         embeddings=embeddings_argument,
+        start=start_command,
         sampling=CONFIG.sampling.model_dump_json(),
     shell:
-        "python -m apex.train {params.config} --row {wildcards.row} --seed {wildcards.seed}"
+        "{params.start} apex.train {params.config} --row {wildcards.row} --seed {wildcards.seed}"
         " --keep-diverged --cache {input.cache} {params.embeddings} --out {output} 2>&1 | tee {log}"

@@ -26,10 +26,11 @@ rule tune_train:
         config=candidate_arguments,
         identity=candidate_identity,
         embeddings=embeddings_argument,
+        start=start_command,
         row="candidate",
         seed=CONFIG.seeds[0],
     shell:
-        "python -m apex.train {params.config} --row {params.row} --seed {params.seed} --keep-diverged"
+        "{params.start} apex.train {params.config} --row {params.row} --seed {params.seed} --keep-diverged"
         " --cache {input.cache} {params.embeddings} --out {output} 2>&1 | tee {log}"
 
 
