@@ -94,7 +94,8 @@ class Loop:
             )
         pipeline = Pipeline(folder, str(device), DTYPES[train.frozen], text=kind != "disk")
         if embeddings is not None:
-            self.captions = CaptionShards(embeddings, folder, cache.captions, train.frozen, device)
+            verify = self.accelerator.is_local_main_process
+            self.captions = CaptionShards(embeddings, folder, cache.captions, train.frozen, device, verify=verify)
         else:
             self.captions = (CaptionTable if kind == "memory" else CaptionStream)(pipeline, cache.captions)
         self.latents, self.index = cache.latents, cache.caption_index
