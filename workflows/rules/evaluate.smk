@@ -115,6 +115,12 @@ use rule time_row as time_checkpoint with:
         nfe=r"\d+",
         seed=r"\d+",
         split=one_of(CONFIG.splits),
+    params:
+        config=config_arguments,
+        checkpoint=lambda wildcards: checkpoint_content(wildcards.row),
+        sampling=CONFIG.sampling.model_dump_json(),
+        guidance=CONFIG.guidance,
+        what=timing,
 
 
 use rule time_row as time_teacher with:
