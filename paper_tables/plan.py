@@ -54,8 +54,8 @@ def table(plan: dict[str, Any]) -> Table:
         f"Profile {plan['profile']}: latents of {' x '.join(map(str, plan['latent']))}, captions of {plan['tokens']} tokens, a budget of "
         f"{plan['budget']:g} forward-equivalents; networks from {plan['source']}. {devices}{card} at {plan['rate_tflops']:.3g} TFLOP/s "
         f"({plan['rate_source']}), of which training is taken to reach {plan['share']:g}.{split} Nothing was run: the "
-        f"networks are built without weights and measured there. frozen parts: {parts}. step: activations at their peak; with the gradients a bound "
-        "from above. Measured runs count gradients within the step, and no frozen parts."
+        f"networks are built without weights and measured there. frozen parts: {parts}. step: activations at their "
+        "peak; with the gradients a bound from above. Measured runs count gradients within the step, and no frozen parts."
     )
     out = Table("plan", "What the runs need", caption, columns)
     for row in plan["rows"]:
