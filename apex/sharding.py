@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -99,10 +99,10 @@ def refuse(row: str, what: str) -> NoReturn:
     )
 
 
-def refusing(row: str, what: str) -> Any:
+def refusing(row: str, what: str) -> Callable[..., NoReturn]:
     """A function that refuses."""
 
-    def no(*_: Sequence[Any], **__: Any) -> NoReturn:
+    def no(*_: Any, **__: Any) -> NoReturn:
         refuse(row, what)
 
     return no

@@ -40,7 +40,7 @@ from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.gpu import claim
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
-from apex.networks import Averaged, Base, Fixed, Make, build_student, last_matrix, make_setup, parameters_by_role
+from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
 from apex.pairs import PairStore, make_pairs, pair_count
 from apex.pipeline import DTYPES, CaptionStream, CaptionTable, Pipeline, empty_like, load_backbone
 from apex.seeds import derive, torch_generator
@@ -101,15 +101,11 @@ class Loop:
         self.latents, self.index = cache.latents, cache.caption_index
         shape = tuple(cache.latents.shape[1:])
         longest = self.captions.longest()
-
-        def make(dtype: torch.dtype) -> Backbone:
-            return load_backbone(folder / "transformer", dtype=dtype)
-
-        student, teacher = self.networks(make)
+        student, teacher = self.networks()
         if train.gradient_checkpointing:
             student.transformer.enable_gradient_checkpointing()
         self.student = student
-        setup = make_setup(student, pipeline, make, device, tuple(cache.latents.shape[1:]), longest)
+        setup = make_setup(student, pipeline, self.make, device, tuple(cache.latents.shape[1:]), longest)
         self.extra = {name: module.to(device) for name, module in self.method.extra_networks(setup).items()}
         self.parameters = {
             "student": sum(p.numel() for p in student.parameters()),
@@ -157,15 +153,19 @@ class Loop:
         self.step, self.flops, self.seconds, self.rows, self.first_losses = 0, 0.0, 0.0, [], []
         self.visibility: dict[float, float] = {}
 
-    def networks(self, make: Make) -> tuple[Backbone, Backbone | None]:
+    def make(self, dtype: torch.dtype) -> Backbone:
+        """A new copy of the pretrained network."""
+        return load_backbone(locate(self.run.pipeline) / "transformer", dtype=dtype)
+
+    def networks(self) -> tuple[Backbone, Backbone | None]:
         """The student and its frozen teacher on the device; split over the processes where the launcher asks for it."""
         device = self.accelerator.device
         if not self.sharded:
-            return build_student(self.run, self.method, make, device)
+            return build_student(self.run, self.method, self.make, device)
         mesh = init_device_mesh(device.type, (self.accelerator.num_processes,))
         for process in range(self.accelerator.num_processes):  # in turn: the host's memory holds one whole copy at a time
             if process == self.accelerator.process_index:
-                student, teacher = build_student(self.run, self.method, make, torch.device("cpu"))
+                student, teacher = build_student(self.run, self.method, self.make, torch.device("cpu"))
                 for network in filter(None, (student, teacher)):
                     sharding.shard(network, mesh)
             self.accelerator.wait_for_everyone()
@@ -173,9 +173,8 @@ class Loop:
 
     def costs(self, base: nn.Module | None, shape: tuple[int, ...], longest: Condition) -> dict[str, Cost]:
         """FLOPs a sample of the student's and the teacher's passes."""
-        folder = locate(self.run.pipeline) / "transformer"
         if self.sharded:  # measured where there are no shares: on the meta device
-            empty = torch.device("meta")
+            folder, empty = locate(self.run.pipeline) / "transformer", torch.device("meta")
             longest = longest.to(empty)
             run = self.run.model_copy(update={"train": self.run.train.model_copy(update={"frozen": "fp32"})})
             with empty:
@@ -184,10 +183,10 @@ class Loop:
                 student.transformer.enable_gradient_checkpointing()
             return {"student": measure_cost(student, shape, longest), "teacher": measure_cost(empty_like(folder), shape, longest)}
         if base is not None:
-            return {"student": measure_cost(self.student, shape, longest), "teacher": measure_cost(base, shape, longest)}
-        # The stock network tells the unit of the budget, and is not kept.
-        stock = load_backbone(folder).to(self.accelerator.device)
-        return {"student": measure_cost(self.student, shape, longest), "teacher": Cost(measure_cost(stock, shape, longest).forward)}
+            teacher = measure_cost(base, shape, longest)
+        else:  # the stock network tells the unit of the budget, and is not kept
+            teacher = Cost(measure_cost(self.make(torch.float32).to(self.accelerator.device), shape, longest).forward)
+        return {"student": measure_cost(self.student, shape, longest), "teacher": teacher}
 
     def no_teacher(self, *_: Any, **__: Any) -> Tensor:
         raise UserError(f"{methods.where(self.method)}: losses() queries the teacher; name it in `needs`")
@@ -533,12 +532,7 @@ class Loop:
         """
         if not self.sharded:
             return self.student
-        folder = locate(self.run.pipeline) / "transformer"
-        student = (
-            build_student(self.run, self.method, lambda dtype: load_backbone(folder, dtype=dtype), torch.device("cpu"))[0]
-            if self.main
-            else None
-        )
+        student = build_student(self.run, self.method, self.make, torch.device("cpu"))[0] if self.main else None
         into = dict(student.named_parameters()) if student else {}
         with torch.no_grad():
             for name, parameter in self.student.named_parameters():
@@ -551,7 +545,7 @@ class Loop:
     def export(self, out: Path) -> None:
         """Writes the run's weights (the running mean where one is kept) and its record to `out`. All processes call it, one writes."""
         with self.ema.applied() if 0 < self.run.train.ema < 1 else nullcontext():
-            student = self.whole_student() if self.main or self.sharded else None
+            student = self.whole_student()
             if self.main:
                 self.write(out, student)
 
