@@ -320,7 +320,7 @@ def main() -> None:
     sets = {split: args.prompts or config.prompts_path(split) for split in args.split}
     rows = {split: load_prompts(file) for split, file in sets.items()}
     if config.prompts.per_task is not None:
-        rows = {s: load_prompts(sets[s], limit=config.prompts.per_task * len({row["tag"] for row in r})) for s, r in rows.items()}
+        rows = {s: load_prompts(sets[s], limit=config.prompts.per_task * len({row.get("tag", "") for row in r})) for s, r in rows.items()}
 
     generator, weights = None, []
     if args.row not in REFERENCES:

@@ -87,11 +87,12 @@ def progress(items: Iterable[T], total: int, name: str, every: float = 5.0) -> I
 
 
 def is_unseen(row: dict) -> bool:
-    """Whether a prompt asks for a pair that the world holds out of training."""
-    subjects = [e for e in row["include"] if "position" in e]
-    shows = [(e.get("color"), e["class"]) for e in row["include"]]
+    """Whether a prompt asks for a pair that the world holds out of training; prompts of other benchmarks do not."""
+    wanted = row.get("include", [])
+    subjects = [e for e in wanted if "position" in e]
+    shows = [(e.get("color"), e["class"]) for e in wanted]
     return any(pair in world.HELD_OUT_COLORS for pair in shows) or any(
-        world.is_held_out_relation(e["class"], e["position"][0], row["include"][e["position"][1]]["class"]) for e in subjects
+        world.is_held_out_relation(e["class"], e["position"][0], wanted[e["position"][1]]["class"]) for e in subjects
     )
 
 
@@ -112,8 +113,8 @@ def square_side(images: Images) -> int:
 
 
 def prompt_weights(images: Images, seed: int) -> np.ndarray:
-    """Bootstrap weights over prompts within task, seen and unseen ones apart, (resamples, prompts)."""
-    return bootstrap_weights([f"{row['tag']} {is_unseen(row)}" for row in images.rows], resamples=RESAMPLES, seed=seed)
+    """Bootstrap weights over prompts within their `tag` (the task), seen and unseen ones apart, (resamples, prompts)."""
+    return bootstrap_weights([f"{row.get('tag', '')} {is_unseen(row)}" for row in images.rows], resamples=RESAMPLES, seed=seed)
 
 
 def write_record(

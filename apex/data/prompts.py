@@ -1,8 +1,9 @@
-"""Prompt sets in GenEval's JSON-lines format, and GenEval's folder layout for the images made from them.
+"""Prompt sets as JSON lines, and GenEval's folder layout for the images made from them.
 
-A line is {"tag": task, "include": [{"class", "count"[, "color"][, "position": [relation, index]]}, ...],
-["exclude": [{"class", "count"}, ...],] "prompt": text}, as in the official `evaluation_metadata.jsonl`
-(Ghosh et al. 2023, arXiv 2310.11513). Further keys, such as the world's `background` and `seen`, are passed on.
+A line is an object with a `prompt`. GenEval's own are {"tag": task, "include": [{"class", "count"[, "color"]
+[, "position": [relation, index]]}, ...], ["exclude": [{"class", "count"}, ...],] "prompt": text}, as in the official
+`evaluation_metadata.jsonl` (Ghosh et al. 2023, arXiv 2310.11513). Other benchmarks have other keys: a `tag` is the part of the
+set that a prompt belongs to, the rest is passed on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def load_prompts(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: prompt file not found; expected JSON lines in GenEval's format")
+        raise UserError(f"{path}: prompt file not found; expected JSON lines, each with a prompt")
     if limit is not None and limit < 1:
         raise UserError(f"{path}: limit of {limit} prompts; expected 1 or more")
     rows = []
@@ -52,7 +53,7 @@ def _spread(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     """`limit` rows, taking one of each task in turn, returned in the file's order."""
     places: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        places.setdefault(row["tag"], []).append(i)
+        places.setdefault(row.get("tag", ""), []).append(i)
     turns = sorted((turn, i) for indices in places.values() for turn, i in enumerate(indices))
     return [rows[i] for i in sorted(i for _, i in turns[:limit])]
 
@@ -66,17 +67,22 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def check_row(row: Any, where: str) -> dict[str, Any]:
-    """Returns `row` if it is a prompt in GenEval's format, otherwise raises `UserError` beginning with `where`."""
+    """Returns `row` if it is a prompt, of GenEval's format where it has its keys; else raises `UserError` beginning with `where`."""
 
     def need(good: bool, expected: str) -> None:
         if not good:
             raise UserError(f"{where}: {expected}; found {_short(row)}")
 
-    need(isinstance(row, dict), 'expected an object {"tag", "include", "prompt"}')
-    for key in ("tag", "include", "prompt"):
-        need(key in row, f"key {key} missing")
-    need(row["tag"] in TASKS, f"tag must be one of {', '.join(TASKS)}")
+    need(isinstance(row, dict), 'expected an object with a "prompt"')
+    need("prompt" in row, "key prompt missing")
     need(isinstance(row["prompt"], str) and bool(row["prompt"].strip()), "prompt must be a text that is not empty")
+    tag = row.get("tag", "")
+    need(isinstance(tag, str), "tag must be a text")
+    if "include" not in row and tag not in TASKS:
+        return row
+    for key in ("tag", "include"):
+        need(key in row, f"key {key} missing")
+    need(tag in TASKS, f"tag must be one of {', '.join(TASKS)}")
     need(isinstance(row["include"], list) and bool(row["include"]), "include must be a list that is not empty")
     need(isinstance(row.get("exclude", []), list), "exclude must be a list")
     for key in ("include", "exclude"):

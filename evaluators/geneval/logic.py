@@ -144,6 +144,8 @@ def check_known(row: Mapping, where: str, classes: Sequence[str], colors: Sequen
     Raises:
         UserError: naming `where`, what was found, and what is expected.
     """
+    if "include" not in row:
+        raise UserError(f"{where}: found no include, so no prompt of GenEval's; choose another prompt set or evaluator")
     for entry in [*row["include"], *row.get("exclude", [])]:
         if entry["class"] not in classes:
             raise UserError(

@@ -92,7 +92,7 @@ GOOD = {"tag": "colors", "include": [{"class": "cross", "count": 1, "color": "bl
     [
         ("{", "not valid JSON"),
         ('"text"', "expected an object"),
-        ({"tag": None}, "tag must be one of"),
+        ({"tag": None}, "tag must be a text"),
         ({"tag": "colour"}, "tag must be one of"),
         ({"prompt": " "}, "prompt must be a text"),
         ({"prompt": 3}, "prompt must be a text"),
