@@ -2,6 +2,13 @@
 
 EVALUATOR_NETWORKS = fingerprint(BASEDIR / "evaluators" / "pretrained")
 SCORED = PLAN.scored()
+OPTIONS = CONFIG.evaluation.options()
+
+
+def scores(splits):
+    """Which evaluators score which prompt set and, where the profile says it, with what, as words of the command."""
+    words = [f"{split}={','.join(SCORED[split])}" for split in splits]
+    return [*words, "--options", shlex.quote(json.dumps(OPTIONS))] if OPTIONS else words
 
 
 rule evaluate:
@@ -21,7 +28,7 @@ rule evaluate:
         networks=EVALUATOR_NETWORKS,
         images=lambda wildcards: images_of(wildcards),
         records=lambda wildcards: records_of(wildcards),
-        scores=[f"{split}={','.join(names)}" for split, names in SCORED.items()],
+        scores=scores(SCORED),
     shell:
         "python -m evaluators --images '{params.images}' --out '{params.records}' --score {params.scores} > {log} 2>&1"
 
@@ -44,7 +51,7 @@ rule evaluate_external:
         content=lambda wildcards: fingerprint(Path(PLAN.externals[wildcards.row].images)),
         records=lambda wildcards: records_of(wildcards),
         source=lambda wildcards: PLAN.externals[wildcards.row].source,
-        scores=f"test={','.join(SCORED.get('test', []))}",
+        scores=scores([split for split in SCORED if split == "test"]),
     shell:
         "python -m evaluators --images {params.images:q} --out '{params.records}' --score {params.scores}"
         " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"
