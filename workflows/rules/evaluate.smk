@@ -2,13 +2,6 @@
 
 EVALUATOR_NETWORKS = fingerprint(BASEDIR / "evaluators" / "pretrained")
 SCORED = PLAN.scored()
-OPTIONS = CONFIG.evaluation.options()
-
-
-def scores(splits):
-    """Which evaluators score which prompt set and, where the profile says it, with what, as words of the command."""
-    words = [f"{split}={','.join(SCORED[split])}" for split in splits]
-    return [*words, "--options", shlex.quote(json.dumps(OPTIONS))] if OPTIONS else words
 
 
 rule evaluate:
@@ -51,7 +44,7 @@ rule evaluate_external:
         content=lambda wildcards: fingerprint(Path(PLAN.externals[wildcards.row].images)),
         records=lambda wildcards: records_of(wildcards),
         source=lambda wildcards: PLAN.externals[wildcards.row].source,
-        scores=scores([split for split in SCORED if split == "test"]),
+        scores=scores({split: names for split, names in SCORED.items() if split == "test"}),
     shell:
         "python -m evaluators --images {params.images:q} --out '{params.records}' --score {params.scores}"
         " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"
