@@ -4,7 +4,8 @@
         --out 'results/world/records/apex/nfe1/seed0/{split}/{evaluator}.json' \\
         --score test=geneval,fid,clip_score,coverage unseen=geneval
 
-The same as `python -m evaluators.geneval`, `.fid`, `.clip_score` and `.coverage` one after the other, at their defaults.
+The same as `python -m evaluators.geneval`, `.fid`, `.clip_score` and `.coverage` one after the other, at their defaults; of images
+from their own prompts also `dpg` and `wise`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from importlib import import_module
 from apex.errors import UserError, run_command
 from evaluators.command import parser_of
 
-MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {"geneval": "evaluators.geneval.__main__"}
+MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {
+    name: f"evaluators.{name}.__main__" for name in ("geneval", "dpg", "wise")
+}
 
 
 def scores(text: str) -> tuple[str, list[str]]:

@@ -83,6 +83,12 @@ def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None,
     return Images(folder, rows, files, size, identity, made)
 
 
+def open_anonymous(folder: Path) -> Images:
+    """Opens and checks a folder whose images are only copied: nobody needs to say who made them."""
+    known = (folder / "made.json").is_file()
+    return open_images(folder) if known else open_images(folder, row="", nfe=0)
+
+
 def some(names: Sequence[str]) -> str:
     """The first few of them, and how many more there are."""
     return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -18,7 +18,7 @@ from evaluators import assets
 from evaluators.command import parser_of, progress
 from evaluators.dpg.questions import load
 from evaluators.flat import match
-from evaluators.images import open_images
+from evaluators.images import open_anonymous
 
 
 def grid(images: Sequence[Image.Image]) -> Image.Image:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--questions", type=Path, help="dpg_bench.csv (default: the asset dpg-bench)")
     args = parser.parse_args(argv)
     bench = load(assets.find("dpg-bench", args.questions, "--questions"))
-    images = open_images(args.images, row="", nfe=0) if not (args.images / "made.json").is_file() else open_images(args.images)
+    images = open_anonymous(args.images)
     ids = match(images, bench.prompts, "item_id")
     width, height = images.size
     if width != height or len(images.files[0]) != 4:

@@ -149,9 +149,7 @@ def test_the_official_code_skips_the_first_row_and_loses_the_prompt_that_needs_i
     assert left_out == ["whoops7"] and list(kept) == ["drawtext1", "12"]
     kept, left_out = load(questions([ROWS[6], ROWS[2], ROWS[5]])).official()
     assert left_out == ["12"] and list(kept) == ["drawtext1"], "its only question was in the first row"
-    kept, left_out = load(
-        questions([ROWS[0], ROWS[2]] + [("whoops7", ROWS[0][1], 2, "0", "entity - whole", "Is there a table?")])
-    ).official()
+    kept, left_out = load(questions([ROWS[0], ROWS[2], ("whoops7", ROWS[0][1], 2, "0", "entity - whole", "Is there a table?")])).official()
     assert left_out == [] and len(kept["whoops7"].questions) == 1
 
 
@@ -308,7 +306,7 @@ def test_prompts_that_are_not_the_benchmarks_are_named_before_any_question(score
 
 def test_missing_prompts_are_named_or_allowed(score, make_folder):
     few = make_folder([{"prompt": ROWS[6][1], "item_id": "12"}], images=np.full((4, 16, 16, 3), 230, np.uint8))
-    with pytest.raises(UserError, match="2 of 3 prompts have no image: whoops7; drawtext1.*--partial"):
+    with pytest.raises(UserError, match=r"2 of 3 prompts have no image: whoops7; drawtext1.*--partial"):
         score(few)
     record = score(few, "--partial")
     assert record.details["prompts_missing"] == 2 and record.value("dpg/global") == 100
@@ -373,7 +371,7 @@ def test_other_weights_are_another_identity(tiny, tmp_path):
 
 def test_what_is_no_model_for_the_judge_is_named(tiny, tmp_path):
     _, folder = tiny
-    with pytest.raises(UserError, match="no \\*.safetensors"):
+    with pytest.raises(UserError, match=r"no \*\.safetensors"):
         judges.TransformersVqa(str(tmp_path), "cpu", "float32", 4)
     with pytest.raises(UserError, match="give --model"):
         judges.TransformersVlm(None, "cpu", "float32", 4)

@@ -22,7 +22,38 @@ from transformers import (
     ViltProcessor,
 )
 
-WORDS = "is are there a an the red blue green circle square on left of in many how yes no answer with or user assistant : ? . 1 2 3".split()
+WORDS = [
+    "is",
+    "are",
+    "there",
+    "a",
+    "an",
+    "the",
+    "red",
+    "blue",
+    "green",
+    "circle",
+    "square",
+    "on",
+    "left",
+    "of",
+    "in",
+    "many",
+    "how",
+    "yes",
+    "no",
+    "answer",
+    "with",
+    "or",
+    "user",
+    "assistant",
+    ":",
+    "?",
+    ".",
+    "1",
+    "2",
+    "3",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>"]
 CHAT = (
     "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} "
