@@ -83,10 +83,16 @@ class Dpg(Settings):
 class Wise(Settings):
     """WISE: docs/evaluators/wise.md."""
 
-    endpoint: str = Field("", description="URL of an OpenAI-compatible API; its key comes from the environment")
+    endpoint: str = Field("", description="base URL of an OpenAI-compatible server; its key comes from the environment")
     model: str = Field("", description="the judge's name there; gpt-4o-2024-05-13 is the protocol's own")
-    version: Literal["2025", "2026"] = Field("2025", description="of the scoring")
+    version: Literal["2025", "2026"] = Field("2025", description="of prompts and scoring; 2026 has metrics of its own name")
+    prompts: str = Field("", description="folder of its three files; '': the fetched ones")
+    instruction: str = Field("", description="YAML with the judge's instruction; '': this suite's wording")
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+
+    def assets(self) -> list[tuple[str, str]]:
+        year = "" if self.version == "2025" else self.version
+        return [(f"wise{year}-{part}", self.prompts) for part in ("cultural", "spatio-temporal", "natural-science")]
 
 
 class Evaluation(Strict):

@@ -171,6 +171,14 @@ class View:
 
     # ------------------------------------------------------------------------------------------- its numbers
 
+    def other_judge(self, key: Key, metric: str) -> str:
+        """Who gave a number that does not compare with the published ones, by its record; '' where it does, or says nothing."""
+        for one in self._by_key.get(key, []):
+            if one.record.details.get("comparable") is False and any(m.metric == metric for m in one.record.metrics):
+                judge = one.record.details.get("judge") or {}
+                return str(judge.get("model") or judge.get("judge") or "another judge")
+        return ""
+
     def home(self, metric: str) -> str:
         """The prompt set that tables report a metric on: the main one, or, of a metric that it has not, the benchmark's own."""
         return self._homes.get(metric, self.split)

@@ -79,3 +79,12 @@ def test_the_figure_shows_the_judged_row_below_the_published_ones(judged: Path, 
     level = axes.get_yticks()[-1]
     shown = [text.get_text() for text in axes.texts if text.get_position()[1] == level]
     assert shown == [f"{value:.2f}".removeprefix("0") for value in numbers.values()]
+
+
+def test_a_number_of_another_judge_says_so_and_the_protocols_own_does_not(judged: Path) -> None:
+    path = judged / "records/apex/nfe1/seed0/dpg/dpg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"details": {"comparable": False, "judge": {"model": "small-vlm"}}}))
+    made = {table.name: table for table in build.tables(View.load(judged), published.load())}
+    notes = [cell.note for key, cell in ours(made["table3"], "apex")[0].cells.items() if key in {f"our_{name}" for name in DPG}]
+    assert len(notes) == len(DPG) and all("here by small-vlm" in note for note in notes)
+    assert "small-vlm" not in "".join(cell.note for cell in ours(made["table4"], "apex")[0].cells.values())
