@@ -107,6 +107,8 @@ def test_a_built_package_holds_the_code_the_weights_and_the_published_tables(tmp
         "apex/data/prompts/world/test.jsonl",
         "apex/pretrained/world/vae/config.json",
         "paper_tables/text_claims.yaml",
+        "evaluators/assets.yaml",
+        "evaluators/wise/instruction-2025.yaml",
     }
     for folder in ("apex/pretrained", "evaluators/pretrained", "paper_tables/published"):
         wanted |= {str(f.relative_to(ROOT)) for f in (ROOT / folder).rglob("*") if f.is_file()}
