@@ -74,7 +74,7 @@ def copy(config: Config, results: Path, out: Path) -> tuple[int, dict[str, str]]
     Raises:
         UserError: the results hold no record.
     """
-    if not found(results, POINTS[:1]):
+    if not found(results, (POINTS[0], WHOLE[1])):
         raise UserError(f"{results}: found no records; make the results first: snakemake all")
     new, old = found(results, (*POINTS, *WHOLE)), found(out, (*POINTS, *WHOLE))
     pointed = {name: file for name, file in old.items() if name.parts[0] in ("records", "runs")}

@@ -137,6 +137,17 @@ def test_a_reference_is_not_made_of_nothing(flow, tmp_path):
     assert (out / "metrics.csv").read_text() == "old"
 
 
+def test_a_sitting_of_ablations_alone_joins_the_reference(flow, tmp_path):
+    config, out, cell = load(flow.profile), tmp_path / "reference", Path("ablations/fm/seed0/records/geneval.json")
+    point = next((flow.results / "records").rglob("geneval.json"))
+    kept = out / point.relative_to(flow.results)
+    for path in (tmp_path / "results" / cell, kept):
+        path.parent.mkdir(parents=True)
+        shutil.copy(point, path)
+    reference.copy(config, tmp_path / "results", out)
+    assert (out / cell).read_bytes() == point.read_bytes() and kept.is_file()
+
+
 def test_another_sitting_joins_the_reference(flow, tmp_path):
     """Rows that the new results lack stay, if the profile trains them as they were trained; a point that is made again is the new one."""
     config = load(flow.profile, ["rows.slow={method: fm, train: {learning_rate: 1e-4}}", "methods=fm,slow"])
