@@ -43,12 +43,12 @@ class Clip:
             self._tokenizer = open_clip.get_tokenizer(name)
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             raise UserError(f"{folder}: not a readable open_clip folder ({str(error).splitlines()[0]}); {hint}") from error
-        self._ready(f"{folder.name} {file_sha256(weights[0])[:12]}", device, batch)
+        self._ready(folder.name, file_sha256(weights[0]), device, batch)
 
-    def _ready(self, identity: str, device: str, batch: int) -> None:
+    def _ready(self, name: str, sha256: str, device: str, batch: int) -> None:
         self._model.eval().requires_grad_(False)
         self._device, self._batch = device, batch
-        self.identity = identity
+        self.sha256, self.identity = sha256, f"{name} {sha256[:12]}"
 
     @classmethod
     def openai(cls, path: Path, device: str = "cpu", batch: int = 64, architecture: str = OPENAI) -> Self:
@@ -72,7 +72,7 @@ class Clip:
         clip._model, clip._transform, clip._tokenizer = model, transform, open_clip.get_tokenizer(architecture)
         _load_openai(model, _openai_weights(file), file, architecture)
         model.to(device)
-        clip._ready(f"{architecture} {file_sha256(file)[:12]}", device, batch)
+        clip._ready(architecture, file_sha256(file), device, batch)
         return clip
 
     def too_long(self, texts: Sequence[str]) -> list[int]:

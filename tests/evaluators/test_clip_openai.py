@@ -6,6 +6,7 @@ The network is a small one of open_clip's same classes, registered under a name 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from apex.errors import UserError
+from apex.errors import UserError, run_command
+from evaluators import clip_score
 from evaluators.clip_model import OPENAI, Clip
+from evaluators.result import read_record
 
 VISION = {"image_size": 224, "layers": 2, "width": 32, "head_width": 16, "patch_size": 56}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -201,3 +204,63 @@ def test_wrong_files_are_one_clear_line(spoil, named, model, tmp_path):
     with pytest.raises(UserError) as error:
         load(spoil(tmp_path, model))
     assert named in str(error.value) and str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------- the score
+
+
+@pytest.fixture
+def command(archive, monkeypatch) -> Callable[..., int]:
+    """The score's command with the small network in the published one's place."""
+    monkeypatch.setattr(Clip.openai.__func__, "__defaults__", ("cpu", 64, "small-quickgelu"))
+
+    def run(*arguments: object) -> int:
+        given = ["--protocol", "openai", "--weights", archive, "--device", "cpu", "--row", "mine", "--nfe", "1", *arguments]
+        return run_command(lambda: clip_score.main([str(a) for a in given]))
+
+    return run
+
+
+PROMPTS = [{"prompt": f"a photo of {n} things", "tag": "many" if n > 2 else "few"} for n in range(5)] + [{"prompt": "word " * 100}]
+
+
+def test_the_published_score_is_100_cosines_without_any_render(command, model, make_folder, tmp_path):
+    pixels = np.random.default_rng(3).integers(0, 256, (12, 40, 30, 3), np.uint8)
+    folder = make_folder(PROMPTS, pixels, per_prompt=2, made=False)
+    for batch in (1, 5, 64):
+        assert command("--images", folder, "--out", tmp_path / f"{batch}.json", "--batch", batch) == 0
+    record = read_record(tmp_path / "64.json")
+    _, _, transform = open_clip.create_model_and_transforms("small-quickgelu", load_weights=False)
+    with torch.no_grad():
+        seen = model.encode_image(torch.stack([transform(Image.fromarray(p)) for p in pixels])).double()
+        said = model.encode_text(open_clip.tokenize([row["prompt"] for row in PROMPTS])).double()
+    seen, said = (v / v.norm(dim=1, keepdim=True) for v in (seen, said))
+    every = 100 * (seen @ said.T).numpy()
+    own = every[np.arange(12), np.repeat(np.arange(6), 2)]
+    assert record.value("clip_score") == pytest.approx(own.mean(), abs=1e-3)
+    partner = clip_score.derangement([row["prompt"] for row in PROMPTS])
+    shuffled = every[np.arange(12), partner[np.repeat(np.arange(6), 2)]].mean()
+    assert record.value("clip_score/shuffled") == pytest.approx(shuffled, abs=1e-3)
+    assert {m.metric for m in record.metrics} == {"clip_score", "clip_score/shuffled"}
+    details = record.details
+    assert details["protocol"] == "openai" and details["clip"].startswith("small-quickgelu") and len(details["clip_sha256"]) == 64
+    assert (details["prompts_cut"], details["prompts_cut_after_77_tokens"]) == (1, [5])
+    assert details["per_prompt"] == pytest.approx(own.reshape(6, 2).mean(1), abs=1e-3)
+    for batch in (1, 5):
+        other = read_record(tmp_path / f"{batch}.json")
+        assert [m.value for m in other.metrics] == pytest.approx([m.value for m in record.metrics], abs=1e-3)
+
+
+def test_where_most_prompts_say_the_same_there_is_no_floor_and_it_is_said(command, make_folder, tmp_path):
+    folder = make_folder([{"prompt": "the same"}] * 3, np.zeros((3, 20, 20, 3), np.uint8), per_prompt=1, made=False)
+    assert command("--images", folder, "--out", tmp_path / "o.json") == 0
+    record = read_record(tmp_path / "o.json")
+    assert [m.metric for m in record.metrics] == ["clip_score"] and "say the same" in record.details["no_shuffled"]
+
+
+def test_missing_weights_are_named_before_any_work(make_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("APEX_ASSETS", str(tmp_path / "assets"))
+    given = ["--protocol", "openai", "--images", tmp_path / "nowhere", "--out", tmp_path / "o.json", "--device", "cpu"]
+    assert run_command(lambda: clip_score.main([str(a) for a in given])) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "ViT-L-14.pt: not found" in error and "--weights PATH" in error
