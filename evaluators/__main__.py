@@ -16,7 +16,8 @@ from importlib import import_module
 from apex.errors import UserError, run_command
 from evaluators.command import parser_of
 
-MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {"geneval": "evaluators.geneval.__main__"}
+MODULES = {name: f"evaluators.{name}" for name in ("clip_score", "coverage")}
+MODULES |= {name: f"evaluators.{name}.__main__" for name in ("geneval", "fid")}
 
 
 def scores(text: str) -> tuple[str, list[str]]:
