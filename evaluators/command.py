@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +43,12 @@ def image_parser(module: str, description: str | None) -> argparse.ArgumentParse
     return parser
 
 
-def begin(args: argparse.Namespace) -> tuple[Images, str]:
+def begin(args: argparse.Namespace, opener: Callable[..., Images] = open_images) -> tuple[Images, str]:
     """Checks the output's place, sets threads and device, opens the images (all errors before any work)."""
     check_out(args.out)
     args.device = pick_device(args.device)
     set_threads(args.threads)
-    return open_images(args.images, row=args.row, nfe=args.nfe, source=args.source), args.device
+    return opener(args.images, row=args.row, nfe=args.nfe, source=args.source), args.device
 
 
 def check_out(path: Path) -> None:
