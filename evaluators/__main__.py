@@ -18,9 +18,8 @@ from apex.errors import UserError, run_command
 from apex.evaluation import command_line
 from evaluators.command import parser_of
 
-MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {
-    name: f"evaluators.{name}.__main__" for name in ("geneval", "dpg", "wise")
-}
+MODULES = {name: f"evaluators.{name}" for name in ("clip_score", "coverage")}
+MODULES |= {name: f"evaluators.{name}.__main__" for name in ("geneval", "fid", "dpg", "wise")}
 
 
 def scores(text: str) -> tuple[str, list[str]]:

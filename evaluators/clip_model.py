@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from apex.errors import UserError
 from apex.provenance import file_sha256
 from evaluators.networks import BUNDLED
+
+# OpenAI's weights need their activation x sigmoid(1.702 x): open_clip from 2.29 on gives it to the names that say so alone.
+OPENAI = "ViT-L-14-quickgelu"
+NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # numbers that OpenAI's archives keep among the weights
 
 
 class Clip:
@@ -36,9 +43,43 @@ class Clip:
             self._tokenizer = open_clip.get_tokenizer(name)
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             raise UserError(f"{folder}: not a readable open_clip folder ({str(error).splitlines()[0]}); {hint}") from error
+        self._ready(folder.name, file_sha256(weights[0]), device, batch)
+
+    def _ready(self, name: str, sha256: str, device: str, batch: int) -> None:
         self._model.eval().requires_grad_(False)
         self._device, self._batch = device, batch
-        self.identity = f"{folder.name} {file_sha256(weights[0])[:12]}"
+        self.sha256, self.identity = sha256, f"{name} {sha256[:12]}"
+
+    @classmethod
+    def openai(cls, path: Path, device: str = "cpu", batch: int = 64, architecture: str = OPENAI) -> Self:
+        """OpenAI's CLIP ViT-L/14 with its own transform and tokenizer (77 tokens), in float32.
+
+        Args:
+            path: OpenAI's archive (`ViT-L-14.pt`, the asset `clip-vit-l-14`), a safetensors file with its weights under OpenAI's or
+                open_clip's names, or a folder in open_clip's format.
+            device: where it computes. batch: images or texts at once.
+            architecture: open_clip's name of the network that the weights belong to.
+
+        Raises:
+            UserError: no such file; neither an archive nor safetensors; the weights of another network.
+        """
+        path = Path(path)
+        file = _openai_file(path)
+        import open_clip
+
+        model, _, transform = open_clip.create_model_and_transforms(architecture, precision="fp32", load_weights=False)
+        clip = cls.__new__(cls)
+        clip._model, clip._transform, clip._tokenizer = model, transform, open_clip.get_tokenizer(architecture)
+        _load_openai(model, _openai_weights(file), file, architecture)
+        model.to(device)
+        clip._ready(architecture, file_sha256(file), device, batch)
+        return clip
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """Indices of the texts that do not fit, begin and end marks included, and are cut: only their beginning is seen."""
+        if not hasattr(self._tokenizer, "encode"):
+            raise TypeError("known for OpenAI's tokenizer alone")
+        return [index for index, text in enumerate(texts) if len(self._tokenizer.encode(text)) + 2 > self._tokenizer.context_length]
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -57,3 +98,48 @@ class Clip:
             tokens = self._tokenizer(list(texts[start : start + self._batch]))
             parts.append(self._model.encode_text(tokens.to(self._device), normalize=True).float().cpu())
         return torch.cat(parts)
+
+
+EXPECTED = "OpenAI's ViT-L-14.pt, a safetensors file with its weights, or a folder in open_clip's format"
+
+
+def _openai_file(path: Path) -> Path:
+    """The file that holds the weights. A folder's configuration must ask for OpenAI's activation: the shapes cannot tell."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: not found; expected {EXPECTED}")
+    weights, config = sorted(path.glob("*.safetensors")), path / "open_clip_config.json"
+    if len(weights) != 1 or not config.is_file():
+        here = "" if config.is_file() else "no "
+        raise UserError(f"{path}: {len(weights)} *.safetensors and {here}{config.name}; expected one of each: give {EXPECTED}")
+    try:
+        quick = json.loads(config.read_text())["model_cfg"].get("quick_gelu", False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{config}: not open_clip's configuration ({error!r}); give {EXPECTED}") from error
+    if quick is not True:
+        raise UserError(f"{config}: quick_gelu is {quick!r}, OpenAI's weights have it true; these are others' weights: give {EXPECTED}")
+    return weights[0]
+
+
+def _openai_weights(file: Path) -> dict[str, Tensor]:
+    """The weights of a file, read without Python's pickle (a TorchScript archive has its own, of plain types)."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        kind = "safetensors" if file.suffix == ".safetensors" else "a TorchScript archive"
+        raise UserError(f"{file}: not {kind} ({str(error).splitlines()[0][:120]}); give {EXPECTED}") from error
+
+
+def _load_openai(model: nn.Module, weights: dict[str, Tensor], file: Path, architecture: str) -> None:
+    """Takes the weights, every one of them, into the network; `text.` before a name is open_clip's other way to say it."""
+    given = {name.removeprefix("text."): value for name, value in weights.items() if name not in NO_WEIGHTS}
+    wanted = model.state_dict()
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    others = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
+    for names, what in ((missing, "missing"), (extra, "not of this network"), (others, "of another shape")):
+        if names:
+            raise UserError(f"{file}: not the weights of {architecture}: {len(names)} {what}, the first is {names[0]}; give {EXPECTED}")
+    model.load_state_dict(given, strict=True)

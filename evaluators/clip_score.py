@@ -1,12 +1,17 @@
 """CLIP score of a folder of images: 100 x mean cosine of image and prompt (Hessel et al. 2021, without their factor 2.5).
 
     python -m evaluators.clip_score --images results/world/images/apex/nfe1/seed0/test --out clip_score.json
+    python -m evaluators.clip_score --protocol openai --images FOLDER --row NAME --nfe 1 --out clip_score.json
 
-The CLIP is any folder in open_clip's format; the bundled one is small and knows the embedded world, so its numbers
+`world`: the CLIP is any folder in open_clip's format; the bundled one is small and knows the embedded world, so its numbers
 compare with each other alone. It tells colours, numbers and the axis of a place, and not which of two objects is the
 upper or the left one: GenEval judges that. Beside the score stand `clip_score/real`, fresh renders with their own prompts, and
-`clip_score/shuffled`, the same renders with the prompts of others: the useful range. Intervals: bootstrap over prompts
-within task.
+`clip_score/shuffled`, the same renders with the prompts of others: the useful range.
+
+`openai`: the published protocol, as SANA's code has it (tools/metrics/clip-score): OpenAI's ViT-L/14, any prompts, cut after 77
+tokens. There are no real images; `clip_score/shuffled` is the scored images themselves with the prompts of others.
+
+Intervals: bootstrap over prompts within their `tag` (the task). docs/evaluators/clip_score.md says more.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from apex.errors import UserError, run_command
+from evaluators.assets import find
 from evaluators.clip_model import Clip
 from evaluators.command import begin, check_world, fresh_renders, image_parser, progress, prompt_weights, square_side, write_record
 from evaluators.images import Images
@@ -31,6 +38,7 @@ from evaluators.statistics import interval, mean_of_prompts
 
 VERSION = "1"
 REFERENCE = 3_000_017  # seed of the renders
+BATCH = 64  # images read at once
 
 
 def derangement(texts: list[str]) -> np.ndarray:
@@ -68,20 +76,24 @@ def metric(name: str, values: np.ndarray, prompts: np.ndarray, weights: np.ndarr
     )
 
 
+def encode(clip: Clip, batches: Iterable[np.ndarray], total: int, name: str) -> Tensor:
+    """Batches of uint8 images (B, H, W, 3) -> unit vectors, float32 (N, D)."""
+    return torch.cat([clip.encode_images([Image.fromarray(image) for image in batch]) for batch in progress(batches, total, name)])
+
+
+def encode_folder(clip: Clip, images: Images) -> Tensor:
+    return encode(clip, images.batches(BATCH), -(-len(images) // BATCH), f"clip_score, batches of {BATCH} images")
+
+
 def score(images: Images, clip: Clip, weights: np.ndarray, seed: int) -> list[Metric]:
-    """The score with its two references."""
+    """The world's score with its two references."""
     prompts, texts = images.prompt_of, [row["prompt"] for row in images.rows]
     partner = derangement(texts)
     said = clip.encode_texts(texts)
-
-    def encode(batches, total: int, name: str) -> np.ndarray:
-        parts = [clip.encode_images([Image.fromarray(image) for image in batch]).numpy() for batch in progress(batches, total, name)]
-        return np.concatenate(parts)
-
-    generated = torch.from_numpy(encode(images.batches(64), (len(images) + 63) // 64, "clip_score, batches of 64 images"))
+    generated = encode_folder(clip, images)
     renders = fresh_renders(images.rows, [len(f) for f in images.files], square_side(images), REFERENCE + seed)
     parts = np.array_split(renders, max(1, len(renders) // 64))
-    real = torch.from_numpy(encode(iter(parts), len(parts), "clip_score, batches of renders"))
+    real = encode(clip, iter(parts), len(parts), "clip_score, batches of renders")
     return [
         metric("clip_score", cosines(generated, said[prompts]), prompts, weights),
         metric("clip_score/real", cosines(real, said[prompts]), prompts, weights),
@@ -89,19 +101,60 @@ def score(images: Images, clip: Clip, weights: np.ndarray, seed: int) -> list[Me
     ]
 
 
+def score_published(images: Images, clip: Clip, weights: np.ndarray) -> tuple[list[Metric], dict]:
+    """OpenAI's score with its floor, the same images with the prompts of others; and what the record says beside them."""
+    prompts, texts = images.prompt_of, [row["prompt"] for row in images.rows]
+    details: dict = {"prompts_cut_after_77_tokens": clip.too_long(texts)}
+    details["prompts_cut"] = len(details["prompts_cut_after_77_tokens"])
+    try:
+        partner = derangement(texts)
+    except UserError as error:
+        partner, details["no_shuffled"] = None, str(error)
+    said = torch.cat(
+        [
+            clip.encode_texts(texts[start : start + 1024])
+            for start in progress(range(0, len(texts), 1024), -(-len(texts) // 1024), "clip_score, batches of 1024 prompts")
+        ]
+    )
+    generated = encode_folder(clip, images)
+    values = cosines(generated, said[prompts])
+    details["per_prompt"] = [round(v, 4) for v in (np.bincount(prompts, values) / np.bincount(prompts)).tolist()]
+    found = [metric("clip_score", values, prompts, weights)]
+    if partner is not None:
+        found.append(metric("clip_score/shuffled", cosines(generated, said[partner[prompts]]), prompts, weights))
+    return found, details
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = image_parser("evaluators.clip_score", __doc__)
-    parser.add_argument("--weights", type=Path, default=BUNDLED / "clip", help="open_clip folder (default: bundled)")
+    parser.add_argument("--protocol", choices=("world", "openai"), default="world", help="whose CLIP and which prompts (default: world)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="world: open_clip folder (default: bundled); openai: ViT-L-14.pt, its weights as safetensors, or an open_clip folder "
+        "(default: the fetched asset clip-vit-l-14)",
+    )
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images and texts that the network takes at once (default: {BATCH})")
     run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: expected at least 1")
+    published = find("clip-vit-l-14", args.weights, "--weights") if args.protocol == "openai" else None
     images, device = begin(args)
-    check_world(images)
-    clip = Clip(args.weights, device)
-    found = score(images, clip, prompt_weights(images, args.seed), args.seed)
-    write_record(args, images, "clip_score", VERSION, found, {"clip": clip.identity, "code": "open_clip"}, started)
+    weights = prompt_weights(images, args.seed)
+    if published is None:
+        check_world(images)
+        clip = Clip(args.weights or BUNDLED / "clip", device, args.batch)
+        found, details = score(images, clip, weights, args.seed), {}
+    else:
+        clip = Clip.openai(published, device, args.batch)
+        found, details = score_published(images, clip, weights)
+        details["clip_sha256"] = clip.sha256
+    details = {"protocol": args.protocol, "clip": clip.identity, "code": "open_clip"} | details
+    write_record(args, images, "clip_score", VERSION, found, details, started)
 
 
 if __name__ == "__main__":

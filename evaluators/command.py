@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +17,9 @@ from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.geneval.logic import check_known
 from evaluators.images import Images, open_images
+from evaluators.progress import progress as progress  # evaluators find it here
 from evaluators.result import Metric, Record
 from evaluators.statistics import RESAMPLES, bootstrap_weights
-
-T = TypeVar("T")
 
 
 def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -73,17 +70,6 @@ def check_world(images: Images) -> None:
     """Checks that every prompt asks only for what the embedded world can render and its evaluators can judge."""
     for index, row in enumerate(images.rows):
         check_known(row, f"{images.folder}: prompt {index}", world.SHAPES, tuple(world.COLORS))
-
-
-def progress(items: Iterable[T], total: int, name: str, every: float = 5.0) -> Iterator[T]:
-    """Passes `items` on; prints a line with the time left every few seconds and one at the end, on stderr."""
-    started = last = time.time()
-    for done, item in enumerate(items, 1):
-        yield item
-        if time.time() - last > every and done < total:
-            last = time.time()
-            print(f"{name} {done}/{total}, {(last - started) / done * (total - done):.0f} s left", file=sys.stderr, flush=True)
-    print(f"{name} {total}/{total}, {time.time() - started:.1f} s", file=sys.stderr, flush=True)
 
 
 def is_unseen(row: dict) -> bool:

@@ -29,7 +29,7 @@ import numpy as np
 
 from apex.errors import UserError, run_command
 from evaluators.command import begin, check_world, fresh_renders, image_parser, progress, prompt_weights, square_side, write_record
-from evaluators.fid import array_features, in_batches
+from evaluators.fid.world import array_features, in_batches
 from evaluators.geneval.logic import Detection, keep
 from evaluators.geneval.world_detector import WorldDetector
 from evaluators.networks import BUNDLED, FeatureNet, load_network

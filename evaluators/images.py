@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from apex.data.prompts import check_row
 from apex.errors import UserError
+from evaluators.progress import progress
 from evaluators.result import Identity, first_fault
 
 SHOWN = 5  # faults named in an error; the rest are counted
@@ -137,7 +138,8 @@ def _faults(prompts: list[Path], files: list[list[Path]]) -> tuple[list[str], tu
     faults += [f"{n:0{width}d}/ is missing" for n in sorted(set(range(numbers[-1] + 1)) - set(numbers))]
     expected = max(1, max(len(f) for f in files))
     size: tuple[int, int] | None = None
-    for prompt, found in zip(prompts, files, strict=True):
+    pairs = progress(zip(prompts, files, strict=True), len(prompts), "checking the images of prompts", quick_is_silent=True)
+    for prompt, found in pairs:
         here = {int(f.stem) for f in found}
         faults += [f"{prompt.name}/samples/{n:04d}.png is missing" for n in range(expected) if n not in here]
         for path in found:

@@ -17,7 +17,7 @@ from apex.errors import UserError
 from apex.files import write_atomic
 
 SCHEMA = 1
-Interval = Literal["bootstrap 95%", "jackknife 95%", "interquartile range"]
+Interval = Literal["bootstrap 95%", "jackknife 95%", "delta method 95%", "interquartile range"]
 
 
 class Metric(BaseModel):

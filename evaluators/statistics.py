@@ -64,3 +64,23 @@ def jackknife(statistic: Callable[[np.ndarray], float], prompts: int) -> tuple[f
     deviations = np.array(left_out) - np.mean(left_out)
     error = float(np.sqrt((prompts - 1) / prompts * (deviations**2).sum()))
     return float(value), float(value - 1.96 * error), float(value + 1.96 * error)
+
+
+def error_of(shares: np.ndarray, groups: Sequence[str]) -> float:
+    """The standard error of a statistic that is, to first order, a sum of shares of independent prompts.
+
+    Prompts vary within their group alone (its size is part of the design, not drawn): the sum over groups of k/(k-1) times the
+    squared deviations from the group's mean. A prompt that is alone in its group says nothing of its spread: such prompts are one group.
+
+    Args:
+        shares: each prompt's share, (prompts,). groups: what each prompt belongs to.
+    """
+    _, member, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    lonely = sizes[member] == 1
+    if lonely.any():
+        member = np.where(lonely, len(sizes), member)
+    sizes = np.bincount(member)
+    means = np.bincount(member, shares) / np.maximum(sizes, 1)
+    squares = np.bincount(member, (shares - means[member]) ** 2)
+    several = sizes > 1
+    return float(np.sqrt((squares[several] * sizes[several] / (sizes[several] - 1)).sum()))

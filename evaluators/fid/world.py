@@ -1,6 +1,4 @@
-"""FID and KID of a folder of images against fresh real renders of the same prompts.
-
-    python -m evaluators.fid --images results/world/images/apex/nfe1/seed0/test --out fid.json
+"""The world's FID and KID: a folder of images against fresh real renders of the same prompts.
 
 Features: the world's own network (`evaluators.networks.FeatureNet`, a classifier of scene attributes), so these
 numbers compare with each other alone, never with a published FID. Images reach it through clean-fid's reader with
@@ -23,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apex.errors import UserError, run_command
-from evaluators.command import begin, check_world, fresh_renders, image_parser, square_side, write_record
+from apex.errors import UserError
+from evaluators.command import begin, check_world, fresh_renders, square_side, write_record
 from evaluators.images import Images
 from evaluators.networks import BUNDLED, FeatureNet, load_network
 from evaluators.result import Metric
@@ -129,17 +127,11 @@ def check_count(images: Images, features: int) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = image_parser("evaluators.fid", __doc__)
-    parser.add_argument("--weights", type=Path, default=BUNDLED / "fid", help="folder of the feature network (default: bundled)")
-    run(parser.parse_args(argv))
-
-
 def run(args: argparse.Namespace) -> None:
     started = time.time()
     images, device = begin(args)
     check_world(images)
-    net = load_network(args.weights, FeatureNet, device)
+    net = load_network(args.weights or BUNDLED / "fid", FeatureNet, device)
     check_count(images, net.config["features"])
     side, per_prompt = square_side(images), [len(f) for f in images.files]
     print(f"fid: {len(images)} images against {len(images)} fresh renders", file=sys.stderr, flush=True)
@@ -150,13 +142,10 @@ def run(args: argparse.Namespace) -> None:
         for seed in (REFERENCE, SECOND)
     ]
     details = {
+        "protocol": "world",
         "code": "clean-fid",
         "resize": "identity",
         "features": net.config["features"],
         "reference": "fresh renders of the same prompts",
     }
     write_record(args, images, "fid", VERSION, metrics(generated, *real, images.prompt_of), details, started)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

@@ -1,0 +1,1 @@
+"""FID and KID: of the embedded world with its own features, and by the published protocols with Inception's."""

@@ -1,0 +1,206 @@
+"""FID's Inception-v3 (2015-12-05), and how each published code feeds it: image files to features (n, 2048).
+
+`pytorch-fid` (mseitzer/pytorch-fid 0.3.0): values in [0, 1] at the image's size; bilinear to 299 without antialiasing; 2x - 1. SANA's code
+(tools/metrics/pytorch-fid/compute_fid.py) puts before it, for generated and real images alike, a resize of the short side (bilinear, with
+antialiasing, Pillow's) and a centre crop to one resolution: of images that have that size already it is pytorch-fid unchanged.
+
+`clean-fid` (GaParmar/clean-fid 0.1.35, mode "clean"): the image as it is; Pillow's bicubic to 299, each channel in float, clipped to
+[0, 255], not rounded; (x - 128)/128.
+
+The weights are the same ones in both, of TensorFlow's graph of 2015-12-05: pytorch-fid keeps them as a state dict, which is what is loaded
+here; clean-fid fetches NVIDIA's TorchScript of the same graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from apex.errors import UserError
+from apex.files import write_atomic
+from apex.provenance import digest, file_sha256
+from evaluators.command import progress
+
+SIDE = 299
+PROTOCOLS = ("pytorch-fid", "clean-fid")
+CHUNK = 256  # images a file of kept features
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How images reach the network: all that features depend on beside the file and the weights.
+
+    `resolution` is SANA's resize and crop before pytorch-fid (None: the image as it is; always None for clean-fid). `jpeg` is the quality
+    at which the image is compressed first, as SANA's sampling writes .jpg (None: not at all).
+    """
+
+    protocol: str
+    resolution: int | None = None
+    jpeg: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"--protocol {self.protocol}: expected one of {', '.join(PROTOCOLS)}")
+        if self.resolution is not None and self.protocol == "clean-fid":
+            raise UserError("--resolution: clean-fid resizes each image from its own size to 299; leave it out")
+        if self.resolution is not None and self.resolution < 1:
+            raise UserError(f"--resolution {self.resolution}: expected 1 or more")
+        if self.jpeg is not None and not 1 <= self.jpeg <= 100:
+            raise UserError(f"--jpeg {self.jpeg}: expected a quality from 1 to 100")
+
+    @property
+    def described(self) -> str:
+        before = f"short side to {self.resolution} (Pillow bilinear, antialiased) and centre crop, then " if self.resolution else ""
+        after = "bilinear to 299 without antialiasing" if self.protocol == "pytorch-fid" else "Pillow bicubic to 299 in float"
+        return before + after
+
+    def __call__(self, content: bytes) -> Tensor:
+        """A file's bytes -> what the network takes, float32 (3, 299, 299).
+
+        Raises:
+            OSError: not a readable image.
+        """
+        with Image.open(io.BytesIO(content)) as opened:
+            image = opened.convert("RGB")
+        if self.jpeg is not None:
+            squeezed = io.BytesIO()
+            image.save(squeezed, "JPEG", quality=self.jpeg)
+            with Image.open(squeezed) as opened:
+                image = opened.convert("RGB")
+        return self._pytorch_fid(image) if self.protocol == "pytorch-fid" else self._clean_fid(image)
+
+    def _pytorch_fid(self, image: Image.Image) -> Tensor:
+        from torchvision.transforms import functional as pictures
+
+        if self.resolution is not None:
+            image = pictures.center_crop(pictures.resize(image, self.resolution), self.resolution)
+        values = pictures.to_tensor(image)[None]
+        return 2 * nn.functional.interpolate(values, (SIDE, SIDE), mode="bilinear", align_corners=False)[0] - 1
+
+    def _clean_fid(self, image: Image.Image) -> Tensor:
+        from cleanfid.resize import make_resizer
+
+        resized = make_resizer("PIL", False, "bicubic", (SIDE, SIDE))(np.asarray(image))
+        return (torch.from_numpy(resized).permute(2, 0, 1) - 128) / 128
+
+
+def build() -> nn.Module:
+    """The network without weights: (B, 3, 299, 299) in [-1, 1] -> pool3 features (B, 2048). Nothing is fetched.
+
+    torchvision's Inception-v3 with pytorch-fid's blocks, which pool as TensorFlow's graph does.
+    """
+    from pytorch_fid.inception import FIDInceptionA, FIDInceptionC, FIDInceptionE_1, FIDInceptionE_2
+    from torchvision.models import inception_v3
+
+    net = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+    for name, width, features in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
+        setattr(net, f"Mixed_{name}", FIDInceptionA(width, pool_features=features))
+    for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
+        setattr(net, f"Mixed_{name}", FIDInceptionC(768, channels_7x7=width))
+    net.Mixed_7b, net.Mixed_7c = FIDInceptionE_1(1280), FIDInceptionE_2(2048)
+    return net.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A feature network on its device, and the SHA-256 of its weights."""
+
+    net: Callable[[Tensor], Tensor]
+    sha256: str
+    device: str = "cpu"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> np.ndarray:
+        return self.net(images.to(self.device)).float().cpu().numpy()
+
+
+def load_network(path: Path, device: str = "cpu") -> Network:
+    """FID's Inception from pytorch-fid's file (the asset `inception`), every weight of it.
+
+    Raises:
+        UserError: not a file of plain tensors, or not of this network.
+    """
+    net = build()
+    expected = "expected pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
+    try:
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+    except (RuntimeError, OSError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: not FID's Inception ({' '.join(str(error).split())[:160]}); {expected}") from error
+    net.fc = nn.Identity()  # what is left is pool3
+    return Network(net.to(device), file_sha256(path), device)
+
+
+def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    return (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of files in their order, float32 (n, d), and the digest of the files' content."""
+
+    values: np.ndarray
+    files: str
+
+
+def file_features(
+    paths: Sequence[Path], feed: Feed, network: Network, kept: Path, batch: int = 32, threads: int = 1, name: str = "fid"
+) -> Features:
+    """Features of image files in the given order. They are kept in the folder `kept`, a file for every 256 images: a call that was cut off
+    goes on there, and a rerun reads them. What is kept is known by the images' content, the feed and the weights, not by names.
+
+    Raises:
+        UserError: a file is not a readable image, or a kept file not what was written.
+    """
+    if batch < 1:
+        raise UserError(f"--batch {batch}: expected at least 1")
+    kept.mkdir(parents=True, exist_ok=True)
+    identity = asdict(feed) | {"weights": network.sha256}
+    found, every = [], hashlib.sha256()
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in progress(_chunks(paths), -(-len(paths) // CHUNK), f"{name}, batches of {CHUNK} images"):
+            hashes = list(pool.map(file_sha256, chunk))
+            every.update("\n".join(hashes).encode() + b"\n")
+            file = kept / f"{digest(identity | {'files': hashes})}.safetensors"
+            values = _read_kept(file, len(chunk)) if file.is_file() else None
+            if values is None:
+                values = np.concatenate(
+                    [
+                        network(torch.stack(list(pool.map(lambda p: _read(p, feed), chunk[i : i + batch]))))
+                        for i in range(0, len(chunk), batch)
+                    ]
+                )
+                about = {"identity": json.dumps(identity), "checksum": hashlib.sha256(values.tobytes()).hexdigest()}
+                write_atomic(file, save({"features": values}, metadata=about))
+            found.append(values)
+    return Features(np.concatenate(found), every.hexdigest())
+
+
+def _read(path: Path, feed: Feed) -> Tensor:
+    try:
+        return feed(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
+
+
+def _read_kept(file: Path, count: int) -> np.ndarray:
+    try:
+        with safe_open(file, "np") as opened:
+            values, about = opened.get_tensor("features"), opened.metadata() or {}
+        if len(values) != count or about["checksum"] != hashlib.sha256(values.tobytes()).hexdigest():
+            raise ValueError("its checksum is another")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: not the features that were kept there ({error}); delete it and run again") from error
+    return values
