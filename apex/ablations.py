@@ -19,8 +19,9 @@ from apex.errors import UserError
 from apex.strict import Strict, explain, parse_yaml
 
 Settings = dict[str, Any]
-# What a cell may change: the row's own keys, and of the profile the captions and the share of its budget.
-KEYS = re.compile(r"share|tuning|data\.captions|(params|train|lora)\.[a-z_]+")
+# What a cell may change: the row's own keys, and of the profile the training data and the share of its budget.
+KEYS = re.compile(r"share|tuning|data\.captions|data\.source|(params|train|lora)\.[a-z_]+")
+DATA = ("data.captions", "data.source")
 CELL = "cell"  # the row's name while a cell runs
 
 
@@ -31,6 +32,9 @@ class Ablation(Strict):
     about: str = Field("", description="what the paper says of it, and what stands for what here")
     row: str = Field("apex", pattern=NAME, description="a row of the profile, or a method; its settings are the cell without changes")
     paper: Literal["", "table5", "table6", "table7"] = Field("", description="the paper's table that has the same grid")
+    printed: dict[str, dict[Any, dict[str, str | list[str]]]] = Field(
+        {}, description="setting -> value -> column of that table -> what stands there (one of a list), where names differ"
+    )
     own: Settings = Field({}, description="settings that the row has by itself, so that a cell with them is not run twice")
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({}, description="settings to cross, `params.a: [-1.0, 0.5]`")
     cells: list[Settings] = Field([], description="cells beside the grid")
@@ -38,10 +42,10 @@ class Ablation(Strict):
 
     @model_validator(mode="after")
     def _known_keys(self) -> Self:
-        for where in (self.own, self.grid, *self.cells, self.control or {}):
+        for where in (self.own, self.grid, *self.cells, self.control or {}, self.printed):
             for key in where:
                 if not KEYS.fullmatch(key):
-                    raise ValueError(f"unknown setting {key!r}; expected share, tuning, data.captions, params.X, train.X or lora.X")
+                    raise ValueError(f"unknown setting {key!r}; expected share, tuning, data.X, params.X, train.X or lora.X")
         if not self.grid and not self.cells:
             raise ValueError("found neither `grid` nor `cells`, expected one of them")
         return self
@@ -83,12 +87,14 @@ class Cell:
 
     Attributes:
         changes: what makes it of the profile, as `key=value`.
-        captions: of its training data; '' for the profile's own data.
+        data: names its training data's folder; '' for the profile's own.
+        source: where images with captions lie, of data that is not rendered.
     """
 
     name: str
     changes: tuple[str, ...]
-    captions: str = ""
+    data: str = ""
+    source: str = ""
 
 
 class Plan:
@@ -100,26 +106,38 @@ class Plan:
         self.found = read(config)
         self.cells: dict[str, Cell] = {}
         for name, ablation in self.found.grids.items():
+            self._check_own(name, ablation)
             for settings in ablation.settings():
                 cell = self.cell(ablation, settings)
                 if self.cells.setdefault(cell.name, cell) != cell:
                     raise UserError(f"{config.ablations}: grids.{name}: two cells are called {cell.name!r}; name other settings")
 
+    def _check_own(self, name: str, ablation: Ablation) -> None:
+        """A cell with the data that are called the row's own trains on the profile's, so these must be the same."""
+        for key in DATA:
+            profile = getattr(self.config.data, key.removeprefix("data."))
+            if key in ablation.own and ablation.own[key] != profile:
+                raise UserError(
+                    f"{self.config.ablations}: grids.{name}.own.{key}: found {ablation.own[key]}, expected the profile's, {profile}"
+                )
+
     def cell(self, ablation: Ablation, settings: Settings) -> Cell:
         """The cell of a grid with these settings."""
         name, settings = ablation.name(settings), ablation.changed(settings)
         row = self.config.row(ablation.row).model_dump(mode="json", exclude_unset=True)
-        share, captions = settings.pop("share", self.found.share), settings.pop("data.captions", "")
+        share = settings.pop("share", self.found.share)
+        data = {key: settings.pop(key) for key in DATA if key in settings}
         for key, value in settings.items():
             where, _, last = key.rpartition(".")
             row |= {where: {**row.get(where, {}), last: value}} if where else {last: value}
-        if captions and self.config.data.source != "world":
-            raise UserError(
-                f"{self.config.ablations}: cell {name!r}: data.captions needs the rendered world, not {self.config.data.source}"
-            )
+        rendered = self.config.data.source == "world"
+        for key in data:
+            if (key == "data.captions") != rendered:
+                needs = "the rendered world" if key == "data.captions" else "a profile whose data are files"
+                raise UserError(f"{self.config.ablations}: cell {name!r}: {key} needs {needs}, not {self.config.data.source}")
         changes = [f"budget.forward_equivalents={share * self.config.budget.forward_equivalents!r}", f"rows.{CELL}={json.dumps(row)}"]
-        changes += [f"data.captions={captions}"] if captions else []
-        return Cell(name, tuple(changes), captions)
+        changes += [f"{key}={value}" for key, value in data.items()]
+        return Cell(name, tuple(changes), "-".join(map(_text, data.values())), data.get("data.source", ""))
 
     def names(self, name: str) -> list[str]:
         """The cells of one grid, in its order; the last is the control unless it stands before."""

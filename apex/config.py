@@ -36,6 +36,7 @@ from pydantic import (
 
 from apex import methods
 from apex.errors import UserError, run_command
+from apex.evaluation import Evaluation
 from apex.files import write_atomic
 from apex.launch import Launch
 from apex.launch import read as read_launch
@@ -43,9 +44,10 @@ from apex.provenance import digest
 from apex.strict import Strict, as_list, document, explain, parse_yaml, put, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
-Evaluator = Literal["geneval", "fid", "clip_score", "coverage", "speed"]
+Evaluator = Literal["geneval", "fid", "clip_score", "coverage", "speed", "dpg", "wise"]
+OF_THE_WORLD: list[Evaluator] = ["geneval", "fid", "clip_score", "coverage", "speed"]
 Reference = Literal["real", "shuffled", "noise", "mean"]
-Split = Literal["test", "val", "unseen"]
+OWN_SETS = ("test", "val", "unseen")
 RESERVED_ROWS = ("teacher", *get_args(Reference))
 LOOP_ONLY = {"checkpoint_every", "log_every"}  # keys of `train` that change no weight
 FETCHED = "results/pretrained/checkpoints/{row}"  # pipeline/ and lora/ of a checkpoint from the hub
@@ -104,14 +106,30 @@ class Data(Strict):
         return values if self.teacher else {key: value for key, value in values.items() if key != "teacher"}
 
 
+class PromptSet(Strict):
+    """The prompts of another benchmark."""
+
+    file: str = Field(min_length=1, description="JSON lines, each with a `prompt`")
+    images_per_prompt: int = Field(1, ge=1, description="images of each prompt")
+
+
 class Prompts(Strict):
-    """Prompt sets in GenEval's JSON-lines format."""
+    """Prompt sets in GenEval's JSON-lines format, and those of other benchmarks."""
 
     test: str = Field("apex/data/prompts/world/test.jsonl", description="file of the split that the tables report")
     val: str = Field("apex/data/prompts/world/val.jsonl", description="file of the split to tune on")
     unseen: str = Field("apex/data/prompts/world/unseen.jsonl", description="file of the split with combinations never trained on")
     images_per_prompt: int = Field(4, ge=1, description="images of each prompt")
     per_task: int | None = Field(None, ge=1, description="use only the first so many prompts of each task (`tag`); null: all")
+    sets: dict[Annotated[str, Field(pattern=NAME)], PromptSet] = Field(
+        {}, description="prompt sets of other benchmarks, by the name that `splits` has"
+    )
+
+    @model_serializer(mode="wrap")
+    def _used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `sets` where there are none: hashes of profiles from before they were there stay."""
+        values = handler(self)
+        return values if self.sets else {key: value for key, value in values.items() if key != "sets"}
 
 
 class Lora(Strict):
@@ -320,10 +338,12 @@ class Config(Strict):
     teacher_nfe: Counts = Field([1, 25, 50], description="Euler steps of the guided teacher's rows")
     guidance: float = Field(2.5, ge=0, le=50, description="of the teacher's sampling: uncond + w (cond - uncond); 1: none")
     references: References = Field([*get_args(Reference)], description="rows that no network makes: the ceiling and the floors")
-    evaluators: Evaluators = Field([*get_args(Evaluator)], description="what is measured")
-    splits: dict[Split, Evaluators] = Field(
-        {"test": [*get_args(Evaluator)], "unseen": ["geneval"]}, description="prompt sets to sample, and which of `evaluators` score each"
+    evaluators: Evaluators = Field(OF_THE_WORLD, description="what is measured")
+    splits: dict[str, Evaluators] = Field(
+        {"test": OF_THE_WORLD, "unseen": ["geneval"]},
+        description="prompt sets to sample (test, val, unseen, or of `prompts.sets`), and which of `evaluators` score each",
     )
+    evaluation: Evaluation = Evaluation()
     budget: Budget = Budget()
     train: Train = Train()
     launch: str = Field(
@@ -345,6 +365,16 @@ class Config(Strict):
         place = f"results/pretrained/{self.profile}/pipeline"
         if self.hub and self.pipeline != place:
             raise ValueError(f"pipeline: found {self.pipeline} with hub {self.hub}, expected {place}, where it is fetched to")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_are_there(self) -> Config:
+        if taken := sorted(set(self.prompts.sets) & set(OWN_SETS)):
+            raise ValueError(f"prompts.sets: found {taken[0]}, a prompt set of the profile's own; choose another name")
+        known = [*OWN_SETS, *self.prompts.sets]
+        for name in self.splits:
+            if name not in known:
+                raise ValueError(f"splits: {unknown('prompt set', name, known)}")
         return self
 
     @model_validator(mode="after")
@@ -397,8 +427,20 @@ class Config(Strict):
     def pipeline_path(self) -> Path:
         return locate(self.pipeline)
 
+    def prompts_file(self, split: str) -> str:
+        """The prompt set's file as the profile writes it."""
+        return self.prompts.sets[split].file if split in self.prompts.sets else getattr(self.prompts, split)
+
     def prompts_path(self, split: str) -> Path:
-        return locate(getattr(self.prompts, split))
+        return locate(self.prompts_file(split))
+
+    def images_per_prompt(self, split: str) -> int:
+        return self.prompts.sets[split].images_per_prompt if split in self.prompts.sets else self.prompts.images_per_prompt
+
+    @property
+    def sampled(self) -> list[str]:
+        """The prompt sets that one of `evaluators` scores; images are made of these."""
+        return [split for split, names in self.splits.items() if set(names) & set(self.evaluators)]
 
     @property
     def all_methods(self) -> list[str]:

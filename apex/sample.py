@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from apex import flow, provenance
 from apex.backbones.base import Backbone
 from apex.conditioning import Condition, concatenate
-from apex.config import Config, Split, fingerprint, load, locate
+from apex.config import OWN_SETS, Config, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.data.shards import encode_png
 from apex.errors import UserError, readable, run_command
@@ -37,6 +37,7 @@ from apex.gpu import pick_device
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 from apex.stock import StockGenerator
+from apex.strict import unknown
 
 REFERENCES = ("real", "shuffled", "noise", "mean")
 MEAN_RENDERS = 64  # renders averaged into a prompt's mean image
@@ -246,10 +247,11 @@ def write_images(
     never taken for this call's.
     """
     keys = ("row", "seed", "nfe", "guidance", "sigmas", "mode", "prompts_sha256", "config_hash", "run_hash")
-    identity = {k: about[k] for k in keys} | {"prompts": len(rows), "images": config.prompts.images_per_prompt, "weights": weights}
+    images = config.images_per_prompt(about["split"])
+    identity = {k: about[k] for k in keys} | {"prompts": len(rows), "images": images, "weights": weights}
     work = out.parent / f".{out.name}-{provenance.digest(identity)}"
     todo = [i for i in range(len(rows)) if not (prompt_folder(work, i) / "metadata.jsonl").exists()]
-    seed, images, started, said = about["seed"], config.prompts.images_per_prompt, time.time(), time.time()
+    seed, started, said = about["seed"], time.time(), time.time()
     if generator:
         source = generate(generator, rows, todo, seed=seed, images=images, batch=config.sampling.batch_size)
     else:
@@ -289,7 +291,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="the exported run; the teacher's default is the profile's pipeline")
     parser.add_argument("--nfe", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", nargs="+", default=["test"], choices=get_args(Split), help="prompt sets of the profile (default: test)")
+    parser.add_argument("--split", nargs="+", default=["test"], help="prompt sets of the profile (default: test)")
     parser.add_argument("--prompts", type=Path, help="another prompt file in the place of the profile's; with one split")
     parser.add_argument("--pipeline", type=Path, help="with --prompt: an exported run, or a pipeline's folder; no profile is needed")
     parser.add_argument("--prompt", action="append", default=[], help="a caption to draw; may be given several times")
@@ -317,6 +319,10 @@ def main() -> None:
     if len(args.split) > 1 and ("{split}" not in args.out or args.prompts):
         raise UserError(f"--split {' '.join(args.split)}: several splits need `{{split}}` in --out and no --prompts")
     config = load(args.config, args.set)
+    known = [*OWN_SETS, *config.prompts.sets]
+    for split in args.split:
+        if split not in known:
+            raise UserError(f"--split: {unknown('prompt set', split, known)}")
     sets = {split: args.prompts or config.prompts_path(split) for split in args.split}
     rows = {split: load_prompts(file) for split, file in sets.items()}
     if config.prompts.per_task is not None:

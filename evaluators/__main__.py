@@ -4,19 +4,23 @@
         --out 'results/world/records/apex/nfe1/seed0/{split}/{evaluator}.json' \\
         --score test=geneval,fid,clip_score,coverage unseen=geneval
 
-The same as `python -m evaluators.geneval`, `.fid`, `.clip_score` and `.coverage` one after the other, at their defaults.
+The same as `python -m evaluators.geneval`, `.fid`, ... one after the other, at their defaults or with `--options`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from importlib import import_module
 
 from apex.errors import UserError, run_command
+from apex.evaluation import command_line
 from evaluators.command import parser_of
 
-MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {"geneval": "evaluators.geneval.__main__"}
+MODULES = {name: f"evaluators.{name}" for name in ("fid", "clip_score", "coverage")} | {
+    name: f"evaluators.{name}.__main__" for name in ("geneval", "dpg", "wise")
+}
 
 
 def scores(text: str) -> tuple[str, list[str]]:
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder in GenEval's layout; `{split}` stands for the prompt set")
     parser.add_argument("--out", required=True, help="the records' path, with `{split}` and `{evaluator}`")
     parser.add_argument("--score", required=True, nargs="+", metavar="SPLIT=EVALUATORS", help="which evaluators score which prompt set")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='evaluator -> option -> value, as {"fid": {...}}')
     parser.add_argument(
         "rest", nargs=argparse.REMAINDER, metavar="-- ...", help="passed on to every evaluator, as in -- --row mine --nfe 1"
     )
@@ -41,7 +46,7 @@ def main() -> None:
     for split, evaluators in chosen:
         for evaluator in evaluators:
             out = args.out.replace("{split}", split).replace("{evaluator}", evaluator)
-            rest = [a for a in args.rest if a != "--"]
+            rest = [*command_line(args.options.get(evaluator, {})), *(a for a in args.rest if a != "--")]
             import_module(MODULES[evaluator]).main(["--images", args.images.replace("{split}", split), "--out", out, *rest])
 
 

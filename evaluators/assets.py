@@ -22,7 +22,6 @@ import yaml
 from apex.errors import UserError, run_command
 from apex.files import atomic_file, write_atomic
 from apex.provenance import file_sha256
-from evaluators.command import parser_of, progress
 
 REGISTRY = Path(__file__).with_name("assets.yaml")
 CHUNK = 1 << 20  # bytes
@@ -87,6 +86,11 @@ def find(name: str, given: Path | str | None = None, option: str = "") -> Path:
     return asset.path
 
 
+def at(path: Path) -> str | None:
+    """The name of the file of others that belongs at this path; None where none does."""
+    return next((name for name, asset in registry().items() if asset.path.absolute() == path.absolute()), None)
+
+
 def check(asset: Asset, path: Path) -> str:
     """The SHA-256 of the file, after it was held against the one that is known."""
     found = file_sha256(path)
@@ -105,6 +109,8 @@ def fetch(name: str) -> Path:
     Raises:
         UserError: no such name, no network, or another file came.
     """
+    from evaluators.command import progress  # with torch, which `find` does without
+
     asset = _known(name)
     if asset.path.is_file():
         check(asset, asset.path)
@@ -135,6 +141,8 @@ def _known(name: str) -> Asset:
 
 
 def main() -> None:
+    from evaluators.command import parser_of
+
     parser = parser_of("evaluators.assets", __doc__)
     parser.add_argument("what", nargs="*", metavar="fetch NAME ...", help="without: a list")
     args = parser.parse_args()

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,12 +46,12 @@ def image_parser(module: str, description: str | None) -> argparse.ArgumentParse
     return parser
 
 
-def begin(args: argparse.Namespace) -> tuple[Images, str]:
+def begin(args: argparse.Namespace, opener: Callable[..., Images] = open_images) -> tuple[Images, str]:
     """Checks the output's place, sets threads and device, opens the images (all errors before any work)."""
     check_out(args.out)
     args.device = pick_device(args.device)
     set_threads(args.threads)
-    return open_images(args.images, row=args.row, nfe=args.nfe, source=args.source), args.device
+    return opener(args.images, row=args.row, nfe=args.nfe, source=args.source), args.device
 
 
 def check_out(path: Path) -> None:

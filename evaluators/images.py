@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +78,32 @@ def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None,
     prompts = sorted(p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"\d+", p.name))
     if not prompts:
         raise UserError(f"{folder}: no prompt folders; expected GenEval's layout (NNNNN/metadata.jsonl and NNNNN/samples/*.png)")
-    identity, made = _identity(folder, row, nfe, source)
+    identity, made = identify(folder, row, nfe, source)
     rows = [_prompt_row(p / "metadata.jsonl") for p in prompts]
     files = [sorted(f for f in (p / "samples").glob("*.png") if re.fullmatch(r"\d+", f.stem)) for p in prompts]
     faults, size = _faults(prompts, files)
     if faults:
-        named = "; ".join(faults[:SHOWN]) + (f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else "")
-        raise UserError(f"{folder}: {len(faults)} images missing or unusable: {named}. Delete them and sample again")
+        raise UserError(f"{folder}: {len(faults)} images missing or unusable: {some(faults)}. Delete them and sample again")
     return Images(folder, rows, files, size, identity, made)
 
 
-def _identity(folder: Path, row: str | None, nfe: int | None, source: str | None) -> tuple[Identity, dict[str, Any]]:
+def open_anonymous(folder: Path) -> Images:
+    """Opens and checks a folder whose images are only copied: nobody needs to say who made them."""
+    known = (folder / "made.json").is_file()
+    return open_images(folder) if known else open_images(folder, row="", nfe=0)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def identify(folder: Path, row: str | None, nfe: int | None, source: str | None) -> tuple[Identity, dict[str, Any]]:
+    """Who made the images of a folder: from its `made.json`, or from what the command line names.
+
+    Raises:
+        UserError: neither says it, or they disagree.
+    """
     path = folder / "made.json"
     if not path.is_file():
         if row is None or nfe is None:
@@ -130,16 +145,24 @@ def _faults(prompts: list[Path], files: list[list[Path]]) -> tuple[list[str], tu
         here = {int(f.stem) for f in found}
         faults += [f"{prompt.name}/samples/{n:04d}.png is missing" for n in range(expected) if n not in here]
         for path in found:
-            name = f"{prompt.name}/samples/{path.name}"
-            try:
-                if path.stat().st_size == 0:
-                    raise ValueError("empty")
-                with Image.open(path) as image:
-                    size = size or image.size
-                    if image.size != size:
-                        raise ValueError(f"{image.size[0]}x{image.size[1]}, the first is {size[0]}x{size[1]}")
-                    image.load()
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                what = "corrupt" if isinstance(error, OSError | SyntaxError) else str(error)
-                faults.append(f"{name} is {what}")
+            fault, size = fault_of(path, size)
+            if fault:
+                faults.append(f"{prompt.name}/samples/{path.name} is {fault}")
     return faults, size or (0, 0)
+
+
+def fault_of(path: Path, size: tuple[int, int] | None) -> tuple[str, tuple[int, int] | None]:
+    """Why an image cannot be used, "" when it can; and the size that all must have: `size`, or this one's while there is none."""
+    try:
+        if path.stat().st_size == 0:
+            return "empty", size
+        with Image.open(path) as image:
+            size = size or image.size
+            if image.size != size:
+                return f"{image.size[0]}x{image.size[1]}, the first is {size[0]}x{size[1]}", size
+            image.load()
+    except (OSError, SyntaxError):
+        return "corrupt", size
+    except (ValueError, Image.DecompressionBombError) as error:
+        return str(error), size
+    return "", size

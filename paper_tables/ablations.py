@@ -43,11 +43,6 @@ from paper_tables.view import family_name, per_prompt
 
 OVERALL = "geneval/overall"
 COVERAGE = ("spread", "recall")
-# Settings by which a cell is found in the paper's tables: the paper's column, and what its values are called there.
-CAPTIONS = {"full": "BLIP-3o", "shapes": "ShareGPT-4o"}
-STEPS = {False: {0.05: "2000", 0.2: "8000", 0.25: "10000"}, True: {0.05: "400", 0.125: "1000", 0.25: "2000"}}  # by LoRA
-RANKS = {1: "APEX 20B LoRA r=32", 2: "APEX 20B LoRA r=64"}
-MODELS = ("APEX 0.6B", "APEX 1.6B")
 
 
 @dataclass(frozen=True)
@@ -157,10 +152,12 @@ def printed(grid: Grid, cell: Trial, data: Published) -> dict[str, str]:
         names = {"apex_0_6b": "0.6B", "apex_1_6b": "1.6B", "apex_20b_lora_r32": "20B LoRA"}
         return {name: rows[0][key] for key, name in names.items()} if rows else {}
     if grid.ablation.paper == "table5":
-        rank, share = own.get("lora.rank"), own.get("share", grid.share)
-        where = {"dataset": CAPTIONS[own.get("data.captions", "full")], "steps": STEPS[rank is not None].get(share, "")}
-        models = (RANKS[rank],) if rank in RANKS else MODELS
-        return {m.removeprefix("APEX "): r["geneval"] for m in models for r in find(data["table5"], where) if r["model"] == m}
+        own = {"share": grid.share} | own
+        columns = [called.get(own.get(key)) for key, called in grid.ablation.printed.items()]
+        if None in columns or not columns:
+            return {}
+        where = {name: value for column in columns for name, value in column.items()}
+        return {row["model"].removeprefix("APEX "): row["geneval"] for row in find(data["table5"], where)}
     return {}
 
 

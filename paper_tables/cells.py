@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from paper_tables.render import Cell, Column
 from paper_tables.stats import Summary
@@ -26,6 +27,7 @@ ROW_NAMES = {
     "shuffled": "real renders of another prompt",
     "noise": "uniform noise",
 }
+OTHER_JUDGE = "Not judged as the published numbers were (here by {judge}): it compares only with rows judged alike."
 COVERAGE = ("spread", "precision", "recall")
 
 
@@ -89,7 +91,11 @@ def measured(view: View, key: Key, metric: str, decimals: int | None = 2, interv
     """The cell of `metric` for a (row, NFE), or why there is none."""
     evaluator = {"kid": "fid"}.get(metric, metric.split("/")[0])
     found = view.get(key, metric)
-    return number(found, decimals, interval) if found else missing(why_missing(view, key, evaluator))
+    if not found:
+        return missing(why_missing(view, key, evaluator))
+    cell = number(found, decimals, interval)
+    judge = view.other_judge(key, metric)
+    return replace(cell, note=OTHER_JUDGE.format(judge=judge)) if judge else cell
 
 
 def row_name(key: Key, view: View) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -9,7 +11,7 @@ from paper_tables.expected import described
 from paper_tables.forest import frame, tile
 from paper_tables.plotting import FAMILY_LOOKS, INK, PALE, Label, Look, looks, panels, place_labels, plain_ticks, row_looks
 from paper_tables.published import GENEVAL_TASKS, Published, Row, label
-from paper_tables.tables_paper import PAPER_MACHINE, TABLE3, TABLE4
+from paper_tables.tables_paper import PAPER_MACHINE, TABLE3, TABLE4, Columns
 from paper_tables.view import TASK_NAMES, View, family_name
 
 NFES = (1, 2)  # of Table 1
@@ -68,27 +70,54 @@ def table2(view: View, data: Published) -> Figure:
 
 
 def table3(view: View, data: Published) -> Figure:
-    """DPG-Bench by category, shaded from 50 to 100."""
-    return _printed(data, "table3", "DPG-Bench by category", {name: name for name, *_ in TABLE3}, 100.0, 50.0)
+    """DPG-Bench by category, shaded from 50 to 100, with the rows that were measured here."""
+    return _printed(data, "table3", "DPG-Bench by category", {name: name for name, *_ in TABLE3}, 100.0, 50.0, _scored(view, TABLE3))
 
 
 def table4(view: View, data: Published) -> Figure:
-    """WISE by category."""
-    return _printed(data, "table4", "WISE by category", {name: name for name, *_ in TABLE4}, 1.0)
+    """WISE by category, with the rows that were measured here."""
+    return _printed(data, "table4", "WISE by category", {name: name for name, *_ in TABLE4}, 1.0, measured=_scored(view, TABLE4))
 
 
-def _printed(data: Published, table: str, title: str, heads: dict[str, str], most: float, least: float = 0.0) -> Figure:
-    """The numbers of one of the paper's tables in its order, dark where they are high; `most` and `least` are the ends of the shades."""
+def _scored(view: View, columns: Columns) -> dict[str, dict[str, str]]:
+    """Rows that have any of these metrics: name -> column -> the number as the table shows it."""
+    found = {
+        f"{row}, NFE {nfe}": {
+            name: f"{number.value:.{digits}f}" for name, _, metric, digits in columns if (number := view.get(key, metric))
+        }
+        for key in view.keys
+        for row, nfe in [key]
+    }
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def _printed(
+    data: Published,
+    table: str,
+    title: str,
+    heads: dict[str, str],
+    most: float,
+    least: float = 0.0,
+    measured: Mapping[str, Mapping[str, str]] | None = None,
+) -> Figure:
+    """The numbers of one of the paper's tables in its order, then those `measured` here, dark where they are high.
+
+    `most` and `least` are the ends of the shades.
+    """
     rows = data[table]
     names = [label(row) + (f", NFE {row['nfe']}" if row.get("nfe") else "") for row in rows]
     methods = {label(row): _color(row) for row in data["table1"]}
     groups = [("published", [(name, methods.get(label(row), INK)) for name, row in zip(names, rows, strict=True)])]
-    figure, (axes,), level = frame(groups, [f"Table {table[-1]} of arXiv 2604.12322"], f"{title}, as published", [6.4], names=2.2)
+    what = "as published"
+    if measured:
+        groups.append(("measured here", [(name, INK) for name in measured]))
+        what = "as published and as measured here"
+    figure, (axes,), level = frame(groups, [f"Table {table[-1]} of arXiv 2604.12322"], f"{title}, {what}", [6.4], names=2.2)
     axes.grid(visible=False)
     axes.set(xlim=(-0.5, len(heads) - 0.5))
     axes.set_xticks(range(len(heads)), list(heads.values()), rotation=25, ha="right")
-    for name, row in zip(names, rows, strict=True):
+    for name, row in [*zip(names, rows, strict=True), *(measured or {}).items()]:
         for place, column in enumerate(heads):
-            if row[column]:
+            if row.get(column):
                 tile(axes, place, level[name], (float(row[column]) - least) / (most - least), row[column].removeprefix("0"))
     return figure

@@ -39,7 +39,8 @@ def read(path: Path, root: Path) -> Found:
     """Reads one record; `root` is the `records` folder that its path is relative to."""
     record = read_record(path)
     parts = path.relative_to(root).parts
-    split = parts[-2] if len(parts) > 1 and parts[-2] in SPLITS else ""
+    named = len(parts) > 2 and not re.fullmatch(r"(nfe|seed)\d+", parts[-2])
+    split = parts[-2] if named else ""
     told: dict[str, str | int] = {"row": parts[0]} if len(parts) > 1 else {}
     for part in parts[1:-1]:
         if match := re.fullmatch(r"(nfe|seed)(\d+)", part):

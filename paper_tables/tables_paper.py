@@ -109,6 +109,7 @@ def _table(view: View, data: Published, name: str, title: str, caption: str, col
         section = heading
     if name in ("table3", "table4"):  # benchmarks of photographs: a row that has none of their numbers has no line
         here = {names: key for names, key in here.items() if any(view.get(key, metric) for _, _, metric, _ in columns)}
+    sets = " and ".join(dict.fromkeys(view.home(metric) for _, _, metric, _ in columns if not metric.startswith("speed/")))
     for index, key in enumerate(here.values()):
         method = slug(view.info(key, "method") or key[0])
         same = [row for row in rows if nfe_of(row) == str(key[1]) and method in methods.get(label(row), [])]
@@ -116,7 +117,7 @@ def _table(view: View, data: Published, name: str, title: str, caption: str, col
         if table1:
             line["parameters"] = cells.size_cells(view, key)["parameters"]
             line["pub_hardware"] = Cell(PAPER_MACHINE) if same else cells.missing(NOT_PUBLISHED, merge=True)
-        table.lines.append(Line(line | _measured(view, key, columns), f"Measured here, {view.split} set" if index == 0 else ""))
+        table.lines.append(Line(line | _measured(view, key, columns), f"Measured here, {sets} set" if index == 0 else ""))
     return table
 
 
@@ -145,8 +146,8 @@ def table2(view: View, data: Published) -> Table:
 
 
 NEEDS_A_JUDGE = (
-    "Its prompts ask for photographs and a large vision-language model judges them, so the embedded world has no number of it: rows of the "
-    "records appear here once an evaluator writes {prefix}/... metrics. "
+    "Its prompts ask for photographs and a large vision-language model judges them, so the embedded world has no number of it: rows appear "
+    "here once `evaluators.{prefix}` has scored them (docs/evaluators/{prefix}.md). "
 )
 
 

@@ -72,13 +72,15 @@ class View:
     ) -> None:
         self.found, self.expected, self.made, self.logs, self.tuning = found, expected, made or {}, logs or {}, tuning
         splits = {one.split for one in found}
-        self.split = next(name for name in (*records.SPLITS, "") if name in splits)
+        self.split = next(name for name in (*records.SPLITS, "", *sorted(splits)) if name in splits)
         self._metrics: dict[tuple[str, int, str, str], dict[int | None, Metric]] = defaultdict(dict)  # by seed
         self._by_key: dict[Key, list[records.Found]] = defaultdict(list)
         for one in found:
             self._by_key[one.key].append(one)
             for metric in one.record.metrics:
                 self._metrics[*one.key, one.split, metric.metric][one.record.seed] = metric
+        homes = sorted({(metric, split) for _, _, split, metric in self._metrics if split == self.split or split not in records.SPLITS})
+        self._homes = dict(reversed(homes)) | {metric: split for metric, split in homes if split == self.split}
         wanted = {(row.row, nfe) for row in expected.rows.values() for nfe in row.seeds} if expected else set()
         wanted |= {(external.row, external.nfe) for external in expected.external.values()} if expected else set()
         wanted |= {(one.row, nfe) for one in expected.checkpoints.values() for nfe in one.nfe} if expected else set()
@@ -169,9 +171,21 @@ class View:
 
     # ------------------------------------------------------------------------------------------- its numbers
 
+    def other_judge(self, key: Key, metric: str) -> str:
+        """Who gave a number that does not compare with the published ones, by its record; '' where it does, or says nothing."""
+        for one in self._by_key.get(key, []):
+            if one.record.details.get("comparable") is False and any(m.metric == metric for m in one.record.metrics):
+                judge = one.record.details.get("judge") or {}
+                return str(judge.get("model") or judge.get("judge") or "another judge")
+        return ""
+
+    def home(self, metric: str) -> str:
+        """The prompt set that tables report a metric on: the main one, or, of a metric that it has not, the benchmark's own."""
+        return self._homes.get(metric, self.split)
+
     def get(self, key: Key, metric: str, split: str | None = None, seed: int | None = None) -> Summary | None:
         """Seeds summed up, or that of one `seed`; None where no record has it. Speed has no prompt set, so any split will do."""
-        splits = [self.split if split is None else split]
+        splits = [self.home(metric) if split is None else split]
         if metric.startswith("speed/"):
             splits += [name for name in ("", *records.SPLITS) if name not in splits]
         by_seed = next((found for name in splits if (found := self._metrics.get((*key, name, metric)))), {})
@@ -180,7 +194,7 @@ class View:
 
     def training_noise(self, metric: str, nfe: int) -> float | None:
         """The largest standard deviation over seeds of a trained row with three or more at that NFE; None where no row has so many."""
-        found = [self._metrics.get((*key, self.split, metric), {}) for key in self.methods if key[1] == nfe]
+        found = [self._metrics.get((*key, self.home(metric), metric), {}) for key in self.methods if key[1] == nfe]
         return max((statistics.stdev(one.value for one in by_seed.values()) for by_seed in found if len(by_seed) >= 3), default=None)
 
     def common_seed(self, row: str, metric: str) -> int | None:
@@ -188,7 +202,7 @@ class View:
 
         A curve over NFEs that are not all measured with the same seeds compares like with like only at one of them.
         """
-        seeds = [seed for key in self.keys if key[0] == row for seed in self._metrics.get((*key, self.split, metric), {})]
+        seeds = [seed for key in self.keys if key[0] == row for seed in self._metrics.get((*key, self.home(metric), metric), {})]
         return min((seed for seed in set(seeds) if seed is not None), key=lambda seed: (-seeds.count(seed), seed), default=None)
 
     def unseen(self, key: Key) -> Summary | None:

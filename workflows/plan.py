@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from apex.config import Config, External, locate
 from apex.errors import UserError
 from apex.strict import parse_yaml
+from evaluators import assets
 
 SPEED = "speed"  # it times a network, not a folder of images: one split, one seed
 
@@ -90,7 +91,8 @@ class Plan:
     def calibrated(self) -> list[str]:
         """GenEval's calibration on spoiled renders, where the prompts are the world's and `real` is a row to compare with."""
         config = self.config
-        wanted = config.data.source == "world" and "real" in config.references and "geneval" in self.scored().get("test", [])
+        of_the_world = config.data.source == "world" and config.evaluation.geneval.detector == "world"
+        wanted = of_the_world and "real" in config.references and "geneval" in self.scored().get("test", [])
         return [self.calibration] if wanted else []
 
     def timed(self, full: bool = False) -> list[Point]:
@@ -114,9 +116,21 @@ class Plan:
     def missing(self) -> str | None:
         """One line about the first file that the profile names and that is not there."""
         self.config.tuned_settings()  # raises it
-        for split in self.config.splits:
+        for split in self.config.sampled:
             if not self.config.prompts_path(split).is_file():
-                return f"prompts.{split}: found no file {getattr(self.config.prompts, split)}; give a JSON-lines file in GenEval's format"
+                if of_others := assets.at(self.config.prompts_path(split)):
+                    assets.find(of_others)  # raises it
+                key = f"prompts.sets.{split}.file" if split in self.config.prompts.sets else f"prompts.{split}"
+                return f"{key}: found no file {self.config.prompts_file(split)}; expected JSON lines, each with a `prompt`: docs/evaluators"
+        evaluation, scoring = self.config.evaluation, {name for names in self.scored().values() for name in names}
+        if (reference := evaluation.fid.reference) and "fid" in scoring and not Path(reference).exists():
+            return (
+                f"evaluation.fid.reference: found nothing at {reference}; expected real images or their statistics: docs/evaluators/fid.md"
+            )
+        if "wise" in scoring and not (evaluation.wise.endpoint and evaluation.wise.model):
+            return "evaluation.wise: found no endpoint or no model, expected both: docs/evaluators/wise.md"
+        for name, given in evaluation.assets(sorted(scoring)):
+            assets.find(name, given or None, "evaluation")  # raises it
         for at, external in enumerate(self.config.external):
             if not Path(external.images).is_dir():
                 return f"external.{at}.images: found no folder {external.images}; expected one with NNNNN/metadata.jsonl and NNNNN/samples"

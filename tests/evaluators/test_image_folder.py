@@ -82,7 +82,11 @@ def test_a_missing_prompt_folder_and_long_lists(make_folder, few_rows):
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [("", "not valid JSON|not one JSON"), ('{"tag": "colors", "prompt": "x"}', "include"), ('{"tag": "weather", "include": [], "prompt": "x"}', "tag")],
+    [
+        ("", "not valid JSON|not one JSON"),
+        ('{"tag": "colors", "prompt": "x"}', "include"),
+        ('{"tag": "weather", "include": [], "prompt": "x"}', "tag"),
+    ],
 )
 def test_a_bad_prompt_line_is_named(make_folder, few_rows, content, named):
     folder = make_folder(few_rows[:2])

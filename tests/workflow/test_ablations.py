@@ -13,6 +13,8 @@ from apex import methods
 from apex.ablations import CELL, Plan
 from apex.config import check_params, load
 from apex.errors import UserError
+from paper_tables import published
+from paper_tables.ablations import Grid, Trial, printed
 
 GRIDS = """
 share: 0.5
@@ -70,13 +72,13 @@ def test_a_cell_is_the_row_with_its_settings_changed(plan):
     cell = found.cells["small,captions=shapes,learning_rate=0.0003"]
     run = resolve(cell.name)
     assert (run.train.learning_rate, run.data.captions, run.lora.rank) == (3e-4, "shapes", 8)
-    assert cell.captions == "shapes" and found.cells["apex"].captions == ""
+    assert (cell.data, cell.source) == ("shapes", "") and found.cells["apex"].data == ""
 
 
 @pytest.mark.parametrize(
     "text, line",
     [
-        ("grids: {g: {title: t, grid: {a: [1]}}}", r"grids\.yaml: grids\.g: unknown setting 'a'; expected share, tuning, data\.captions"),
+        ("grids: {g: {title: t, grid: {a: [1]}}}", r"grids\.yaml: grids\.g: unknown setting 'a'; expected share, tuning, data\.X"),
         ("grids: {g: {title: t, row: nobody, grid: {share: [1.0]}}}", r"grids\.yaml: grids\.g\.row: unknown row 'nobody'"),
         ("grids: {g: {title: t}}", r"grids\.g: found neither `grid` nor `cells`"),
         ("grids: {g: {title: t, abuot: x, grid: {share: [1.0]}}}", r"grids\.g\.abuot: unknown key 'abuot'; did you mean 'about'\?"),
@@ -106,21 +108,21 @@ def test_other_captions_need_the_world(plan):
 # ------------------------------------------------------------------------------------------------ the shipped ones
 
 
-@pytest.fixture(scope="module")
-def world(root) -> tuple[Path, Plan]:
-    file = root / "workflows" / "config" / "world.yaml"
+@pytest.fixture(scope="module", params=["world", "sana_0_6b", "sana_1_6b", "qwen_image_lora_r64"])
+def shipped(root, request) -> tuple[Path, Plan]:
+    file = root / "workflows" / "config" / f"{request.param}.yaml"
     return file, Plan(load(file))
 
 
-def test_every_cell_of_the_world_can_run(world):
-    file, plan = world
+def test_every_cell_can_run(shipped):
+    file, plan = shipped
     for cell in plan.cells.values():
         check_params(load(file, cell.changes), [CELL])
 
 
-def test_what_a_grid_calls_the_rows_own_is_the_rows_own(world):
+def test_what_a_grid_calls_the_rows_own_is_the_rows_own(shipped):
     """Else a cell would pass for the row as it is."""
-    _, plan = world
+    _, plan = shipped
     for name, ablation in plan.found.grids.items():
         run = plan.config.run_config(ablation.row)
         params = methods.get(run.method)(run.params).params
@@ -128,6 +130,32 @@ def test_what_a_grid_calls_the_rows_own_is_the_rows_own(world):
             where, _, last = key.rpartition(".")
             known = {"params": params, "train": run.train, "lora": run.lora, "data": run.data}
             assert value == (plan.found.share if key == "share" else getattr(known[where], last)), (name, key)
+
+
+def test_table_5_has_every_number_of_the_papers_beside_a_cell(shipped):
+    """Full tuning and LoRA each has its twelve, whatever stands for the data sets."""
+    _, plan = shipped
+    for name, ablation in plan.found.grids.items():
+        if ablation.paper == "table5":
+            grid = Grid(name, ablation, [Trial(ablation.name(s), s, {}, {}, {}) for s in ablation.settings()], "", plan.found.share)
+            found = [(model, value) for cell in grid.cells for model, value in printed(grid, cell, published.load()).items()]
+            wanted = [r for r in published.load()["table5"] if ("LoRA" in r["model"]) == (name == "table5_lora")]
+            assert sorted(found) == sorted((r["model"].removeprefix("APEX "), r["geneval"]) for r in wanted) and len(found) == 12
+
+
+def test_a_cell_on_other_images_has_a_folder_and_latents_of_its_own(plan):
+    grid = "share: 1.0\ngrids: {g: {title: t, row: small, own: {data.source: mine}, grid: {data.source: [mine, their/pictures]}}}\n"
+    plan("grids: {}\n")
+    plan.file.write_text(plan.file.read_text() + "data: {source: mine}\n")
+    (plan.file.parent / "grids.yaml").write_text(grid)
+    found = Plan(load(plan.file))
+    assert {name: (cell.data, cell.source) for name, cell in found.cells.items()} == {
+        "small": ("", ""), "small,source=their-pictures": ("their-pictures", "their/pictures")
+    }  # fmt: skip
+    assert load(plan.file, found.cells["small,source=their-pictures"].changes).data.source == "their/pictures"
+    (plan.file.parent / "grids.yaml").write_text(grid.replace("own: {data.source: mine}", "own: {data.source: another}"))
+    with pytest.raises(UserError, match=r"grids\.g\.own\.data\.source: found another, expected the profile's, mine"):
+        Plan(load(plan.file))
 
 
 # ------------------------------------------------------------------------------------------------------ a small one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from apex import config as configuration
 from apex.config import Config, Pretraining, check_params, fingerprint, load, locate
 from apex.errors import UserError, run_command
-from workflows.plan import overrides
+from workflows.plan import Plan, overrides
 
 PROFILES = sorted((configuration.ROOT / "workflows" / "config").glob("*.yaml"))
 
@@ -299,3 +300,76 @@ def test_a_methods_own_settings_are_checked_too(profile, params, words):
 def test_an_unknown_row_is_named(profile):
     with pytest.raises(UserError, match=r"unknown row 'apx'; did you mean 'apex'\?"):
         load(profile()).row("apx")
+
+
+# --------------------------------------------------------------------------------------------- other benchmarks
+
+
+BENCHMARK = """
+profile: mine
+prompts: {sets: {dpg: {file: dpg.jsonl, images_per_prompt: 3}}}
+evaluators: [geneval, dpg]
+splits: {test: [geneval, fid], dpg: [dpg], unseen: [clip_score]}
+"""
+
+
+def test_a_benchmark_brings_its_prompts_and_only_what_is_scored_is_sampled(profile):
+    found = load(profile(BENCHMARK))
+    assert found.sampled == ["test", "dpg"] and Plan(found).scored() == {"test": ["geneval"], "dpg": ["dpg"]}
+    assert (found.images_per_prompt("test"), found.images_per_prompt("dpg")) == (4, 3)
+    assert Plan(found).missing().startswith("prompts.sets.dpg.file: found no file dpg.jsonl")
+
+
+def test_a_profile_without_benchmarks_keeps_the_hash_that_it_had(profile):
+    """Committed results are known by it."""
+    found = load(profile())
+    assert "sets" not in found.model_dump()["prompts"]
+    assert found.hash() == load(profile("profile: mine\nevaluation: {geneval: {detector: mmdet}}\n")).hash()
+    assert found.hash() != load(profile(BENCHMARK)).hash()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("splits: {dgp: [dpg]}", "splits: "),
+        ("prompts: {sets: {test: {file: x}}}", "prompts.sets: found test, a prompt set of the profile's own"),
+        ("evaluation: {fid: {protocol: pytorch-fid}}", "reference: found '' with protocol pytorch-fid, expected a path"),
+        ("evaluation: {fid: {protokoll: x}}", "evaluation.fid.protokoll"),
+        ("evaluation: {geneval: {detector: yolo}}", "evaluation.geneval.detector"),
+    ],
+)
+def test_settings_of_evaluators_that_are_wrong_are_one_line(profile, command, capsys, text: str, said: str):
+    assert command(profile(f"profile: mine\n{text}\n")) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("evaluators: [geneval]\nevaluation: {geneval: {detector: transformers}}", "it is GenEval's detector, .*evaluators.assets fetch"),
+        (
+            "prompts: {test: results/assets/geneval/evaluation_metadata.jsonl}",
+            "GenEval's 553 prompts .*evaluators.assets fetch geneval-prompts",
+        ),
+        ("evaluators: [fid]\nevaluation: {fid: {protocol: clean-fid, reference: nowhere}}", "evaluation.fid.reference: found nothing at"),
+        ("evaluators: [wise]\nsplits: {test: [wise]}", "evaluation.wise: found no endpoint or no model"),
+    ],
+)
+def test_what_an_official_evaluator_lacks_is_said_before_anything_is_trained(profile, monkeypatch, tmp_path, changes: str, said: str):
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(load(profile(f"profile: mine\n{changes}\n")))
+    try:
+        found = plan.missing()
+    except UserError as error:
+        found = str(error)
+    assert re.search(said, found)
+
+
+def test_options_become_a_command_line():
+    from apex.evaluation import Evaluation, command_line
+
+    chosen = Evaluation.model_validate({"geneval": {"detector": "mmdet", "detector_weights": "a b.pth"}, "wise": {"model": "m"}})
+    assert chosen.options() == {"geneval": {"detector": "mmdet", "detector_weights": "a b.pth"}, "wise": {"model": "m"}}
+    assert command_line(chosen.options()["geneval"]) == ["--detector", "mmdet", "--detector-weights", "a b.pth"]
+    assert chosen.assets(["geneval", "coverage"]) == [("mask2former-mmdet", "a b.pth"), ("clip-vit-l-14", "")]

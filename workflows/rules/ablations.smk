@@ -9,22 +9,24 @@ use rule shards as ablation_shards with:
     output:
         directory(f"{CELL_DATA}/shards"),
     log:
-        f"{PLAN.root}/logs/ablations/shards-{{captions}}.log",
+        f"{PLAN.root}/logs/ablations/shards-{{data}}.log",
+    wildcard_constraints:
+        data="full|shapes",
     params:
         scenes=CONFIG.data.scenes,
         resolution=CONFIG.data.resolution,
         seed=CONFIG.data.seed,
-        captions=lambda wildcards: wildcards.captions,
+        captions=lambda wildcards: wildcards.data,
 
 
 use rule cache as ablation_cache with:
     input:
-        data=f"{CELL_DATA}/shards",
+        data=cell_source,
         teacher=teacher_input,
     output:
         directory(f"{CELL_DATA}/cache"),
     log:
-        f"{PLAN.root}/logs/ablations/cache-{{captions}}.log",
+        f"{PLAN.root}/logs/ablations/cache-{{data}}.log",
 
 
 use rule embeddings as ablation_embeddings with:
@@ -34,7 +36,7 @@ use rule embeddings as ablation_embeddings with:
     output:
         directory(CELL_EMBEDDINGS),
     log:
-        f"{PLAN.root}/logs/ablations/embeddings-{{captions}}-{{dtype}}.log",
+        f"{PLAN.root}/logs/ablations/embeddings-{{data}}-{{dtype}}.log",
 
 
 use rule tune_train as ablation_train with:
@@ -78,7 +80,8 @@ use rule tune_score as ablation_score with:
         split="test",
         nfe=ABLATIONS.found.nfe,
         seed=lambda wildcards: wildcards.seed,
-        records=lambda wildcards: CELL_RECORDS[0].format(**wildcards).replace("geneval", "{evaluator}"),
+        records=lambda wildcards: CELL_RECORDS[0].format(**wildcards).replace(JUDGES[0], "{evaluator}"),
+        scores=scores({"test": JUDGES}),
 
 
 # Of a cell's images those that its grid's pictures show.

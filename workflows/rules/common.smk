@@ -145,18 +145,32 @@ def records_of(wildcards, row=None):
     return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
 
 
+def scores(chosen):
+    """Which evaluators score which prompt set and, where the profile says it, with what, as words of the command."""
+    words = [f"{split}={','.join(names)}" for split, names in chosen.items()]
+    options = CONFIG.evaluation.options()
+    return [*words, "--options", shlex.quote(json.dumps(options))] if options else words
+
+
 # Ablations: a cell is a row of its own, see apex/ablations.py.
 CELL = f"{ABLATIONS.root}/{{cell}}/seed{{seed}}"
-CELL_RECORDS = [f"{CELL}/records/{name}.json" for name in ("geneval", "coverage")]
+JUDGES = ["geneval", *(["coverage"] if "coverage" in CONFIG.evaluators else [])]  # of cells and of candidates
+CELL_RECORDS = [f"{CELL}/records/{name}.json" for name in JUDGES]
 CELL_PICTURES = f"{CELL}/pictures.zip"
-CELL_DATA = f"{ABLATIONS.root}/data/{{captions}}"
+CELL_DATA = f"{ABLATIONS.root}/data/{{data}}"
 CELL_EMBEDDINGS = f"{CELL_DATA}/embeddings-{{dtype}}"
 
 
+def cell_source(wildcards):
+    """What a cell's latents are of: images that are given, or scenes rendered with other captions."""
+    given = [cell.source for cell in ABLATIONS.cells.values() if cell.data == wildcards.data and cell.source]
+    return ancient(given[0]) if given else f"{CELL_DATA}/shards".format(data=wildcards.data)
+
+
 def cell_cache(wildcards):
-    """The latents that a cell trains on: the profile's, or those with other captions."""
-    captions = ABLATIONS.cells[wildcards.cell].captions
-    return f"{CELL_DATA}/cache".format(captions=captions) if captions else PLAN.cache
+    """The latents that a cell trains on: the profile's, or those of other data."""
+    data = ABLATIONS.cells[wildcards.cell].data
+    return f"{CELL_DATA}/cache".format(data=data) if data else PLAN.cache
 
 
 def cell_arguments(wildcards, output):
@@ -173,8 +187,8 @@ def cell_identity(wildcards):
 
 def cell_embeddings(wildcards):
     """Of the captions that a cell trains on."""
-    captions = ABLATIONS.cells[wildcards.cell].captions
-    folder = CELL_EMBEDDINGS.replace("{captions}", captions) if captions else PLAN.embeddings
+    data = ABLATIONS.cells[wildcards.cell].data
+    folder = CELL_EMBEDDINGS.replace("{data}", data) if data else PLAN.embeddings
     return embeddings_of(cell_config(wildcards), CELL_ROW, folder)
 
 

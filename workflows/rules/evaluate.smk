@@ -21,7 +21,7 @@ rule evaluate:
         networks=EVALUATOR_NETWORKS,
         images=lambda wildcards: images_of(wildcards),
         records=lambda wildcards: records_of(wildcards),
-        scores=[f"{split}={','.join(names)}" for split, names in SCORED.items()],
+        scores=scores(SCORED),
     shell:
         "python -m evaluators --images '{params.images}' --out '{params.records}' --score {params.scores} > {log} 2>&1"
 
@@ -44,7 +44,7 @@ rule evaluate_external:
         content=lambda wildcards: fingerprint(Path(PLAN.externals[wildcards.row].images)),
         records=lambda wildcards: records_of(wildcards),
         source=lambda wildcards: PLAN.externals[wildcards.row].source,
-        scores=f"test={','.join(SCORED.get('test', []))}",
+        scores=scores({split: names for split, names in SCORED.items() if split == "test"}),
     shell:
         "python -m evaluators --images {params.images:q} --out '{params.records}' --score {params.scores}"
         " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"

@@ -1,7 +1,8 @@
 # Images, made once per point for all its prompt sets, in GenEval's layout, and scored many times.
 
-IMAGES = [PLAN.images.replace("{split}", split) for split in CONFIG.splits]
-PROMPTS = {split: fingerprint(CONFIG.prompts_path(split)) for split in CONFIG.splits}
+IMAGES = [PLAN.images.replace("{split}", split) for split in CONFIG.sampled]
+PROMPTS = {split: fingerprint(CONFIG.prompts_path(split)) for split in CONFIG.sampled}
+AMOUNT = CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task", "sets"})
 
 
 rule sample:
@@ -21,9 +22,9 @@ rule sample:
         config=config_arguments,
         sampling=CONFIG.sampling.model_dump_json(),
         prompts=PROMPTS,
-        splits=list(CONFIG.splits),
+        splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards),
-        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        amount=AMOUNT,
     shell:
         "python -m apex.sample {params.config} --row {wildcards.row} --run {input.run} --nfe {wildcards.nfe}"
         " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
@@ -47,9 +48,9 @@ rule sample_teacher:
         pipeline=str(CONFIG.pipeline_path),
         guidance=CONFIG.guidance,
         prompts=PROMPTS,
-        splits=list(CONFIG.splits),
+        splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards, "teacher"),
-        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        amount=AMOUNT,
     shell:
         "python -m apex.sample {params.config} --row teacher --run {params.pipeline} --nfe {wildcards.nfe}"
         " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
@@ -75,9 +76,9 @@ rule sample_checkpoint:
         sampling=CONFIG.sampling.model_dump_json(),
         resolution=CONFIG.data.resolution,
         prompts=PROMPTS,
-        splits=list(CONFIG.splits),
+        splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards),
-        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        amount=AMOUNT,
     shell:
         "python -m apex.sample {params.config} --row {wildcards.row} --nfe {wildcards.nfe}"
         " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
@@ -97,9 +98,9 @@ rule sample_reference:
         config=config_arguments,
         resolution=CONFIG.data.resolution,
         prompts=PROMPTS,
-        splits=list(CONFIG.splits),
+        splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards),
-        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        amount=AMOUNT,
     shell:
         "python -m apex.sample {params.config} --row {wildcards.row} --nfe 0 --seed {wildcards.seed}"
         " --split {params.splits} --out '{params.images}' > {log} 2>&1"

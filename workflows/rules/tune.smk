@@ -4,7 +4,7 @@
 TUNING = CONFIG.tuning
 CANDIDATES = PLAN.candidates()
 TUNE_IMAGES = f"{PLAN.candidate}/images"
-TUNE_RECORDS = [f"{PLAN.candidate}/records/{name}.json" for name in ("geneval", "coverage")]
+TUNE_RECORDS = [f"{PLAN.candidate}/records/{name}.json" for name in JUDGES]
 
 
 rule tune_train:
@@ -59,10 +59,11 @@ rule tune_score:
         records=lambda wildcards: f"{PLAN.candidate}/records/{{evaluator}}.json".format(
             **wildcards, evaluator="{evaluator}"
         ),
+        scores=scores({"val": JUDGES}),
     shell:
         "(python -m apex.sample {params.config} --row {params.row} --run {input} --nfe {params.nfe}"
         " --seed {params.seed} --split {params.split} --out {output.images} && python -m evaluators --images {output.images}"
-        " --out '{params.records}' --score {params.split}=geneval,coverage) > {log} 2>&1"
+        " --out '{params.records}' --score {params.scores}) > {log} 2>&1"
 
 
 rule tune:

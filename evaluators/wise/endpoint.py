@@ -1,0 +1,196 @@
+"""Chat completions of any OpenAI-compatible server, over the standard library: no package to install for one kind of request.
+
+What may pass by itself (no answer in time, a broken connection or body, 429, 5xx) is tried again after a growing, jittered pause; any other
+refusal ends the call with one line. The key is sent as a header and nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import http.client
+import ipaddress
+import json
+import random
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from apex.errors import UserError
+
+LONGEST_PAUSE = 60.0  # seconds, of our own; a server's Retry-After may ask for more
+LONGEST_WAIT = 600.0  # seconds, whatever a server asks for
+LARGEST_BODY = 10 << 20  # bytes
+
+
+class Transient(Exception):
+    """A failure that may pass by itself. `after`: seconds that the server asked to wait."""
+
+    def __init__(self, what: str, after: float = 0.0) -> None:
+        super().__init__(what)
+        self.after = after
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its text or refusal, why it ended, the name that the server gives the model, tokens in and out."""
+
+    text: str
+    end: str
+    model: str
+    tokens: tuple[int, int]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host: it is an error instead."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Endpoint:
+    """A server's `/chat/completions`. Threads may share it.
+
+    Args:
+        url: its base, as in https://api.openai.com/v1.
+        key: sent as a bearer token; "" sends none.
+        timeout: seconds without an answer.
+        tries: how often a request is made at most.
+        seed: of the pauses' jitter.
+        pause: seconds before the second try; doubled each time, and drawn between half of it and all of it.
+
+    Raises:
+        UserError: the URL is none, or holds a password, or would send the key unencrypted to another machine.
+    """
+
+    def __init__(self, url: str, key: str, timeout: float, tries: int, seed: int = 0, pause: float = 1.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"--endpoint {url.split('?')[0]}: expected a URL such as https://api.openai.com/v1")
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                "--endpoint: no password and no query belong into the URL; the key comes from the variable that --key-variable names"
+            )
+        if not re.fullmatch(r"[!-~]*", key):  # the library would name it in its own error
+            raise UserError("the key that --key-variable names holds blanks or characters that no header can carry")
+        self.host, self.local = parts.hostname, is_local(url)
+        if key and parts.scheme == "http" and not self.local:
+            raise UserError(f"--endpoint http://{self.host}: the key would travel unencrypted; give an https URL")
+        self._url, self._key = url.rstrip("/") + "/chat/completions", key
+        self._timeout, self._tries, self._seed, self._pause = timeout, tries, seed, pause
+        proxies = [urllib.request.ProxyHandler({})] if self.local else []
+        self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
+        self._stopped = threading.Event()
+        self.wait: Callable[[float], Any] = self._stopped.wait
+
+    def stop(self) -> None:
+        """Ends the pauses of all threads; each then gives up."""
+        self._stopped.set()
+
+    def chat(self, body: Mapping[str, Any], name: str) -> Reply:
+        """Makes one request until it is answered. `name` seeds its pauses.
+
+        Raises:
+            UserError: the server refuses it, or does not answer it after all tries.
+        """
+        draw = random.Random(f"{self._seed} {name}")
+        for number in range(1, self._tries + 1):
+            if self._stopped.is_set():
+                raise UserError(f"{self.host}: stopped")
+            try:
+                return self._once(json.dumps(body).encode())
+            except Transient as failure:
+                if number == self._tries:
+                    raise UserError(
+                        f"{self.host}: no answer after {self._tries} tries, the last one: {failure}; what was answered is kept, run again"
+                    ) from None
+                pause = min(LONGEST_PAUSE, self._pause * 2 ** (number - 1)) * draw.uniform(0.5, 1)
+                self.wait(max(pause, min(failure.after, LONGEST_WAIT)))
+        raise AssertionError("unreachable")
+
+    def _once(self, body: bytes) -> Reply:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=self._timeout) as answer:
+                content = answer.read(LARGEST_BODY)
+                if self._key:  # a server may send back what it was sent
+                    content = content.replace(self._key.encode(), b"[key]")
+        except urllib.error.HTTPError as error:
+            self._refused(error)
+        except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, closed connections, bodies cut short
+            raise Transient(self._clean(str(error) or type(error).__name__)) from None
+        try:
+            return _reply(json.loads(content))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            raise Transient(f"not a chat completion: {self._clean(content[:80].decode(errors='replace'))!r}") from None
+
+    def _refused(self, error: urllib.error.HTTPError) -> None:
+        after = retry_after(error.headers.get("Retry-After"))
+        try:
+            said = json.loads(error.read(LARGEST_BODY))["error"]["message"]
+        except (OSError, ValueError, TypeError, KeyError, http.client.HTTPException):
+            said = error.reason
+        finally:
+            error.close()
+        if error.code == 429 or error.code >= 500:
+            raise Transient(f"HTTP {error.code}", after) from None
+        if error.code in (401, 403):  # servers repeat parts of the key here
+            raise UserError(f"{self.host}: HTTP {error.code}, the key is missing, wrong, or not allowed to use this model") from None
+        raise UserError(f"{self.host}: HTTP {error.code}: {self._clean(str(said))}") from None
+
+    def _clean(self, text: str) -> str:
+        """One short line without the key."""
+        line = " ".join(text.split())
+        return (line.replace(self._key, "[key]") if self._key else line)[:200]
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is of this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def retry_after(value: str | None) -> float:
+    """Seconds to wait by a Retry-After header, a number or a date; 0 without one."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _reply(body: Any) -> Reply:
+    choice = body["choices"][0]
+    message, usage = choice["message"], body.get("usage") or {}
+    text, refusal = message.get("content"), message.get("refusal")
+    if isinstance(text, list):  # some servers answer in parts
+        text = "".join(part.get("text", "") for part in text)
+    if text is not None and not isinstance(text, str):
+        raise TypeError("content")
+    end = "refused" if refusal else str(choice.get("finish_reason") or "")
+    tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    return Reply(text or str(refusal or ""), end, str(body.get("model") or ""), tokens)
+
+
+def messages(system: str, user: str, png: bytes) -> list[dict[str, Any]]:
+    """A chat with one image, as a data URL."""
+    url = "data:image/png;base64," + base64.b64encode(png).decode()
+    return [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {"role": "user", "content": [{"type": "text", "text": user}, {"type": "image_url", "image_url": {"url": url}}]},
+    ]
