@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "open_clip_torch", "clean-fid", "numpy")
+PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "mmdet", "mmcv", "open_clip_torch", "clean-fid", "numpy")
 
 
 def git_commit(root: Path | None = None) -> str:

@@ -50,18 +50,22 @@ class Images:
 
     def load(self, prompt: int) -> np.ndarray:
         """The images of one prompt, uint8 (n, H, W, 3)."""
-        return np.stack([_pixels(path) for path in self.files[prompt]])
+        return pixels(self.files[prompt])
 
     def batches(self, size: int = 64) -> Iterator[np.ndarray]:
         """All images in order, uint8 (up to `size`, H, W, 3)."""
         paths = self.paths
         for start in range(0, len(paths), size):
-            yield np.stack([_pixels(path) for path in paths[start : start + size]])
+            yield pixels(paths[start : start + size])
 
 
-def _pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+def pixels(paths: list[Path]) -> np.ndarray:
+    """Images of one size, uint8 (n, H, W, 3)."""
+    pictures = []
+    for path in paths:
+        with Image.open(path) as image:
+            pictures.append(np.asarray(image.convert("RGB")))
+    return np.stack(pictures)
 
 
 def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None, source: str | None = None) -> Images:
