@@ -4,6 +4,7 @@
 #     make test      the tests                            make tables    tables and figures from result records alone
 #     make smoke     every rule, small, in minutes        make env       only the environment, .venv
 #     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
+#     make env-mmdet  mmdet besides, for GenEval's official detector; mmcv from MMCV_WHEELS=FOLDER, else built, a quarter of an hour
 #     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
 #
 # ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-k config".
@@ -14,8 +15,10 @@ STAMP := .venv/.made-from-lock
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
+MMCV := mmcv==2.1.0
+MMCV_WHEELS ?= $(if $(wildcard ../shared/wheels/mmcv-*.whl),../shared/wheels)
 
-.PHONY: all smoke tables test test-slurm lint env lock schema
+.PHONY: all smoke tables test test-slurm lint env env-mmdet lock schema
 
 all: $(STAMP)
 	$(BIN)/snakemake all $(ARGS)
@@ -39,6 +42,15 @@ lint: $(STAMP)
 	$(BIN)/snakemake --lint
 
 env: $(STAMP)
+
+# Not in the lock: see requirements-mmdet.txt. Remaking .venv from the lock removes it again.
+env-mmdet: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-mmdet.txt
+	$(if $(MMCV_WHEELS),\
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-index --find-links $(MMCV_WHEELS) $(MMCV),\
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python setuptools==75.8.0 wheel ninja psutil && \
+	  MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=2 $(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation $(MMCV))
+	$(BIN)/python -c "from evaluators.geneval.mmdet_detector import official_configuration as check; check(); print('mmdet is ready')"
 
 # uv comes from the lock's own version; everything else is checked against the lock's hashes.
 $(STAMP): requirements.lock pyproject.toml
