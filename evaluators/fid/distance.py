@@ -59,9 +59,9 @@ class Gaussian:
     def influence(self, features: np.ndarray) -> np.ndarray:
         """What each image adds to the distance of its set: the derivative by its weight, centred, (n,).
 
-        2 (m - m')(x - m) + (x - m)^T (I - T) (x - m), where T = S^1/2 (S^1/2 C S^1/2)^-1/2 S^1/2 is the optimal map from the features'
-        Gaussian to this one (the gradient of the Bures distance; Bhatia, Jain & Lim 2019). Where the middle is singular its inverse
-        is that of its range.
+        2 (m - m')(x - m) + n/(n - 1) (x - m)^T (I - T) (x - m), where T = S^1/2 (S^1/2 C S^1/2)^-1/2 S^1/2 is the optimal map from the
+        features' Gaussian to this one (the gradient of the Bures distance; Bhatia, Jain & Lim 2019). Where the middle is singular its
+        inverse is that of its range.
         """
         mean, covariance = moments(features)
         values, vectors = np.linalg.eigh(self.middle(covariance))
@@ -72,7 +72,7 @@ class Gaussian:
         shares = np.empty(len(features))
         for start in range(0, len(features), BLOCK):
             centred = features[start : start + BLOCK] - mean
-            bent = (centred * (centred - centred @ transport)).sum(1)
+            bent = (centred * (centred - centred @ transport)).sum(1) * len(features) / (len(features) - 1)
             shares[start : start + BLOCK] = 2 * centred @ (mean - self.mean) + bent
         return shares - shares.mean()
 

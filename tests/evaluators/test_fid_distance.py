@@ -107,18 +107,17 @@ def test_moments_are_numpys_over_several_blocks(monkeypatch):
 
 
 def test_the_influence_is_the_derivative_by_each_images_weight():
-    rng, n = np.random.default_rng(0), 4000
-    x, target = rng.standard_normal((n, 4)) @ covariance(4, rng), Gaussian(rng.standard_normal(4), covariance(4, rng))
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((30, 4)) @ covariance(4, rng), Gaussian(rng.standard_normal(4), covariance(4, rng))
 
     def weighted(weights: np.ndarray) -> float:
         p = weights / weights.sum()
         mean = p @ x
-        return target.distance(mean, ((x - mean).T * p) @ (x - mean) * n / (n - 1))
+        return target.distance(mean, ((x - mean).T * p) @ (x - mean) * 30 / 29)
 
-    step, even = 1e-2, np.ones(n)
-    slopes = np.array([(weighted(even + step * row) - weighted(even - step * row)) / (2 * step) * n for row in np.eye(20, n)])
-    # The factor n/(n - 1) of the covariance is in the value and, of order 1/n, not in the influence.
-    assert np.allclose(target.influence(x)[:20], slopes, atol=2e-3 * np.abs(slopes).max(), rtol=0)
+    step, even = 1e-5, np.ones(30)
+    slopes = [(weighted(even + step * row) - weighted(even - step * row)) / (2 * step) * 30 for row in np.eye(30)]
+    assert np.allclose(target.influence(x), slopes, rtol=1e-4, atol=1e-4)
 
 
 def draws(d: int, per: int, rng: np.random.Generator, mix: np.ndarray, prompts: int, shift: float) -> np.ndarray:
@@ -128,8 +127,7 @@ def draws(d: int, per: int, rng: np.random.Generator, mix: np.ndarray, prompts: 
 
 @pytest.mark.parametrize(("d", "prompts", "per", "shift"), [(8, 200, 1, 0.5), (8, 60, 4, 0.3), (24, 36, 1, 0.3), (6, 150, 1, 0.0)])
 def test_the_fids_interval_holds_what_other_draws_give_on_average(d, prompts, per, shift):
-    """Coverage over 150 draws. Where there are hardly more images than features, and where both sets are all but the same (shift 0: the
-    distance is at its least, where it has no slope), it is too wide rather than too narrow."""
+    """Coverage over 150 draws. Too wide rather than too narrow: with hardly more images than features, and near a distance of nothing."""
     rng = np.random.default_rng(1)
     mix = np.diag(np.linspace(0.3, 2, d)) + 0.2 * rng.standard_normal((d, d))
     target = Gaussian(np.zeros(d), covariance(d, rng) if shift else 1.25 * mix.T @ mix)
@@ -139,8 +137,8 @@ def test_the_fids_interval_holds_what_other_draws_give_on_average(d, prompts, pe
     values, lows, highs = np.array(found).T
     held = ((lows <= values.mean()) & (values.mean() <= highs)).mean()
     assert 0.88 <= held <= 1
-    if prompts > 5 * d and shift:
-        assert np.mean(highs - values) / 1.96 == pytest.approx(values.std(), rel=0.3)
+    ratio = np.mean(highs - values) / 1.96 / values.std()
+    assert 0.8 < ratio < (1.25 if prompts > 5 * d and shift else 2)
 
 
 def test_a_bootstrap_of_images_would_lie_above_the_value():

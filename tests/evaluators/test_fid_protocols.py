@@ -1,285 +1,467 @@
-"""FID by the published protocols: the features are those of the published codes, references are held to what they are for, and the
-command says what it lacks before any work. Inception here has random weights."""
+"""FID's Inception as the published codes feed it, against these codes on the same random weights; and the commands around it.
+
+Inception takes a third of a second an image, so few images go through it; the commands are tested with a small network in its place.
+"""
 
 from __future__ import annotations
 
 import json
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import cleanfid.fid
+import cleanfid.inception_torchscript
 import numpy as np
 import pytest
+import pytorch_fid.fid_score
+import pytorch_fid.inception
 import torch
 from PIL import Image
+from torch import nn
 
-from apex.data.prompts import load_prompts
+from apex.data.prompts import write_layout
 from apex.errors import UserError, run_command
 from evaluators.fid import __main__ as command
-from evaluators.fid import mjhq, published, reference
-from evaluators.fid.distance import Gaussian, moments
+from evaluators.fid import published, reference
+from evaluators.fid.distance import Gaussian, kid, moments
 from evaluators.fid.inception import Feed, Network, build, file_features, load_network
-from evaluators.fid.reference import Reference, listed, make, read, write
 from evaluators.result import read_record
 
-CATEGORIES = ("animals", "food")
+# ---------------------------------------------------------------------------------- Inception itself
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Inception with random weights under the published file's names of keys; scaled so that features differ between images."""
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """pytorch-fid's file with random weights. The default ones let the signal die out: scaled by 6^1/2 they are He's, which keep it."""
     torch.manual_seed(0)
-    net = build()
-    for module in net.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)
     path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
-    torch.save(net.state_dict(), path)
+    torch.save({name: 6**0.5 * v if name.endswith("conv.weight") else v for name, v in build().state_dict().items()}, path)
     return path
 
 
-@pytest.fixture(scope="session")
-def network(weights: Path) -> Network:
+@pytest.fixture(scope="module")
+def network(weights) -> Network:
     return load_network(weights)
 
 
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Five pictures of noise and slopes, of two sizes."""
-    folder, rng, paths = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0), []
-    for index, (width, height) in enumerate([(64, 48), (96, 96), (64, 48), (96, 96), (64, 48)]):
-        slope = np.linspace(0, 200, width)[None, :, None] * rng.random(3)
-        picture = np.clip(slope + rng.integers(0, 55, (height, width, 3)), 0, 255).astype(np.uint8)
-        paths.append(folder / f"{index}.png")
-        Image.fromarray(picture).save(paths[-1])
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    """Three images of one size, one of them JPEG."""
+    rng, paths = np.random.default_rng(0), []
+    for index, suffix in enumerate(("png", "png", "jpg")):
+        small = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
+        paths.append(tmp_path / f"{index}.{suffix}")
+        small.resize((360, 330), Image.Resampling.BICUBIC).save(paths[-1])
     return paths
 
 
-def plain(images: torch.Tensor) -> torch.Tensor:
-    """A stand-in of Inception where the law is not about it: colours of nine fields, (B, 27)."""
-    return torch.nn.functional.adaptive_avg_pool2d(images, 3).flatten(1)
+def test_the_pytorch_fid_path_is_pytorch_fids(files, weights, network, tmp_path, monkeypatch):
+    """Its own network, reading and statistics; only the download is replaced, by the same weights."""
+    monkeypatch.setattr(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: torch.load(weights, weights_only=True))
+    model = pytorch_fid.inception.InceptionV3([pytorch_fid.inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+    theirs = pytorch_fid.fid_score.get_activations([str(p) for p in files], model, batch_size=3, num_workers=0)
+    ours = file_features(files, Feed("pytorch-fid"), network, tmp_path / "kept", batch=2).values
+    assert ours.shape == (3, 2048) and ours.std(0).mean() > 0.01
+    assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.std())
 
 
-STAND_IN = Network(plain, "0" * 64)
+def test_the_clean_fid_path_is_clean_fids(files, network, tmp_path, monkeypatch):
+    """Its own reading and resize, and its own wrapper of the network, around a TorchScript archive of the same layers."""
 
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.jit.trace(network.net, torch.zeros(1, 3, 299, 299))
 
-def mjhq_folder(folder: Path, per: int = 8, side: int = 32) -> Path:
-    """A small MJHQ-30K: meta_data.json and CATEGORY/ID.jpg."""
-    rng, rows = np.random.default_rng(1), {}
-    for index in range(per * len(CATEGORIES)):
-        category, name = CATEGORIES[index % len(CATEGORIES)], f"{index:04x}"
-        rows[name] = {"category": category, "prompt": f"{category} number {index}, “painted”"}
-        path = folder / "mjhq30k_imgs" / category / f"{name}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(path, quality=95)
-    (folder / mjhq.META).write_text(json.dumps(rows))
-    return folder
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
 
-
-# --------------------------------------------------------------------------------------------- the published codes
-
-
-def test_pytorch_fids_own_network_and_reader_give_the_same_features(network: Network, photographs: list[Path], tmp_path: Path) -> None:
-    """Its InceptionV3 runs the same blocks and resizes itself; pictures of one size, as it needs them in a batch."""
-    from pytorch_fid import fid_score, inception
-
-    net = build()
-    net.load_state_dict({k: v for k, v in network.net.state_dict().items() if not k.startswith("fc.")}, strict=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inception, "fid_inception_v3", lambda: net)
-        theirs_net = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
-    alike = [path for path in photographs if Image.open(path).size == (64, 48)]
-    theirs = fid_score.get_activations([str(p) for p in alike], theirs_net, batch_size=2, dims=2048, device="cpu", num_workers=0)
-    ours = file_features(alike, Feed("pytorch-fid"), network, tmp_path).values
-    assert ours.std() > 1e-3, "the weights tell the pictures apart"
-    assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
-
-
-def test_clean_fids_own_reader_gives_the_same_features(network: Network, photographs: list[Path], tmp_path: Path) -> None:
-    from cleanfid.fid import get_files_features
-
-    theirs = get_files_features(
-        [str(p) for p in photographs], lambda x: network.net((x - 128) / 128), num_workers=0, device=torch.device("cpu"), verbose=False
+    torch.jit.script(Layers()).save(str(tmp_path / "inception-2015-12-05.pt"))
+    model = cleanfid.inception_torchscript.InceptionV3W(str(tmp_path), download=False)
+    theirs = cleanfid.fid.get_files_features(
+        [str(p) for p in files], model, num_workers=0, batch_size=3, device=torch.device("cpu"), mode="clean", verbose=False
     )
-    ours = file_features(photographs, Feed("clean-fid"), network, tmp_path).values
-    assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+    ours = file_features(files, Feed("clean-fid"), network, tmp_path / "kept", batch=2).values
+    assert ours.std(0).mean() > 0.01
+    assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.std())
 
 
-def test_the_two_protocols_differ_and_the_batch_does_not_matter(network: Network, photographs: list[Path], tmp_path: Path) -> None:
-    one = {n: file_features(photographs, Feed("clean-fid"), network, tmp_path / str(n), batch=n).values for n in (1, 4)}
-    assert np.allclose(one[1], one[4], rtol=1e-4, atol=1e-5 * np.abs(one[1]).max())
-    other = file_features(photographs, Feed("pytorch-fid"), network, tmp_path / "other").values
-    assert np.abs(other - one[1]).max() > 1e-2 * np.abs(one[1]).max()
+def test_wrong_weights_are_one_clear_line(weights, tmp_path):
+    state = torch.load(weights, weights_only=True)
+    name, noise, bare = tmp_path / "w.pth", tmp_path / "noise.pth", tmp_path / "list.pth"
+    torch.save({k: v for k, v in state.items() if k != "fc.weight"}, name)
+    noise.write_bytes(b"\xff" * 100)
+    torch.save([1, 2], bare)
+    for path, named in ((name, "fc.weight"), (noise, "noise.pth"), (bare, "list.pth")):
+        with pytest.raises(UserError, match="not FID's Inception") as error:
+            load_network(path)
+        assert named in str(error.value) and "pt_inception-2015-12-05-6726825d.pth" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("rank", [6, 40])
-def test_the_eigenvalue_form_is_clean_fids_to_a_millionth(rank: int) -> None:
-    from cleanfid.fid import frechet_distance
-
-    rng = np.random.default_rng(rank)
-    one, other = (rng.standard_normal((rank * 8, rank)) @ rng.standard_normal((rank, rank)) + shift for shift in (0.0, 0.4))
-    theirs = frechet_distance(*moments(one), *moments(other))
-    assert Gaussian(*moments(other)).distance(*moments(one)) == pytest.approx(theirs, rel=1e-6)
+# ---------------------------------------------------------------------------------- resizes
 
 
-def test_sanas_crop_leaves_images_of_that_size_alone(photographs: list[Path]) -> None:
-    square = photographs[1].read_bytes()
-    assert torch.equal(Feed("pytorch-fid", 96)(square), Feed("pytorch-fid")(square))
-    assert not torch.equal(Feed("pytorch-fid", 48)(square), Feed("pytorch-fid")(square))
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-# --------------------------------------------------------------------------------------------- what is kept
+def fed(feed: Feed, image: Image.Image, path: Path) -> np.ndarray:
+    image.save(path)
+    return feed(path.read_bytes()).permute(1, 2, 0).numpy()
 
 
-def test_what_was_kept_is_not_computed_again_and_is_known_by_content(photographs: list[Path], tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("evaluators.fid.inception.CHUNK", 2)
-    calls: list[int] = []
-
-    def counting(images: torch.Tensor) -> torch.Tensor:
-        calls.append(len(images))
-        return plain(images)
-
-    feed, net = Feed("clean-fid"), Network(counting, "0" * 64)
-    whole = file_features(photographs, feed, net, tmp_path / "whole").values
-    part = file_features(photographs[:2], feed, net, tmp_path / "kept")
-    calls.clear()
-    again = file_features(photographs, feed, net, tmp_path / "kept")
-    assert sum(calls) == 3 and np.array_equal(again.values, whole) and part.files != again.files
-    calls.clear()
-    file_features(photographs, feed, Network(counting, "1" * 64), tmp_path / "kept")
-    assert sum(calls) == 5, "other weights"
-    damaged = next((tmp_path / "kept").glob("*.safetensors"))
-    damaged.write_bytes(damaged.read_bytes()[:-3] + b"abc")
-    with pytest.raises(UserError, match=r"not the features that were kept there"):
-        file_features(photographs, feed, net, tmp_path / "kept")
-        file_features(photographs, feed, Network(counting, "1" * 64), tmp_path / "kept")
+def test_pytorch_fids_resize_written_out(tmp_path):
+    """Bilinear without antialiasing, samples at pixel centres: each value is a blend of the four pixels around its place."""
+    image = picture(640, 512)
+    pixels, place = np.asarray(image).astype(np.float64), lambda n: np.clip((np.arange(299) + 0.5) * n / 299 - 0.5, 0, n - 1)
+    ys, xs = place(512), place(640)
+    top, left = np.floor(ys).astype(int), np.floor(xs).astype(int)
+    down, right = np.minimum(top + 1, 511), np.minimum(left + 1, 639)
+    wy, wx = (ys - top)[:, None, None], (xs - left)[None, :, None]
+    rows = [pixels[y][:, left] * (1 - wx) + pixels[y][:, right] * wx for y in (top, down)]
+    expected = 2 * (rows[0] * (1 - wy) + rows[1] * wy) / 255 - 1
+    assert np.allclose(fed(Feed("pytorch-fid"), image, tmp_path / "x.png"), expected, atol=1e-3)
 
 
-def test_a_reference_comes_back_and_is_held_to_what_it_is_for(tmp_path: Path) -> None:
-    folder, feed = mjhq_folder(tmp_path / "mjhq"), Feed("pytorch-fid", 32)
-    made = make(folder, feed, STAND_IN, tmp_path / "kept", limit=None, batch=4, threads=1)
-    write(made, tmp_path / "r.safetensors")
-    found = read(tmp_path / "r.safetensors", feed, STAND_IN.sha256)
-    assert np.array_equal(found.features, made.features) and found.identity == made.identity
-    assert np.allclose(found.gaussian.covariance, np.cov(made.features.astype(float), rowvar=False))
-    assert {name: len(part) for name, part in found.parts.items()} == dict.fromkeys(CATEGORIES, 8)
-    for other, sha, said in (
-        (Feed("pytorch-fid", 16), STAND_IN.sha256, "resolution is 32, this call's is 16"),
-        (Feed("clean-fid"), STAND_IN.sha256, "protocol is 'pytorch-fid', this call's is 'clean-fid'"),
-        (feed, "1" * 64, "weights is"),
-    ):
-        with pytest.raises(UserError, match=said):
-            read(tmp_path / "r.safetensors", other, sha)
-    content = bytearray((tmp_path / "r.safetensors").read_bytes())
-    content[-5] ^= 1
-    (tmp_path / "bad.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="its checksum is another"):
-        read(tmp_path / "bad.safetensors", feed, STAND_IN.sha256)
+def test_clean_fids_resize_written_out(tmp_path):
+    image = picture(400, 350)
+    channels = [
+        Image.fromarray(np.asarray(image)[..., c].astype(np.float32)).resize((299, 299), Image.Resampling.BICUBIC) for c in range(3)
+    ]
+    expected = (np.stack([np.asarray(c) for c in channels], -1).clip(0, 255) - 128) / 128
+    found = fed(Feed("clean-fid"), image, tmp_path / "x.png")
+    assert np.allclose(found, expected, atol=1e-5)
+    assert np.abs(expected * 128 - np.round(expected * 128)).max() > 0.1, "values are not rounded"
 
 
-def test_a_published_npz_gives_fid_and_no_kid(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).standard_normal((40, 5))
-    np.savez(tmp_path / "theirs.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False))
-    found = read(tmp_path / "theirs.npz", Feed("pytorch-fid"), "0" * 64)
-    assert found.features is None and found.parts == {} and np.allclose(found.gaussian.mean, x.mean(0))
-    np.savez(tmp_path / "wrong.npz", mu=x.mean(0), sigma=np.eye(3))
-    with pytest.raises(UserError, match=r"expected \(d,\) and \(d, d\)"):
-        read(tmp_path / "wrong.npz", Feed("pytorch-fid"), "0" * 64)
+def test_a_resolution_resizes_and_crops_as_sanas_code_and_leaves_images_of_it(tmp_path):
+    image = picture(600, 400)
+    small = image.resize((450, 300), Image.Resampling.BILINEAR).crop((75, 0, 375, 300))
+    at_300, plain = Feed("pytorch-fid", 300), Feed("pytorch-fid")
+    assert np.array_equal(fed(at_300, image, tmp_path / "a.png"), fed(plain, small, tmp_path / "b.png"))
+    assert np.array_equal(fed(at_300, small, tmp_path / "c.png"), fed(plain, small, tmp_path / "d.png"))
 
 
-# --------------------------------------------------------------------------------------------- MJHQ-30K
+def test_the_two_protocols_and_resolutions_differ(tmp_path):
+    image = picture(512, 512)
+    seen = [fed(f, image, tmp_path / "x.png") for f in (Feed("pytorch-fid"), Feed("pytorch-fid", 256), Feed("clean-fid"))]
+    assert all(np.abs(a - b).mean() > 0.05 for i, a in enumerate(seen) for b in seen[:i])
 
 
-def test_the_prompt_file_has_the_categories_and_the_order(tmp_path: Path) -> None:
-    folder = mjhq_folder(tmp_path / "mjhq")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["mjhq"])
-        assert run_command(lambda: mjhq.main(["prompts", "--meta", str(folder / mjhq.META), "--out", str(tmp_path / "p.jsonl")])) == 0
-    rows = load_prompts(tmp_path / "p.jsonl")
-    assert [row["tag"] for row in rows[:3]] == ["animals", "food", "animals"] and rows[1]["prompt"].startswith("food number 1, “painted”")
-    assert [path.stem for path in listed(folder).paths] == [row["id"] for row in rows]
-
-
-@pytest.mark.parametrize("name", ["../out.jpg", "/abs.jpg", "a/../../out.jpg"])
-def test_an_archive_that_leads_out_of_its_folder_is_refused_whole(tmp_path: Path, name: str) -> None:
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("animals/0.jpg", b"fine")
-        archive.writestr(name, b"not fine")
-    with pytest.raises(UserError, match=r"leads out of the folder; nothing was unpacked"):
-        mjhq.unpack(tmp_path / "a.zip", tmp_path / "out")
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.jpg").exists()
-
-
-def test_missing_images_of_the_reference_are_named_and_counted(tmp_path: Path) -> None:
-    folder = mjhq_folder(tmp_path / "mjhq")
-    gone = listed(folder).paths[:2]
-    for path in gone:
-        path.unlink()
-    with pytest.raises(UserError, match=rf"2 of 16 images of meta_data.json are not there: .*{gone[0].name}"):
-        listed(folder)
-
-
-# --------------------------------------------------------------------------------------------- the command
-
-
-@pytest.fixture
-def generated(tmp_path: Path) -> Path:
-    """Images in GenEval's layout for the prompts of a small MJHQ-30K."""
-    rng = np.random.default_rng(3)
-    for index in range(8):
-        folder = tmp_path / "images" / f"{index:05d}"
-        (folder / "samples").mkdir(parents=True)
-        (folder / "metadata.jsonl").write_text(json.dumps({"prompt": f"p {index}", "tag": CATEGORIES[index % 2]}) + "\n")
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / "samples" / "0000.png")
-    return tmp_path / "images"
-
-
-def test_one_command_from_a_folder_to_a_record(generated: Path, weights: Path, tmp_path: Path, capsys) -> None:
-    about = ["--weights", str(weights), "--protocol", "pytorch-fid", "--resolution", "32"]
-    assert run_command(
-        lambda: reference.main(["--images", str(mjhq_folder(tmp_path / "m", 4)), *about, "--out", str(tmp_path / "r.safetensors")])
-    ) in (None, 0)
-    line = ["--images", str(generated), "--reference", str(tmp_path / "r.safetensors"), "--row", "mine", "--nfe", "1", *about]
-    command.main([*line, "--out", str(tmp_path / "fid.json")])
-    record = read_record(tmp_path / "fid.json")
-    names = {metric.metric for metric in record.metrics}
-    assert {"fid", "fid/floor", "kid", "fid/category/animals", "kid/category/food"} <= names
-    told = record.details
-    assert (told["protocol"], told["resolution"], told["images_and_reference"]["all"], told["features"]) == (
-        "pytorch-fid",
-        32,
-        [8, 8],
-        2048,
+def test_jpeg_compresses_first_and_images_of_other_modes_are_rgb(tmp_path):
+    image = picture(64, 64)
+    image.save(tmp_path / "x.jpg", quality=75)
+    squeezed = Image.open(tmp_path / "x.jpg")
+    assert np.array_equal(
+        fed(Feed("pytorch-fid", jpeg=75), image, tmp_path / "a.png"), fed(Feed("pytorch-fid"), squeezed, tmp_path / "b.png")
     )
-    assert "all" in told["covariance_not_of_full_rank"] and len(told["weights_sha256"]) == 64
-    fid = next(m for m in record.metrics if m.metric == "fid")
-    assert fid.ci_low <= fid.value <= fid.ci_high and fid.n == 8
-    capsys.readouterr()
+    gray = image.convert("L")
+    assert np.array_equal(fed(Feed("clean-fid"), gray, tmp_path / "c.png"), fed(Feed("clean-fid"), gray.convert("RGB"), tmp_path / "d.png"))
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("given", "named"),
     [
-        ([], "--reference: missing"),
-        (["--reference", "nowhere.npz"], "--reference nowhere.npz: not found"),
-        (["--reference", "."], "FID's Inception-v3"),
+        (("clean-fid", 512), "clean-fid resizes each image"),
+        (("pytorch-fid", 0), "--resolution 0"),
+        (("pytorch-fid", None, 101), "--jpeg 101"),
+        (("legacy",), "--protocol legacy"),
     ],
 )
-def test_what_is_missing_is_said_before_any_image_is_read(tmp_path: Path, monkeypatch, extra: list[str], said: str) -> None:
-    monkeypatch.setenv("APEX_ASSETS", str(tmp_path / "none"))
-    line = ["--protocol", "clean-fid", "--images", str(tmp_path / "no images either"), "--out", str(tmp_path / "fid.json"), *extra]
-    with pytest.raises(UserError, match=said):
-        command.main(line)
+def test_a_feed_that_is_none_is_refused(given, named):
+    with pytest.raises(UserError, match=named):
+        Feed(*given)
 
 
-def test_floor_categories_and_identity_reach_the_record(generated: Path) -> None:
-    from evaluators.images import open_images
+# ---------------------------------------------------------------------------------- the commands, with a small network
 
-    images = open_images(generated, row="mine", nfe=1)
-    rng = np.random.default_rng(0)
-    real = rng.standard_normal((60, 4)).astype(np.float32)
-    given = Reference(Gaussian(*moments(real)), {"n": 60}, real, np.array(CATEGORIES * 30))
-    found, details = published.score(rng.standard_normal((8, 4)).astype(np.float32) + 1, images, given, 0)
-    values = {m.metric: m.value for m in found}
-    assert values["fid"] > values["fid/floor"] and values["kid"] > 0
-    assert details["images_and_reference"] == {"all": [8, 60], "animals": [4, 30], "food": [4, 30]}
-    assert details["covariance_not_of_full_rank"] == ["animals", "food"]
+
+class Small(nn.Module):
+    """Six features of an image: mean and deviation of each channel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)
+
+
+class Counting(Network):
+    seen = 0
+
+    def __call__(self, images: torch.Tensor) -> np.ndarray:
+        type(self).seen += len(images)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path) -> Path:
+    """A file of weights that loads as the small network, in both commands; how many images it has seen is Counting.seen."""
+    path = tmp_path / "inception.pth"
+    path.write_bytes(b"weights")
+    for module in (published, reference):
+        monkeypatch.setattr(module, "load_network", lambda path, device: Counting(Small(), "ab" * 32, device))
+    Counting.seen = 0
+    return path
+
+
+def scenes(count: int, seed: int, shift: float = 0, side: int = 24) -> np.ndarray:
+    """Images of random colour and contrast, uint8 (count, side, side, 3)."""
+    rng = np.random.default_rng(seed)
+    centre, spread = rng.uniform(60, 180, (count, 1, 1, 3)) + shift, rng.uniform(5, 40, (count, 1, 1, 3))
+    return (centre + spread * rng.standard_normal((count, side, side, 3))).clip(0, 255).astype(np.uint8)
+
+
+ROWS = [{"prompt": f"picture {i}", "tag": "animals" if i % 2 else "people", "id": f"x{i}"} for i in range(40)]
+
+
+def mjhq(folder: Path, pixels: np.ndarray, root: str = "mjhq30k_imgs") -> Path:
+    meta = {f"id{i}": {"category": "animals" if i % 2 else "people", "prompt": f"picture {i}"} for i in range(len(pixels))}
+    for (name, row), image in zip(meta.items(), pixels, strict=True):
+        path = folder / root / row["category"] / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (folder / "meta_data.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture
+def generated(make_folder) -> Path:
+    return make_folder(ROWS, scenes(40, 1, shift=10), per_prompt=1, made=False, name="generated")
+
+
+@pytest.fixture
+def score(small, generated, tmp_path) -> Callable[..., int]:
+    def run(*arguments: object, out: str = "fid.json", protocol: str = "pytorch-fid") -> int:
+        given = ["--protocol", protocol, "--weights", small, "--images", generated, "--out", tmp_path / out, "--device", "cpu"]
+        return run_command(lambda: command.main([str(a) for a in (*given, "--row", "mine", "--nfe", 1, *arguments)]))
+
+    return run
+
+
+def make_reference(*arguments: object) -> int:
+    return run_command(lambda: reference.main([str(a) for a in (*arguments, "--device", "cpu")]))
+
+
+@pytest.fixture
+def real(small, tmp_path) -> Path:
+    folder, out = mjhq(tmp_path / "mjhq", scenes(60, 2, side=48)), tmp_path / "real.safetensors"
+    assert make_reference("--images", folder, "--protocol", "pytorch-fid", "--resolution", 24, "--weights", small, "--out", out) == 0
+    return out
+
+
+def test_a_folder_against_kept_statistics(score, generated, real, small, tmp_path):
+    assert score("--reference", real) == 0
+    record = read_record(tmp_path / "fid.json")
+    network, feed = Network(Small(), "ab" * 32), Feed("pytorch-fid", 24)
+    x = file_features(sorted(generated.rglob("*.png")), feed, network, tmp_path / "k").values
+    names = [f"id{i}" for i in range(60)]
+    y = file_features([next((tmp_path / "mjhq").rglob(f"{n}.jpg")) for n in names], feed, network, tmp_path / "k").values
+    assert record.value("fid") == pytest.approx(cleanfid.fid.fid_from_feats(x.astype(float), y.astype(float)), rel=1e-5)
+    assert record.value("kid") == pytest.approx(kid(x, y, np.arange(40), [""] * 40)[0])
+    odd = np.arange(40) % 2 == 1
+    expected = Gaussian(*moments(y[1::2])).distance(*moments(x[odd]))
+    assert record.value("fid/category/animals") == pytest.approx(expected)
+    found = {m.metric: m for m in record.metrics}
+    assert set(found) == {"fid", "fid/floor", "fid/infinity", "kid"} | {f"{k}id/category/{c}" for k in "fk" for c in ("animals", "people")}
+    assert found["fid/floor"].n == 30 and found["fid/category/people"].n == 20
+    assert found["fid"].interval == "delta method 95%" and found["kid"].interval == "jackknife 95%"
+    details = record.details
+    assert (details["protocol"], details["resolution"], details["jpeg"], details["features"]) == ("pytorch-fid", 24, None, 6)
+    assert details["reference"]["n"] == 60 and details["images_and_reference"]["animals"] == [20, 30]
+    assert details["weights_sha256"] == "ab" * 32 and details["code"] == "pytorch-fid 0.3.0"
+    assert len(details["fid_at_n"]["n"]) == 15 and details["covariance_not_of_full_rank"] == []
+    assert Image.open(tmp_path / details["picture"]).format == "PNG"
+
+
+def test_a_folder_of_real_images_is_as_good_as_its_statistics(score, real, tmp_path):
+    assert score("--reference", real, out="a.json") == 0 and score("--reference", tmp_path / "mjhq", out="b.json") == 0
+    a, b = (read_record(tmp_path / name) for name in ("a.json", "b.json"))
+    assert a.metrics == b.metrics and a.details["reference"] == b.details["reference"]
+
+
+def test_a_published_npz_gives_fid_alone(score, real, tmp_path):
+    stored = reference.read(real, Feed("pytorch-fid", 24), "ab" * 32).gaussian
+    np.savez(tmp_path / "real.npz", mu=stored.mean, sigma=stored.covariance)
+    assert score("--reference", real) == 0 and score("--reference", tmp_path / "real.npz", out="npz.json") == 0
+    npz = read_record(tmp_path / "npz.json")
+    assert {m.metric for m in npz.metrics} == {"fid", "fid/infinity"}
+    assert npz.value("fid") == pytest.approx(read_record(tmp_path / "fid.json").value("fid"))
+    assert "neither" in npz.details["reference"]["states"]
+
+
+def test_clean_fid_takes_any_size(score, tmp_path):
+    for index, side in enumerate((20, 40, 64, 33)):
+        picture(side, 2 * side, index).save(tmp_path / f"{index}.png")
+    (tmp_path / "any").mkdir()
+    for file in tmp_path.glob("*.png"):
+        file.rename(tmp_path / "any" / file.name)
+    assert score("--reference", tmp_path / "any", protocol="clean-fid") == 0
+    record = read_record(tmp_path / "fid.json")
+    assert record.details["resolution"] is None and record.details["covariance_not_of_full_rank"] == ["all"]
+    assert {m.metric for m in record.metrics} == {"fid", "fid/infinity", "fid/floor", "kid"}
+
+
+def test_the_batch_does_not_matter_and_a_rerun_computes_nothing(score, real, tmp_path):
+    assert score("--reference", real, "--batch", 40, out="a.json") == 0
+    before = Counting.seen
+    assert score("--reference", real, "--batch", 7, out="b.json") == 0
+    assert Counting.seen == before + 40, "another record keeps its features elsewhere"
+    assert score("--reference", real, "--keep", tmp_path / "a.features", out="c.json") == 0
+    assert Counting.seen == before + 40
+    a, b, c = (read_record(tmp_path / f"{name}.json") for name in "abc")
+    assert [m.value for m in a.metrics] == pytest.approx([m.value for m in b.metrics], rel=1e-4, abs=1e-9)
+    assert a.metrics == c.metrics
+
+
+def test_a_call_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluators.fid.inception.CHUNK", 4)
+    paths = []
+    for index in range(11):
+        paths.append(tmp_path / f"{index:02d}.png")
+        picture(20, 20, index).save(paths[-1])
+
+    class Dying(Counting):
+        def __call__(self, images: torch.Tensor) -> np.ndarray:
+            if self.seen >= 8:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    whole = file_features(paths, Feed("pytorch-fid"), Network(Small(), "x"), tmp_path / "other")
+    Counting.seen = Dying.seen = 0
+    with pytest.raises(KeyboardInterrupt):
+        file_features(paths, Feed("pytorch-fid"), Dying(Small(), "x"), tmp_path / "kept", batch=2)
+    resumed = file_features(paths, Feed("pytorch-fid"), Counting(Small(), "x"), tmp_path / "kept", batch=2)
+    assert Counting.seen == 3 and np.allclose(resumed.values, whole.values, atol=1e-6) and resumed.files == whole.files
+    # Another image, feed or network is another thing to keep.
+    picture(20, 20, 99).save(paths[0])
+    file_features(paths, Feed("pytorch-fid"), Counting(Small(), "x"), tmp_path / "kept")
+    assert Counting.seen == 3 + 4
+    for feed, weights in ((Feed("clean-fid"), "x"), (Feed("pytorch-fid"), "y")):
+        seen = Counting.seen
+        file_features(paths, feed, Counting(Small(), weights), tmp_path / "kept")
+        assert Counting.seen == seen + 11
+
+
+def test_kept_features_that_were_changed_are_named(tmp_path):
+    picture(20, 20).save(tmp_path / "a.png")
+    arguments = ([tmp_path / "a.png"], Feed("pytorch-fid"), Network(Small(), "x"), tmp_path / "kept")
+    file_features(*arguments)
+    (file,) = (tmp_path / "kept").iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="checksum") as error:
+        file_features(*arguments)
+    assert str(file) in str(error.value)
+
+
+def test_a_limit_takes_the_first_of_meta_data(small, real, tmp_path):
+    out = tmp_path / "few.safetensors"
+    arguments = ("--images", tmp_path / "mjhq", "--protocol", "pytorch-fid", "--resolution", 24, "--weights", small, "--out", out)
+    assert make_reference(*arguments, "--limit", 20) == 0
+    few, every = (reference.read(p, Feed("pytorch-fid", 24), "ab" * 32) for p in (out, real))
+    assert few.identity["n"] == 20 and np.array_equal(few.features, every.features[:20])
+    assert np.allclose(few.gaussian.covariance, np.cov(few.features.astype(float), rowvar=False))
+    assert {name: len(part) for name, part in few.parts.items()} == {"animals": 10, "people": 10}
+
+
+def test_geneval_layout_is_a_reference_too(generated):
+    found = reference.listed(generated)
+    assert len(found.paths) == 40 and found.categories[:2] == ["people", "animals"]
+
+
+def test_too_few_prompts_of_a_category_are_named(score, real, generated, tmp_path):
+    (generated / "00001/metadata.jsonl").write_text(json.dumps({"prompt": "x", "category": "food"}))
+    assert score("--reference", real) == 0
+    record = read_record(tmp_path / "fid.json")
+    assert record.details["categories_left_out"] == {"food": "1 prompts, 0 reference images: too few"}
+    assert record.details["images_and_reference"]["animals"] == [19, 30]
+
+
+# ---------------------------------------------------------------------------------- what can be wrong
+
+
+def damage(real: Path, tmp_path: Path) -> list:
+    content = bytearray(real.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "damaged.safetensors").write_bytes(content)
+    return ["--reference", tmp_path / "damaged.safetensors"]
+
+
+def pickled(real: Path, tmp_path: Path) -> list:
+    np.savez(tmp_path / "p.npz", mu=np.array([{"a": 1}], dtype=object), sigma=np.eye(2))
+    return ["--reference", tmp_path / "p.npz"]
+
+
+def crooked(real: Path, tmp_path: Path) -> list:
+    np.savez(tmp_path / "c.npz", mu=np.zeros(3), sigma=np.eye(2))
+    return ["--reference", tmp_path / "c.npz"]
+
+
+def narrow(real: Path, tmp_path: Path) -> list:
+    np.savez(tmp_path / "n.npz", mu=np.zeros(2), sigma=np.eye(2))
+    return ["--reference", tmp_path / "n.npz"]
+
+
+def half_mjhq(real: Path, tmp_path: Path) -> list:
+    for name in ("id3", "id5"):
+        next((tmp_path / "mjhq").rglob(f"{name}.jpg")).unlink()
+    return ["--reference", tmp_path / "mjhq"]
+
+
+def corrupt(real: Path, tmp_path: Path) -> list:
+    next((tmp_path / "mjhq").rglob("id3.jpg")).write_bytes(b"no image")
+    return ["--reference", tmp_path / "mjhq"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda real, tmp_path: [], "--reference: missing"),
+        (lambda real, tmp_path: ["--reference", tmp_path / "no.npz"], "no.npz: not found"),
+        (lambda real, tmp_path: ["--reference", real, "--resolution", 16], "resolution is 24, this call's is 16"),
+        (lambda real, tmp_path: ["--reference", tmp_path / "file"], "not a reference of"),
+        (damage, "its checksum is another"),
+        (pickled, "not statistics as pytorch-fid writes them"),
+        (crooked, "mu of shape (3,)"),
+        (narrow, "2 features; the network gives 6"),
+        (half_mjhq, "2 of 60 images of meta_data.json are not there: mjhq30k_imgs/animals/id3.jpg"),
+        (corrupt, "id3.jpg: not a readable image"),
+        (lambda real, tmp_path: ["--reference", real, "--batch", 0], "--batch 0"),
+    ],
+)
+def test_bad_references_are_one_clear_line(spoil, named, score, real, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = spoil(real, tmp_path)
+    capsys.readouterr()
+    code = score(*arguments, out="bad.json")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and named in lines[0] and not (tmp_path / "bad.json").exists()
+
+
+def test_another_protocol_or_network_is_refused(score, real, small, tmp_path, capsys, monkeypatch):
+    assert score("--reference", real, protocol="clean-fid") == 2
+    assert "protocol is 'pytorch-fid', this call's is 'clean-fid'" in capsys.readouterr().err
+    monkeypatch.setattr(published, "load_network", lambda path, device: Network(Small(), "cd" * 32))
+    assert score("--reference", real) == 2
+    assert "weights is 'abab" in capsys.readouterr().err
+
+
+def test_the_worlds_protocol_takes_no_reference(tmp_path, capsys):
+    given = ["--images", str(tmp_path), "--out", str(tmp_path / "o.json"), "--reference", str(tmp_path)]
+    assert run_command(lambda: command.main(given)) == 2
+    assert "--reference: the world's FID is against fresh renders" in capsys.readouterr().err
+
+
+def test_missing_weights_are_named_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("APEX_ASSETS", str(tmp_path / "assets"))
+    given = ["--protocol", "clean-fid", "--images", "nowhere", "--out", str(tmp_path / "o.json"), "--reference", str(tmp_path)]
+    assert run_command(lambda: command.main(given)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pt_inception-2015-12-05-6726825d.pth: not found" in error
+
+
+def test_two_prompts_are_too_few(score, real, tmp_path, capsys):
+    few = tmp_path / "few"
+    for index, row in enumerate(ROWS[:2]):
+        write_layout(few, index, row, list(scenes(2, index)))
+    assert score("--reference", real, "--images", few) == 2
+    assert "2 prompts; FID with its interval needs at least 3" in capsys.readouterr().err
