@@ -4,7 +4,7 @@
 #     make test      the tests                            make tables    tables and figures from result records alone
 #     make smoke     every rule, small, in minutes        make env       only the environment, .venv
 #     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
-#     make env-mmdet  mmdet besides, for GenEval's official detector; mmcv from MMCV_WHEELS=FOLDER, else built, a quarter of an hour
+#     make env-mmdet   mmdet beside the lock, for GenEval's official detector as published; builds mmcv (MMCV_WHEELS=FOLDER: does not)
 #     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
 #
 # ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-k config".
@@ -15,8 +15,6 @@ STAMP := .venv/.made-from-lock
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
-MMCV := mmcv==2.1.0
-MMCV_WHEELS ?= $(if $(wildcard ../shared/wheels/mmcv-*.whl),../shared/wheels)
 
 .PHONY: all smoke tables test test-slurm lint env env-mmdet lock schema
 
@@ -43,15 +41,6 @@ lint: $(STAMP)
 
 env: $(STAMP)
 
-# Not in the lock: see requirements-mmdet.txt. Remaking .venv from the lock removes it again.
-env-mmdet: $(STAMP)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-mmdet.txt
-	$(if $(MMCV_WHEELS),\
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-index --find-links $(MMCV_WHEELS) $(MMCV),\
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python setuptools==75.8.0 wheel ninja psutil && \
-	  MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=2 $(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation $(MMCV))
-	$(BIN)/python -c "from evaluators.geneval.mmdet_detector import official_configuration as check; check(); print('mmdet is ready')"
-
 # uv comes from the lock's own version; everything else is checked against the lock's hashes.
 $(STAMP): requirements.lock pyproject.toml
 	@[ -x $(BIN)/python ] || $(if $(PYTHON),$(PYTHON),true) -c '$(SUPPORTED)' && [ -n "$(PYTHON)$(wildcard $(BIN)/python)" ] || \
@@ -61,6 +50,30 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements.lock)"
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+env-mmdet: .venv/.made-mmdet
+
+# mmcv is a wheel from MMCV_WHEELS or ../shared/wheels where one is for this Python, else built: its operators for the CPU, with
+# FORCE_CUDA=1 and nvcc for the GPU too. The wheel stays in build/wheels. `make env` after a change of the lock takes mmdet away; this
+# brings it back.
+MMCV := mmcv==2.1.0 --hash=sha256:d387bcab66b467479b6660310e23746cfc79c6e57acf04094680adb499a5cd3f
+.venv/.made-mmdet: $(STAMP) requirements-mmdet.txt requirements-mmcv-build.txt
+	@set -e; wheel="mmcv-2.1.0-cp$$($(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep="")')-*.whl"; \
+	for folder in $(or $(MMCV_WHEELS),../shared/wheels build/wheels); do found=$$(ls $$folder/$$wheel 2>/dev/null | tail -n 1); \
+	  [ -z "$$found" ] || break; done; \
+	if [ -z "$${found}$(if $(MMCV_WHEELS),,build)" ]; then \
+	  echo "error: $(MMCV_WHEELS): found no $$wheel; without MMCV_WHEELS it is built" >&2; exit 2; fi; \
+	if [ -z "$$found" ]; then echo "building mmcv: about a quarter of an hour on two cores"; mkdir -p build/wheels; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --target build/mmcv-tools -r requirements-mmcv-build.txt; \
+	  echo "$(MMCV)" > build/mmcv.txt; \
+	  PATH="$(CURDIR)/build/mmcv-tools/bin:$$PATH" PYTHONPATH="$(CURDIR)/build/mmcv-tools" MMCV_WITH_OPS=1 FORCE_CUDA=$(or $(FORCE_CUDA),0) \
+	    $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --require-hashes \
+	    --wheel-dir build/wheels -r build/mmcv.txt; \
+	  found=$$(ls build/wheels/$$wheel); fi; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps "$$found"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-mmdet.txt
+	$(BIN)/python -c "import mmdet.apis"
 	touch $@
 
 lock: $(STAMP)

@@ -26,6 +26,7 @@ from evaluators.assets import find
 from evaluators.command import parser_of
 from evaluators.geneval.checkpoint import read_state
 from evaluators.geneval.coco import COCO
+from evaluators.images import some
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
@@ -119,7 +120,7 @@ def converted(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """
     unknown = [name for name in state if renamed(name) is None and not name.endswith("." + INDEX)]
     if unknown:
-        raise UserError(f"{where}: {_some(unknown)} not known; expected mmdet 3's Mask2Former with a Swin backbone")
+        raise UserError(f"{where}: {some(unknown)} not known; expected mmdet 3's Mask2Former with a Swin backbone")
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("." + INDEX):
@@ -204,7 +205,7 @@ def build(
     faults = [f"{k} is missing" for k in needed if k not in given] + [f"{k} is left over" for k in given if k not in needed]
     faults += [f"{k} is {tuple(given[k].shape)}, expected {tuple(needed[k])}" for k in needed if k in given and given[k].shape != needed[k]]
     if faults:
-        raise UserError(f"{where}: {_some(faults)}; expected all weights of a Mask2Former with a Swin backbone")
+        raise UserError(f"{where}: {some(faults)}; expected all weights of a Mask2Former with a Swin backbone")
     model = Mask2FormerForUniversalSegmentation(config)
     model.load_state_dict(given, strict=False)  # what is not given is UNUSED: checked above
     for name, table in (index or {}).items():
@@ -242,10 +243,6 @@ def save(model: Mask2FormerForUniversalSegmentation, folder: Path, source: Path)
     write_atomic(folder / "made.json", json.dumps({"from": source.name, "sha256": file_sha256(source)}, indent=1) + "\n")
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_atomic(folder / "model.safetensors", to_bytes(weights, metadata={"format": "pt"}))
-
-
-def _some(faults: list[str], shown: int = 3) -> str:
-    return "; ".join(faults[:shown]) + (f"; and {len(faults) - shown} more" if len(faults) > shown else "")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -49,7 +49,7 @@ def prepare(
 ) -> Tensor:
     """Images uint8 (B, H, W, 3), RGB -> the network's input (B, 3, h, w): resized (bilinear, not smoothed before), normalised, padded."""
     height, width = network_size(*images.shape[1:3], scale)
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).to(dtype)
+    x = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).to(dtype)
     x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
     mean, std = (torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1) for values in (MEAN, STD))
     return F.pad((x - mean) / std, (0, -width % DIVISOR, 0, -height % DIVISOR))

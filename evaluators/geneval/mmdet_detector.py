@@ -63,9 +63,16 @@ class MmdetDetector:
         """Loads mmdet's checkpoint (.pth) into the official configuration.
 
         Raises:
-            UserError: mmdet is not installed, or the checkpoint cannot be read, or its tensors are not exactly the network's.
+            UserError: mmdet is not installed or has no operators for the device, or the checkpoint cannot be read, or its tensors are not
+                exactly the network's.
         """
         config = official_configuration()
+        from mmcv.ops import get_compiling_cuda_version
+
+        if device.startswith("cuda") and get_compiling_cuda_version() == "not available":
+            raise UserError(
+                f"--device {device}: this mmcv was built for the CPU; build it with FORCE_CUDA=1, or use --detector transformers"
+            )
         state = read_state(path)
         check_classes(len(state.get("panoptic_head.cls_embed.bias", ())) - 1, path)
         model = build(config, device)
