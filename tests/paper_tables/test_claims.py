@@ -192,7 +192,8 @@ def test_a_gradient_vanishes_only_while_samples_are_far(evidence: Callable[..., 
     alignment(tmp_path / "theory", seeds, (1.0, 0.5, 0.4))
     assert verdict(keeps, evidence()) == HOLDS
     alignment(tmp_path / "theory", seeds, sw1=0.1)
-    assert verdict(keeps, evidence()) == NOT_RUN
+    assert verdict(keeps, evidence()) == UNDECIDED
+    assert verdict(keeps | {"row": "nobody"}, evidence()) == NOT_RUN
 
 
 def test_ablations_are_compared_prompt_by_prompt(
