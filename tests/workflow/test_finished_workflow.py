@@ -139,7 +139,7 @@ def test_a_reference_is_not_made_of_nothing(flow, tmp_path):
 
 def test_a_sitting_of_ablations_alone_joins_the_reference(flow, tmp_path):
     config, out, cell = load(flow.profile), tmp_path / "reference", Path("ablations/fm/seed0/records/geneval.json")
-    point = next((flow.results / "records").rglob("geneval.json"))
+    point = flow.results / "records/fm/nfe1/seed0/test/geneval.json"
     kept = out / point.relative_to(flow.results)
     for path in (tmp_path / "results" / cell, kept):
         path.parent.mkdir(parents=True)
