@@ -34,7 +34,7 @@ from evaluators.command import begin, check_world, fresh_renders, image_parser, 
 from evaluators.images import Images
 from evaluators.networks import BUNDLED
 from evaluators.result import Metric
-from evaluators.statistics import interval, mean_of_prompts
+from evaluators.statistics import bootstrapped, mean_of_prompts
 
 VERSION = "1"
 REFERENCE = 3_000_017  # seed of the renders
@@ -63,17 +63,7 @@ def cosines(images: Tensor, texts: Tensor) -> np.ndarray:
 
 def metric(name: str, values: np.ndarray, prompts: np.ndarray, weights: np.ndarray) -> Metric:
     sums, counts = np.bincount(prompts, values), np.bincount(prompts).astype(float)
-    low, high = interval(mean_of_prompts(sums, counts, weights))
-    return Metric(
-        metric=name,
-        value=float(mean_of_prompts(sums, counts)),
-        unit="100 x cosine",
-        n=len(values),
-        ci_low=low,
-        ci_high=high,
-        higher_is_better=True,
-        interval="bootstrap 95%",
-    )
+    return bootstrapped(name, mean_of_prompts(sums, counts), mean_of_prompts(sums, counts, weights), "100 x cosine", len(values))
 
 
 def encode(clip: Clip, batches: Iterable[np.ndarray], total: int, name: str) -> Tensor:

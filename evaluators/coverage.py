@@ -34,7 +34,7 @@ from evaluators.geneval.logic import Detection, keep
 from evaluators.geneval.world_detector import WorldDetector
 from evaluators.networks import BUNDLED, FeatureNet, load_network
 from evaluators.result import Metric
-from evaluators.statistics import interval, mean_of_prompts
+from evaluators.statistics import bootstrapped, interval, mean_of_prompts
 
 VERSION = "1"
 ATTRIBUTES = ("size", "place", "background", "color")
@@ -141,12 +141,10 @@ def spread_metrics(
             values[name], resampled[name] = float(spread(*chosen)[0]), spread(*chosen, weights[:, open_here])
     mean = float(np.mean([min(v, 1.0) for v in values.values()]))
     low, high = interval(np.mean([np.minimum(r, 1.0) for r in resampled.values()], axis=0))
-    common = {"unit": "share of the renderer's standard deviation", "higher_is_better": True, "interval": "bootstrap 95%"}
-    images = sum(len(each) for each in generated)
-    found = [Metric(metric="coverage/spread", value=mean, ci_low=min(low, mean), ci_high=max(high, mean), n=images, **common)]
-    for name, value in values.items():
-        low, high = interval(resampled[name])
-        found.append(Metric(metric=f"coverage/{name}", value=value, ci_low=low, ci_high=high, n=counts[name], **common))
+    unit, images = "share of the renderer's standard deviation", sum(len(each) for each in generated)
+    common = {"unit": unit, "n": images, "higher_is_better": True, "interval": "bootstrap 95%"}
+    found = [Metric(metric="coverage/spread", value=mean, ci_low=min(low, mean), ci_high=max(high, mean), **common)]
+    found += [bootstrapped(f"coverage/{name}", value, resampled[name], unit, counts[name]) for name, value in values.items()]
     return found, shares
 
 
@@ -155,20 +153,7 @@ def manifold_metrics(generated: np.ndarray, real: np.ndarray, prompts: np.ndarra
     found = []
     for name, hits in (("precision", inside_manifold(generated, real)), ("recall", inside_manifold(real, generated))):
         sums, counts = np.bincount(prompts, hits), np.bincount(prompts).astype(float)
-        low, high = interval(mean_of_prompts(sums, counts, weights))
-        value = float(hits.mean())
-        found.append(
-            Metric(
-                metric=f"coverage/{name}",
-                value=value,
-                unit="fraction",
-                n=len(hits),
-                ci_low=low,
-                ci_high=high,
-                higher_is_better=True,
-                interval="bootstrap 95%",
-            )
-        )
+        found.append(bootstrapped(f"coverage/{name}", hits.mean(), mean_of_prompts(sums, counts, weights), "fraction", len(hits)))
     return found
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from evaluators.result import Metric
+
 RESAMPLES = 2000
 
 
@@ -28,6 +30,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """The central 95% of resampled values (percentile bootstrap)."""
     low, high = np.quantile(np.asarray(values), [0.025, 0.975])
     return float(low), float(high)
+
+
+def bootstrapped(name: str, value: float, resampled: np.ndarray, unit: str, n: int) -> Metric:
+    """A metric, higher being better, with the interval of its resampled values, (resamples,)."""
+    low, high = interval(resampled)
+    return Metric(
+        metric=name, value=float(value), unit=unit, n=n, ci_low=low, ci_high=high, higher_is_better=True, interval="bootstrap 95%"
+    )
 
 
 def mean_of_prompts(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluators.dpg.questions import CATEGORIES, Item, Question
 from evaluators.result import Metric
-from evaluators.statistics import interval, mean_of_prompts
+from evaluators.statistics import bootstrapped, mean_of_prompts
 
 
 def gated(questions: Sequence[Question], yes: np.ndarray) -> np.ndarray:
@@ -81,19 +81,8 @@ def metrics(found: Tally, prefix: str, weights: np.ndarray) -> list[Metric]:
             continue
         with np.errstate(invalid="ignore"):  # of few prompts a resample may have none of the category
             resampled = mean_of_prompts(sums, counts, weights)
-        low, high = interval(100 * resampled[np.isfinite(resampled)])
-        made.append(
-            Metric(
-                metric=f"{prefix}/{name}",
-                value=100 * float(mean_of_prompts(sums, counts)),
-                unit="100 x share",
-                n=int(counts.sum()),
-                ci_low=low,
-                ci_high=high,
-                higher_is_better=True,
-                interval="bootstrap 95%",
-            )
-        )
+        value = 100 * float(mean_of_prompts(sums, counts))
+        made.append(bootstrapped(f"{prefix}/{name}", value, 100 * resampled[np.isfinite(resampled)], "100 x share", int(counts.sum())))
     return made
 
 

@@ -42,7 +42,7 @@ from evaluators.images import Images, pixels
 from evaluators.journal import Journal
 from evaluators.networks import BUNDLED
 from evaluators.result import Metric
-from evaluators.statistics import interval, mean_of_prompts, mean_of_tasks
+from evaluators.statistics import bootstrapped, mean_of_prompts, mean_of_tasks
 
 VERSION = "1"
 # Where each is, and images at once; a module is imported only where it is chosen.
@@ -102,17 +102,7 @@ def metrics(rows: list[dict], correct: np.ndarray, counts: np.ndarray, weights: 
             if by_task
             else (mean_of_prompts(*part), mean_of_prompts(*part, weights[:, chosen]))
         )
-        low, high = interval(resampled)
-        return Metric(
-            metric=f"geneval/{name}",
-            value=float(value),
-            unit="fraction",
-            n=int(counts[chosen].sum()),
-            ci_low=low,
-            ci_high=high,
-            higher_is_better=True,
-            interval="bootstrap 95%",
-        )
+        return bootstrapped(f"geneval/{name}", value, resampled, "fraction", int(counts[chosen].sum()))
 
     found = [metric("overall", np.ones(len(rows), bool), True)]
     found += [metric(task, tasks == task, False) for task in dict.fromkeys(tasks.tolist())]

@@ -24,7 +24,7 @@ from evaluators.command import image_parser, write_record
 from evaluators.flat import open_matched
 from evaluators.journal import Journal
 from evaluators.result import Metric
-from evaluators.statistics import bootstrap_weights, interval, mean_of_prompts
+from evaluators.statistics import bootstrap_weights, bootstrapped, mean_of_prompts
 from evaluators.wise.endpoint import Endpoint
 from evaluators.wise.judge import TEMPERATURE, Instruction, Judge, jobs_of, malformed, read_scores
 from evaluators.wise.versions import VERSIONS, Version, load
@@ -51,22 +51,8 @@ def metrics(version: Version, categories: np.ndarray, sums: np.ndarray, counts: 
     if values.keys() == version.weights.keys():
         values["overall"], resampled["overall"] = version.overall(values), version.overall(resampled)
         images["overall"] = sum(images.values())
-    made = []
-    for name, value in values.items():
-        low, high = interval(resampled[name][np.isfinite(resampled[name])])
-        made.append(
-            Metric(
-                metric=f"{version.prefix}/{name}",
-                value=value,
-                unit="score",
-                n=images[name],
-                ci_low=low,
-                ci_high=high,
-                higher_is_better=True,
-                interval="bootstrap 95%",
-            )
-        )
-    return made
+    drawn = {name: each[np.isfinite(each)] for name, each in resampled.items()}
+    return [bootstrapped(f"{version.prefix}/{name}", value, drawn[name], "score", images[name]) for name, value in values.items()]
 
 
 def totals(version: Version, texts: list[list[str]], zero: bool) -> tuple[np.ndarray, np.ndarray]:
