@@ -30,7 +30,17 @@ from torch import Tensor
 from apex.errors import UserError, run_command
 from evaluators.assets import find
 from evaluators.clip_model import Clip
-from evaluators.command import begin, check_world, fresh_renders, image_parser, progress, prompt_weights, square_side, write_record
+from evaluators.command import (
+    at_least_one,
+    begin,
+    check_world,
+    fresh_renders,
+    image_parser,
+    progress,
+    prompt_weights,
+    square_side,
+    write_record,
+)
 from evaluators.images import Images
 from evaluators.networks import BUNDLED
 from evaluators.result import Metric
@@ -130,8 +140,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: expected at least 1")
+    at_least_one("batch", args.batch)
     published = find("clip-vit-l-14", args.weights, "--weights") if args.protocol == "openai" else None
     images, device = begin(args)
     weights = prompt_weights(images, args.seed)

@@ -60,9 +60,14 @@ def check_out(path: Path) -> None:
         raise UserError(f"{path}: cannot be written, for {above} is not a folder that you may write to; give another --out")
 
 
-def set_threads(count: int) -> None:
+def at_least_one(option: str, count: int) -> None:
+    """Checks an option that counts something."""
     if count < 1:
-        raise UserError(f"--threads {count}: expected at least 1")
+        raise UserError(f"--{option} {count}: expected at least 1")
+
+
+def set_threads(count: int) -> None:
+    at_least_one("threads", count)
     torch.set_num_threads(count)
 
 

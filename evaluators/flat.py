@@ -30,6 +30,11 @@ class Matched:
     flat: bool
     device: str
 
+    @property
+    def whole(self) -> bool:
+        """Whether the images are of all of the benchmark's prompts, in its own words."""
+        return not self.missing and not self.rewritten
+
 
 def is_flat(folder: Path) -> bool:
     """Whether a folder holds pictures itself, and no numbered folders."""

@@ -22,7 +22,7 @@ from PIL import Image
 from apex.errors import UserError, run_command
 from apex.provenance import digest
 from evaluators import assets
-from evaluators.command import image_parser, progress, write_record
+from evaluators.command import at_least_one, image_parser, progress, write_record
 from evaluators.dpg.judges import JUDGES, MPLUG, Judge
 from evaluators.dpg.questions import Bench, Item, load
 from evaluators.dpg.score import malformed, metrics, read_answer, tally
@@ -67,7 +67,8 @@ def ask(matched: Matched, items: Mapping[str, Item], grid: bool, judge: Judge, j
     for prompt, name in enumerate(progress(matched.ids, len(matched.ids), "dpg, prompts")):
         asked = [question.text for question in items[name].questions]
         images = pictures(matched, prompt, grid)
-        keys = [[digest([hashlib.sha256(image.tobytes()).hexdigest(), image.size, text]) for text in asked] for image in images]
+        shown = [(hashlib.sha256(image.tobytes()).hexdigest(), image.size) for image in images]
+        keys = [[digest([*image, text]) for text in asked] for image in shown]
         open_pairs = [(image, text, key) for image, row in zip(images, keys, strict=True) for text, key in zip(asked, row, strict=True)]
         open_pairs = [pair for pair in open_pairs if pair[2] not in journal]
         if open_pairs:
@@ -117,8 +118,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: expected at least 1")
+    at_least_one("batch", args.batch)
     bench = load(assets.find("dpg-bench", args.questions, "--questions"))
     matched = open_matched(args, bench.prompts, "item_id", None if args.layout == "auto" else args.layout != "geneval")
     grid = matched.flat and args.layout != "single"
@@ -143,10 +143,7 @@ def run(args: argparse.Namespace) -> None:
     details = {
         "protocol": "DPG-Bench",
         "judge": judge.identity,
-        "comparable": judge.identity.get("model", "").endswith(MPLUG.split("/")[1])
-        and per_prompt == PER_PROMPT
-        and not matched.missing
-        and not matched.rewritten,
+        "comparable": judge.identity.get("model", "").endswith(MPLUG.split("/")[1]) and per_prompt == PER_PROMPT and matched.whole,
         "questions_sha256": bench.sha256,
         "questions": sum(1 for _ in flat_texts(answers)),
         "images_per_prompt": per_prompt,

@@ -131,8 +131,8 @@ def halves(features: np.ndarray, seed: int) -> tuple[float, int]:
 # ---------------------------------------------------------------------------------- KID
 
 
-def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(x.y/d + 1)^3 in float64, (n, m)."""
+def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """KID's cubic polynomial kernel (x.y/d + 1)^3 in float64, (n, m)."""
     return (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1) ** 3
 
 
@@ -143,11 +143,11 @@ def kernel_rows(x: np.ndarray, y: np.ndarray | None = None, block: int = BLOCK) 
         rows = slice(i, i + block)
         if y is not None:
             for j in range(0, len(y), block):
-                sums[rows] += _kernel(x[rows], y[j : j + block]).sum(1)
+                sums[rows] += kernel(x[rows], y[j : j + block]).sum(1)
             continue
         for j in range(i, len(x), block):
             columns = slice(j, j + block)
-            values = _kernel(x[rows], x[columns])
+            values = kernel(x[rows], x[columns])
             if i == j:
                 np.fill_diagonal(values, 0)
             else:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from apex.errors import UserError
 from apex.files import write_atomic
 from apex.provenance import digest, file_sha256
-from evaluators.command import progress
+from evaluators.command import at_least_one, progress
 
 SIDE = 299
 PROTOCOLS = ("pytorch-fid", "clean-fid")
@@ -164,8 +164,7 @@ def file_features(
     Raises:
         UserError: a file is not a readable image, or a kept file not what was written.
     """
-    if batch < 1:
-        raise UserError(f"--batch {batch}: expected at least 1")
+    at_least_one("batch", batch)
     kept.mkdir(parents=True, exist_ok=True)
     identity = asdict(feed) | {"weights": network.sha256}
     found, every = [], hashlib.sha256()

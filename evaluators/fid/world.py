@@ -23,6 +23,7 @@ import torch
 
 from apex.errors import UserError
 from evaluators.command import begin, check_world, fresh_renders, square_side, write_record
+from evaluators.fid.distance import kernel
 from evaluators.images import Images
 from evaluators.networks import BUNDLED, FeatureNet, load_network
 from evaluators.result import Metric
@@ -71,11 +72,6 @@ def fid(x: np.ndarray, y: np.ndarray) -> float:
 
     distance = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
     return max(0.0, float(distance))  # rounding of the matrix root can leave -1e-12
-
-
-def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """KID's cubic polynomial kernel (x.y/d + 1)^3, (n, m)."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def kid(x: np.ndarray, y: np.ndarray, prompts: np.ndarray) -> tuple[float, float, float]:

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from apex.errors import UserError, readable, run_command
+from apex.errors import readable, run_command
 from apex.provenance import file_sha256
 from evaluators.assets import find, registry
 from evaluators.clip_model import Clip
-from evaluators.command import begin, image_parser, is_unseen, progress, prompt_weights, write_record
+from evaluators.command import at_least_one, begin, image_parser, is_unseen, progress, prompt_weights, write_record
 from evaluators.geneval import self_test
 from evaluators.geneval.color import ClipColors
 from evaluators.geneval.convert import ASSET
@@ -149,8 +149,8 @@ def run(args: argparse.Namespace) -> None:
     is_world = args.detector == "world"
     module, name, batch = DETECTORS[args.detector]
     kind = getattr(import_module(module), name)
-    if args.batch is not None and args.batch < 1:
-        raise UserError(f"--batch {args.batch}: expected at least 1")
+    if args.batch is not None:
+        at_least_one("batch", args.batch)
     for index, row in enumerate(images.rows):
         check_known(row, f"{images.folder}: prompt {index}", kind.classes, kind.colors)
     weights = args.detector_weights or BUNDLED / "detector" if is_world else find(ASSET, args.detector_weights, "--detector-weights")

@@ -61,9 +61,8 @@ class Verdict(NamedTuple):
 
 def keep(detections: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
     """The detections that count: above the threshold (0.9 for counting, else 0.3), best first, at most 16 a class."""
-    threshold = np.float32(
-        COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
-    )  # detectors' scores are of this type: 0.3 is not above 0.3
+    # In the precision of a detector's scores, of which the one nearest to 0.3 is not above 0.3.
+    threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     kept = {
         name: sorted((d for d in found if np.float32(d.score) > threshold), key=lambda d: -d.score) for name, found in detections.items()
     }

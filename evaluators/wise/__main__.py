@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from apex.errors import UserError, run_command
-from evaluators.command import image_parser, write_record
+from evaluators.command import at_least_one, image_parser, write_record
 from evaluators.flat import open_matched
 from evaluators.journal import Journal
 from evaluators.result import Metric
@@ -97,8 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     started = time.time()
     for name in ("workers", "attempts", "tries"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
+        at_least_one(name, getattr(args, name))
     version = VERSIONS[args.version]
     prompts, files = load(version, args.prompts)
     instruction = Instruction.read(version, args.instruction)
@@ -144,11 +143,7 @@ def run(args: argparse.Namespace) -> None:
         "protocol": f"WISE {version.name}",
         "judge": {"model": judge.model, "reported": dict(reported), "host": endpoint.host, "temperature": TEMPERATURE},
         "instruction": {"sha256": instruction.sha256, "ours": instruction.ours},
-        "comparable": list(reported) == [version.model]
-        and not instruction.ours
-        and not matched.missing
-        and not matched.rewritten
-        and len(images.files[0]) == 1,
+        "comparable": list(reported) == [version.model] and not instruction.ours and matched.whole and len(images.files[0]) == 1,
         "prompt_files": files,
         "images_per_prompt": len(images.files[0]),
         "prompts_missing": len(matched.missing),
