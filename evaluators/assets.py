@@ -66,11 +66,11 @@ def registry() -> dict[str, Asset]:
     return {name: Asset(name=name, **about) for name, about in yaml.safe_load(REGISTRY.read_text()).items()}
 
 
-def find(name: str, given: Path | str | None = None, option: str = "") -> Path:
-    """The path of a file of others: the one `given`, taken as it is, or the fetched one, whose checksum is verified.
+def locate(name: str, given: Path | str | None = None, option: str = "") -> Path:
+    """The path of a file of others, unread: the one `given`, or the fetched one.
 
     Raises:
-        UserError: it is not there, with both ways to get it; or it is another file than the one that is named.
+        UserError: it is not there, with both ways to get it.
     """
     asset = registry()[name]
     if given is not None:
@@ -82,8 +82,19 @@ def find(name: str, given: Path | str | None = None, option: str = "") -> Path:
         raise UserError(
             f"{asset.path}: not found; it is {asset.what} ({asset.size}, {asset.licence}): python -m evaluators.assets fetch {name}{other}"
         )
-    check(asset, asset.path)
     return asset.path
+
+
+def find(name: str, given: Path | str | None = None, option: str = "") -> Path:
+    """As `locate`; of the fetched one the checksum is verified, the one `given` is taken as it is.
+
+    Raises:
+        UserError: it is not there; or it is another file than the one that is named.
+    """
+    path = locate(name, given, option)
+    if given is None:
+        check(registry()[name], path)
+    return path
 
 
 def at(path: Path) -> str | None:

@@ -113,24 +113,37 @@ class Plan:
         budget = tuning.share * self.config.budget.forward_equivalents
         return [f"budget.forward_equivalents={budget!r}", f"rows.candidate={json.dumps(row)}"]
 
+    def _scoring(self) -> list[str]:
+        return sorted({name for names in self.scored().values() for name in names})
+
+    def check_assets(self) -> None:
+        """Reads the fetched files of others that will be opened; some have a gigabyte, so this is for a run's start alone.
+
+        Raises:
+            UserError: one has another checksum than its publisher's.
+        """
+        for name, given in self.config.evaluation.assets(self._scoring()):
+            if not given:
+                assets.find(name)
+
     def missing(self) -> str | None:
         """One line about the first file that the profile names and that is not there."""
         self.config.tuned_settings()  # raises it
         for split in self.config.sampled:
             if not self.config.prompts_path(split).is_file():
                 if of_others := assets.at(self.config.prompts_path(split)):
-                    assets.find(of_others)  # raises it
+                    assets.locate(of_others)  # raises it
                 key = f"prompts.sets.{split}.file" if split in self.config.prompts.sets else f"prompts.{split}"
                 return f"{key}: found no file {self.config.prompts_file(split)}; expected JSON lines, each with a `prompt`: docs/evaluators"
-        evaluation, scoring = self.config.evaluation, {name for names in self.scored().values() for name in names}
+        evaluation, scoring = self.config.evaluation, self._scoring()
         if (reference := evaluation.fid.reference) and "fid" in scoring and not Path(reference).exists():
             return (
                 f"evaluation.fid.reference: found nothing at {reference}; expected real images or their statistics: docs/evaluators/fid.md"
             )
         if "wise" in scoring and not (evaluation.wise.endpoint and evaluation.wise.model):
             return "evaluation.wise: found no endpoint or no model, expected both: docs/evaluators/wise.md"
-        for name, given in evaluation.assets(sorted(scoring)):
-            assets.find(name, given or None, "evaluation")  # raises it
+        for name, given in evaluation.assets(scoring):
+            assets.locate(name, given or None, "evaluation")  # raises it
         for at, external in enumerate(self.config.external):
             if not Path(external.images).is_dir():
                 return f"external.{at}.images: found no folder {external.images}; expected one with NNNNN/metadata.jsonl and NNNNN/samples"

@@ -366,6 +366,19 @@ def test_what_an_official_evaluator_lacks_is_said_before_anything_is_trained(pro
     assert re.search(said, found)
 
 
+def test_a_fetched_file_that_is_not_whole_is_found_when_a_run_starts(profile, monkeypatch, tmp_path):
+    """Not each time that Snakemake reads the profile: such a file may have a gigabyte."""
+    monkeypatch.setenv("APEX_ASSETS", str(tmp_path))
+    config = load(profile("profile: mine\nevaluators: [clip_score]\nevaluation: {clip_score: {protocol: openai}}\n"))
+    broken = tmp_path / "clip" / "ViT-L-14.pt"
+    broken.parent.mkdir()
+    broken.write_bytes(b"cut off")
+    plan = Plan(config)
+    assert plan.missing() is None
+    with pytest.raises(UserError, match=r"ViT-L-14.pt: SHA-256 is .*, expected b8cca3fd.* delete it, then python -m evaluators.assets"):
+        plan.check_assets()
+
+
 def test_options_become_a_command_line():
     from apex.evaluation import Evaluation, command_line
 

@@ -277,6 +277,8 @@ onstart:
         _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
         if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
+        if _rules & {"evaluate", "evaluate_external", "tune_score", "ablation_score"}:
+            PLAN.check_assets()
     except UserError as error:
         raise WorkflowError(str(error))
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
