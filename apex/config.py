@@ -246,7 +246,7 @@ class Checkpoint(Strict):
 
     row: str = Field(pattern=NAME, description="name in the tables")
     hub: str = Field("", pattern=HUB, description="`owner/name`, or `owner/name@revision`, of the model hub")
-    pipeline: str = Field("", description="its folder in diffusers' layout, in the place of `hub`")
+    pipeline: str = Field("", description="its folder in diffusers' layout, in the place of `hub`; `teacher`: the profile's own")
     nfe: Counts = Field(min_length=1, description="steps of its sampler")
     lora_hub: str = Field("", pattern=HUB, description="`owner/name[@revision]` of a LoRA for it")
     lora: str = Field("", description="the LoRA's folder, in the place of `lora_hub`")
@@ -449,7 +449,8 @@ class Config(Strict):
 
     @property
     def checkpoint_rows(self) -> dict[str, Checkpoint]:
-        return {one.row: one for one in self.checkpoints}
+        own = {"pipeline": self.pipeline}
+        return {one.row: one.model_copy(update=own) if one.pipeline == "teacher" else one for one in self.checkpoints}
 
     def tuned_settings(self) -> dict[str, Candidate]:
         """What the file `tuned` says, by method.

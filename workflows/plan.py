@@ -149,7 +149,7 @@ class Plan:
                 return f"external.{at}.images: found no folder {external.images}; expected one with NNNNN/metadata.jsonl and NNNNN/samples"
         for at, one in enumerate(self.config.checkpoints):
             for key, folder in (("pipeline", one.pipeline), ("lora", one.lora)):
-                if folder and not locate(folder).is_dir():
+                if folder and folder != "teacher" and not locate(folder).is_dir():
                     return f"checkpoints.{at}.{key}: found no folder {folder}; expected one in diffusers' layout"
         if (drawn := self.config.data.teacher) and not locate(drawn.prompts).is_file():
             return f"data.teacher.prompts: found no file {drawn.prompts}; expected a prompt a line, or .jsonl with `prompt` in every line"

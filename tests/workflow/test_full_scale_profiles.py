@@ -175,6 +175,18 @@ def test_the_teacher_is_sampled_by_the_profile(small, tmp_path: Path, name: str)
     assert len(list((tmp_path / "test").glob("*/samples/*.png"))) == 4
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_teacher_is_drawn_as_its_users_call_it_too(small, tmp_path: Path, name: str) -> None:
+    """With its pipeline's own schedule, so by another path than the row `teacher`, from the same weights."""
+    _, changes = small(name)
+    line, drawn = arguments(name, changes), {}
+    for row in ("teacher", "teacher-stock"):
+        assert call(sample.main, *line, "--row", row, "--nfe", 2, "--split", "test", "--out", tmp_path / row) == 0
+        drawn[row] = [np.asarray(Image.open(file)) for file in sorted((tmp_path / row).glob("*/samples/*.png"))]
+        assert [image.shape for image in drawn[row]] == [(32, 32, 3)] * 4
+    assert not np.array_equal(*drawn.values())
+
+
 @pytest.mark.parametrize("name", ["sana_0_6b", "qwen_image_full"])
 def test_the_teacher_draws_a_training_set_by_the_profile(small, tmp_path: Path, name: str) -> None:
     """The images of its row, as data that the profile trains on."""

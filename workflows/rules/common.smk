@@ -126,12 +126,17 @@ def timing(wildcards):
 def checkpoint_folders(row):
     """What a checkpoint's images need: what is fetched is made here; a given folder's content counts, and not its files' times."""
     one, folder = CONFIG.checkpoint_rows[row], FETCHED.format(row=row)
-    return [f"{folder}/{part}" for part, hub in (("pipeline", one.hub), ("lora", one.lora_hub)) if hub]
+    fetched = [f"{folder}/{part}" for part, hub in (("pipeline", one.hub), ("lora", one.lora_hub)) if hub]
+    return [*fetched, CONFIG.pipeline] if MADE_HERE and one.pipeline == CONFIG.pipeline else fetched
 
 
 def checkpoint_content(row):
     one = CONFIG.checkpoint_rows[row]
-    given = [fingerprint(locate(folder)) for folder in (one.pipeline, one.lora) if folder]
+    given = [
+        TEACHER if folder == CONFIG.pipeline else fingerprint(locate(folder))
+        for folder in (one.pipeline, one.lora)
+        if folder
+    ]
     return one.model_dump_json(exclude={"nfe", "source"}) + "".join(given)
 
 
