@@ -28,7 +28,7 @@ tables: $(STAMP)
 	$(BIN)/snakemake tables $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 test-slurm: $(STAMP)
 	tests/cluster/slurm.sh

@@ -11,6 +11,7 @@
 #     snakemake report                                     one HTML file with verdicts, tables, figures and where each number is from
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake plan --configfile ...                      memory, FLOPs and hours of a profile's runs, before anything is spent
+#     snakemake measure --configfile ...                   a few steps of every row on this machine, with random weights, beside the plan
 #     snakemake speed                                      the systems of Table 1 timed on this machine, with nothing to download
 #     snakemake cards                                      a model card for every run, with what was measured of it
 #     snakemake synthesise                                 the training set that the profile's teacher draws (data.source: teacher)
@@ -47,6 +48,7 @@ localrules:
     bundle,
     adopt_tuning,
     plan,
+    measure,
     speed,
 
 

@@ -219,7 +219,7 @@ class Estimate:
         parameters: of the student; trainable: of all networks. memory: GB by part.
         forward_equivalents: a training sample's passes. steps, flops: of the whole run. hours: at the rate and share given.
         fits, mend: whether it is within the card's memory, and what to change. uncounted: small networks whose FLOPs are left out.
-        measured_memory, measured_hours: of a finished run, in GB and hours.
+        measured_memory, measured_hours: of a finished run, or of a few of its steps with random weights, in GB and hours.
     """
 
     row: str
@@ -385,15 +385,21 @@ def measured_rate(device: str, seconds: float = 2.0) -> float:
 # ------------------------------------------------------------------------------------------------------------- the command
 
 
-def measured(config: Config, row: str) -> dict[str, Any]:
-    """What a finished run of the row says of itself, of this profile's results or the committed ones; {} without one."""
+def measured(config: Config, row: str, folder: Path) -> tuple[float, float] | None:
+    """GB and hours of a finished run of the row, of this profile's results or the committed ones; without one, of what `apex.measure`
+    left in `folder`; None without either."""
     for root in (Path("results"), Path("results/reference")):
         path = root / config.profile / "runs" / row / f"seed{config.seeds[0]}" / "made.json"
         if path.is_file():
             with readable(path, "train the row again"):
-                made = json.loads(path.read_text())
-                return made["training"] | {"hardware": made["hardware"]}
-    return {}
+                made = json.loads(path.read_text())["training"]
+                return made["memory_mb"]["total"] / 1024, made["wall_seconds"] / 3600
+    path = folder / f"{row}.json"
+    if not path.is_file():
+        return None
+    with readable(path, "remove it, or measure again"):
+        timed = json.loads(path.read_text())
+        return (timed["memory_gb"], timed["hours"]) if timed["run_hash"] == config.run_hash(row, teacher=False) else None
 
 
 def main() -> None:
@@ -429,10 +435,8 @@ def main() -> None:
         except UserError as error:
             print(f"{row}: left out: {error}", flush=True)
             continue
-        had = measured(config, row)
-        if had:
-            one.measured_memory = had["memory_mb"]["total"] / 1024
-            one.measured_hours = had["wall_seconds"] / 3600
+        if had := measured(config, row, args.out / "measured"):
+            one.measured_memory, one.measured_hours = had
         found.append(one)
     about = {
         "profile": config.profile, "source": shape.source, "latent": list(shape.latent), "tokens": shape.tokens, "rate_tflops": rate,

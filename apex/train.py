@@ -85,19 +85,7 @@ class Loop:
         self.sharded = sharding.asked() and self.accelerator.num_processes > 1
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
-        folder = locate(run.pipeline)
-        kind = run.data.embeddings
-        if (kind == "disk") != (embeddings is not None):
-            raise UserError(
-                f"row {run.row}: --embeddings: found {embeddings or 'none'} with data.embeddings {kind}, expected "
-                + ("a folder that python -m apex.data.embeddings made" if kind == "disk" else "none, or data.embeddings disk")
-            )
-        pipeline = Pipeline(folder, str(device), DTYPES[train.frozen], text=kind != "disk")
-        if embeddings is not None:
-            verify = self.accelerator.is_local_main_process
-            self.captions = CaptionShards(embeddings, folder, cache.captions, train.frozen, device, verify=verify)
-        else:
-            self.captions = (CaptionTable if kind == "memory" else CaptionStream)(pipeline, cache.captions)
+        pipeline, self.captions = self.frozen_parts(cache, embeddings)
         self.latents, self.index = cache.latents, cache.caption_index
         shape = tuple(cache.latents.shape[1:])
         longest = self.captions.longest()
@@ -152,6 +140,21 @@ class Loop:
         self.moved = True  # whether the last step changed the student: its running mean follows its updates
         self.step, self.flops, self.seconds, self.rows, self.first_losses = 0, 0.0, 0.0, [], []
         self.visibility: dict[float, float] = {}
+
+    def frozen_parts(self, cache: Cache, embeddings: Path | None) -> tuple[Pipeline, CaptionTable | CaptionStream | CaptionShards]:
+        """The pipeline's codec and text encoder, without the latter where embeddings are read from disk, and the captions' conditions."""
+        run, device, folder = self.run, self.accelerator.device, locate(self.run.pipeline)
+        kind = run.data.embeddings
+        if (kind == "disk") != (embeddings is not None):
+            raise UserError(
+                f"row {run.row}: --embeddings: found {embeddings or 'none'} with data.embeddings {kind}, expected "
+                + ("a folder that python -m apex.data.embeddings made" if kind == "disk" else "none, or data.embeddings disk")
+            )
+        pipeline = Pipeline(folder, str(device), DTYPES[run.train.frozen], text=kind != "disk")
+        if embeddings is not None:
+            verify = self.accelerator.is_local_main_process
+            return pipeline, CaptionShards(embeddings, folder, cache.captions, run.train.frozen, device, verify=verify)
+        return pipeline, (CaptionTable if kind == "memory" else CaptionStream)(pipeline, cache.captions)
 
     def make(self, dtype: torch.dtype) -> Backbone:
         """A new copy of the pretrained network."""

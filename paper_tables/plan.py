@@ -27,7 +27,7 @@ PARTS = {
     "student": "#2F5D8A", "teacher": "#7FA6C9", "extra": "#B3382C", "ema": "#8A6D3B", "optimizer": "#5B8C5A", "gradients": "#A9C4A0",
     "gathered": "#6E5A7E", "frozen parts": "#9aa1a9", "step": "#D9A441",
 }  # fmt: skip
-NOT_RUN = "No finished run of this row in results/ or results/reference/."
+NOT_RUN = "No finished run of this row in results/ or results/reference/, and no steps of it measured by `snakemake measure`."
 
 
 def gigabytes(plan: dict[str, Any], value: float) -> tuple[float, str]:
@@ -55,7 +55,8 @@ def table(plan: dict[str, Any]) -> Table:
         f"{plan['budget']:g} forward-equivalents; networks from {plan['source']}. {devices}{card} at {plan['rate_tflops']:.3g} TFLOP/s "
         f"({plan['rate_source']}), of which training is taken to reach {plan['share']:g}.{split} Nothing was run: the "
         f"networks are built without weights and measured there. frozen parts: {parts}. step: activations at their "
-        "peak; with the gradients a bound from above. Measured runs count gradients within the step, and no frozen parts."
+        "peak; with the gradients a bound from above. Measured: a finished run, or a few steps with random weights (`snakemake measure`); "
+        "gradients count within the step there, and frozen parts not at all."
     )
     out = Table("plan", "What the runs need", caption, columns)
     for row in plan["rows"]:

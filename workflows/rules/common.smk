@@ -33,8 +33,8 @@ try:
     _file = _file.relative_to(Path.cwd()) if _file.is_relative_to(Path.cwd()) else _file
     CONFIG = load(_file, overrides(_settings))
     PLAN, ABLATIONS, LAUNCH = Plan(CONFIG), AblationPlan(CONFIG), CONFIG.launched()
-    # A plan is made before there are data or prompts.
-    if "plan" not in sys.argv and (_missing := PLAN.missing()):
+    # These two come before there are data or prompts.
+    if not {"plan", "measure", "measure_row"} & set(sys.argv) and (_missing := PLAN.missing()):
         raise UserError(f"{_file}: {_missing}")
     for _folder in (Path(PLAN.root), *Path(PLAN.root).parents):
         if _folder.exists() and not _folder.is_dir():

@@ -1,4 +1,10 @@
 # `snakemake plan`: what the profile's runs need, before anything is spent. On a card: `snakemake plan --config card=h100`.
+# `snakemake measure`: a few steps of every row on this machine, with random weights, and the plan beside them.
+
+PLAN_COMMAND = (
+    "(python -m apex.estimate {params.about} {params.card} --out {params.out}"
+    " && python -m paper_tables.plan --plan {params.out}) 2>&1 | tee {log}"
+)
 
 
 rule plan:
@@ -11,5 +17,27 @@ rule plan:
         card=f"--card {CARD}" if CARD else "",
         out=f"{PLAN.root}/plan",
     shell:
-        "(python -m apex.estimate {params.about} {params.card} --out {params.out}"
-        " && python -m paper_tables.plan --plan {params.out}) 2>&1 | tee {log}"
+        PLAN_COMMAND
+
+
+rule measure_row:
+    output:
+        f"{PLAN.root}/plan/measured/{{row}}.json",
+    log:
+        f"{PLAN.root}/logs/measure/{{row}}.log",
+    wildcard_constraints:
+        row=one_of(CONFIG.all_methods),
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        identity=lambda wildcards: CONFIG.run_hash(wildcards.row, teacher=False),
+    shell:
+        "python -m apex.measure {params.config} --row {wildcards.row} --out {output} 2>&1 | tee {log}"
+
+
+use rule plan as measure with:
+    input:
+        expand(rules.measure_row.output, row=CONFIG.methods),
+    log:
+        f"{PLAN.root}/logs/measure.log",
