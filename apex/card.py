@@ -59,6 +59,7 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
+    optimizer = OPTIMIZERS[train.get("optimizer", "adamw")]
     measured = numbers_table(numbers) if numbers else "Not measured yet."
     return f"""{front_matter(made)}
 # {made["row"]} ({made["profile"]}, seed {made["seed"]})
@@ -72,7 +73,7 @@ A text-to-image generator of few steps, distilled from {teacher} by `{made["meth
 | tuning | {made["tuning"]}{rank}; {made["trainable_parameters"]:,} parameters trained, {made["parameters"]:,} in the network |
 | data | {source}, {data["resolution"]} px |
 | budget | {passes}, {training["steps"]:,} steps |
-| optimiser | {OPTIMIZERS[train.get("optimizer", "adamw")]}, learning rate {train["learning_rate"]:g}, betas {train["betas"]}, mean {train["ema"]:g}, {train["precision"]} |
+| optimiser | {optimizer}, learning rate {train["learning_rate"]:g}, betas {train["betas"]}, mean {train["ema"]:g}, {train["precision"]} |
 | settings | {", ".join(f"{key} {value}" for key, value in made["params"].items() if value is not None)} |
 | made on | {made["hardware"]}, {training["wall_seconds"] / 3600:.2g} hours, commit {made["git_commit"]}, run {made["run_hash"]} |
 

@@ -1,8 +1,8 @@
 """The training loop's optimiser: AdamW with fp32 moments (torch), or with moments of 8 bits (`train.optimizer: adamw8bit`, torchao).
 
-Block-wise quantisation as in Dettmers et al., arXiv 2110.02861: a value of a moment is one byte, its place in a table of 256 values that are
-denser towards 0, and 256 neighbours share one fp32 scale. Weights, gradients and the step's arithmetic stay fp32. Parameters of less than
-4,096 values, or of a number that 256 does not divide, keep fp32 moments; where weights are split over processes, a process's share counts.
+Block-wise quantisation as in Dettmers et al., arXiv 2110.02861: a value of a moment is one byte, its place in a table of 256 values that
+are denser towards 0, and 256 neighbours share one fp32 scale. Weights, gradients and the step's arithmetic stay fp32. Parameters of less
+than 4,096 values, or of a number that 256 does not divide, keep fp32 moments; where weights are split over processes, a share counts.
 
 torchao compiles the step. On a GPU that is left so: once for every shape of a parameter, at the first step, which needs a C compiler. On a
 CPU the same operations run uncompiled.
@@ -34,8 +34,8 @@ def check(name: str, device: torch.device) -> None:
     named = os.environ.get("CC")
     if device.type == "cuda" and not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
         raise UserError(
-            f"train.optimizer: {name} is compiled on a GPU, and found no C compiler ({named or 'gcc, clang'}): install gcc, name one in the "
-            "variable CC, or take adamw"
+            f"train.optimizer: {name} is compiled on a GPU, and found no C compiler ({named or 'gcc, clang'}): install gcc, name one in "
+            "the variable CC, or take adamw"
         )
 
 

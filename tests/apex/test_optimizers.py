@@ -73,7 +73,7 @@ def test_its_moments_take_the_bytes_that_are_said(both, kind: str, plain_tensors
     ("values", "small"), [(4096, True), (4095, False), (2048, False), (4096 + 128, False), (10 * 256, False), (16 * 256 + 256, True)]
 )
 def test_which_parameters_are_quantised_is_what_the_library_does(values: int, small: bool, plain_tensors):
-    """And from a million values on a moment takes an eighth of a value more than a byte."""
+    """Many of them take a quarter of the memory; a scale is four bytes for 256."""
     parameter = nn.Parameter(torch.zeros(values))
     optimizer = optimizers.make(Train(optimizer="adamw8bit"), [parameter], CPU)
     parameter.grad = torch.ones(values)
@@ -81,7 +81,7 @@ def test_which_parameters_are_quantised_is_what_the_library_does(values: int, sm
     found = plain_tensors(optimizer.state[parameter])
     assert (torch.uint8 in {t.dtype for t in found}) is small
     assert sum(t.nbytes for t in found if t.ndim) == optimizers.moment_bytes("adamw8bit", values)
-    assert optimizers.moment_bytes("adamw8bit", 2**20) / optimizers.moment_bytes("adamw", 2**20) == pytest.approx(0.25, rel=0.02)
+    assert optimizers.moment_bytes("adamw8bit", 2**20) / optimizers.moment_bytes("adamw", 2**20) == pytest.approx(0.25 + 1 / 256, rel=1e-3)
 
 
 def test_a_step_is_adamws_where_nothing_is_quantised():
@@ -113,7 +113,7 @@ def test_a_runs_record_and_the_plan_know_its_memory(make_loop, tiny_profile, row
     states = [s for o in loop.optimizers.values() for s in o.state.values()]
     found = sum(t.nbytes for s in states for t in plain_tensors(s) if t.ndim) / 2**20
     assert loop.memory["optimizer"] == pytest.approx(found, abs=0.006)  # it has two decimals
-    assert found < 0.7 * loops["adamw"].memory["optimizer"]  # of so small a network many parameters stay as they were
+    assert found < 0.75 * loops["adamw"].memory["optimizer"]  # of so small a network many parameters stay as they were
     shape = replace(estimate.shape_of(load(tiny_profile())), tokens=loop.captions.longest().embeds.shape[1])
     assert estimate.estimate(loop.run, shape, None).memory["optimizer"] * 1024 == pytest.approx(found)
 
@@ -138,9 +138,7 @@ def test_a_name_that_is_none_is_one_line(tiny_profile):
 
 def test_without_the_library_it_is_refused_before_any_work(make_loop, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(
-        UserError, match=r"^train.optimizer: adamw8bit needs torchao, which is not installed: pip install .*, or take adamw$"
-    ):
+    with pytest.raises(UserError, match=r"^train.optimizer: adamw8bit needs torchao, .* not installed: pip install .*, or take adamw$"):
         make_loop("fm", train={"optimizer": "adamw8bit"})
     assert not (tmp_path / "resume").exists()
     make_loop("fm", train={"optimizer": "adamw"}).fit(1)

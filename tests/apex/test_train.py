@@ -87,7 +87,13 @@ RUNS = {
     "apex-eq25, no mean": {"method": "apex-eq25", "train": {"ema": 0.0, "decay": "cosine"}},
     "apex, bf16, accumulated": {"method": "apex", "train": {"precision": "bf16", "gradient_accumulation": 2, "batch_size": 2}},
     "apex, moments of 8 bits": {"method": "apex", "train": {"optimizer": "adamw8bit", "weight_decay": 0.1}},
-    "lora, moments of 8 bits": {"method": "apex", "tuning": "lora", "lora": {"rank": 64}, "train": {"optimizer": "adamw8bit"}},
+    "lora, moments of 8 bits": {
+        "method": "apex",
+        "tuning": "lora",
+        "lora": {"rank": 64},
+        "train": {"optimizer": "adamw8bit"},
+        "budget": {"forward_equivalents": 400},
+    },
     "apex, checkpointing": {"method": "apex", "train": {"gradient_checkpointing": True, "ema": 1.0}},
 }
 
