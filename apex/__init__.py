@@ -6,4 +6,9 @@ Reading order: `flow.py` (paths and samplers), `losses.py` (one pure function pe
 Importing this package imports neither torch nor diffusers, so the tables can be made without them.
 """
 
+import logging
+
 __version__ = "0.1.0"
+
+# diffusers 0.42 warns at every import that torchao 0.18 has no longer some classes of quantised weights; none are read here.
+logging.getLogger("diffusers.quantizers.torchao.torchao_quantizer").setLevel(logging.ERROR)

@@ -13,6 +13,7 @@ LIMITS = {
     "": "Its scores hold for the prompts, evaluators and resolution named here. It inherits what its teacher and its training data "
     "cannot do, show wrongly or should not show.",
 }
+OPTIMIZERS = {"adamw": "AdamW", "adamw8bit": "AdamW with moments of 8 bits"}
 LICENCE = {
     "world": "Teacher, data and weights were made by this suite from nothing.",
     "": "Its weights are changed from the teacher's, so the teacher's licence holds for them, and the terms of the training data besides.",
@@ -58,6 +59,7 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
+    optimizer = OPTIMIZERS[train.get("optimizer", "adamw")]
     measured = numbers_table(numbers) if numbers else "Not measured yet."
     return f"""{front_matter(made)}
 # {made["row"]} ({made["profile"]}, seed {made["seed"]})
@@ -71,7 +73,7 @@ A text-to-image generator of few steps, distilled from {teacher} by `{made["meth
 | tuning | {made["tuning"]}{rank}; {made["trainable_parameters"]:,} parameters trained, {made["parameters"]:,} in the network |
 | data | {source}, {data["resolution"]} px |
 | budget | {passes}, {training["steps"]:,} steps |
-| optimiser | AdamW, learning rate {train["learning_rate"]:g}, betas {train["betas"]}, mean {train["ema"]:g}, {train["precision"]} |
+| optimiser | {optimizer}, learning rate {train["learning_rate"]:g}, betas {train["betas"]}, mean {train["ema"]:g}, {train["precision"]} |
 | settings | {", ".join(f"{key} {value}" for key, value in made["params"].items() if value is not None)} |
 | made on | {made["hardware"]}, {training["wall_seconds"] / 3600:.2g} hours, commit {made["git_commit"]}, run {made["run_hash"]} |
 

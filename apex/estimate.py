@@ -17,15 +17,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from apex import methods
+from apex import methods, optimizers
 from apex.backbones.base import Backbone
 from apex.budget import count_calls, fused_attention, measure_cost
 from apex.conditioning import Condition
@@ -257,6 +258,9 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
     def size(tensors: Any) -> float:
         return megabytes(tensors) / 1024
 
+    def moments(parameters: Iterable[Tensor], processes: int = 1) -> float:
+        return sum(optimizers.moment_bytes(train.optimizer, p.numel() / processes) for p in parameters) / gb
+
     trained = [p for found in parameters_by_role(method, student, extra).values() for p in found]
     frozen = DTYPES[train.frozen].itemsize
     memory = {
@@ -264,16 +268,17 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
         "teacher": size(teacher.parameters()) if teacher is not None else 0.0,
         "extra": size(p for module in extra.values() for p in (*module.parameters(), *module.buffers())),
         "ema": size(p for p in student.parameters() if p.requires_grad) if 0 < train.ema < 1 else 0.0,
-        "optimizer": 2 * size(trained),  # AdamW's two moments
+        "optimizer": moments(trained),
         "gradients": size(trained),
         "frozen parts": (shape.text_parameters * frozen * (run.data.embeddings != "disk") + shape.codec_parameters * 4) / gb,
     }
     if launch.split:  # all but the extra networks and the frozen parts, and a block at a time is whole
-        own = {"optimizer": 2 * size(p for m in extra.values() for p in m.parameters() if p.requires_grad)}
-        own["gradients"] = own["optimizer"] / 2
-        for part in ("student", "teacher", "ema", "optimizer", "gradients"):
-            kept = own.get(part, 0.0)
+        whole = {id(p) for module in extra.values() for p in module.parameters()}
+        own = [p for p in trained if id(p) in whole]
+        for part in ("student", "teacher", "ema", "gradients"):
+            kept = size(own) if part == "gradients" else 0.0
             memory[part] = kept + (memory[part] - kept) / launch.processes
+        memory["optimizer"] = moments(own) + moments((p for p in trained if id(p) not in whole), launch.processes)
         memory["gathered"] = 2 * max(size(block.parameters()) for block in student.blocks)  # the next comes while one is at work
     found = Estimate(run.row, run.method, sum(p.numel() for p in student.parameters()), sum(p.numel() for p in trained), memory)
 
@@ -334,6 +339,8 @@ def smaller(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         batch, parts = run.train.batch_size // 2, run.train.gradient_accumulation * 2
         words = [word for word in words if not word.startswith(("train.batch_size", "train.gradient_accumulation"))]
         yield changed(f"train.batch_size={batch} train.gradient_accumulation={parts}", batch_size=batch, gradient_accumulation=parts)
+    if run.train.optimizer == "adamw":  # last: what is before it leaves the moments exact
+        yield changed("train.optimizer=adamw8bit", optimizer="adamw8bit")
 
 
 def planned(run: RunConfig, shape: Shape, rate: float | None, share: float, memory: float | None, launch: Launch = ONE) -> Estimate:
@@ -343,14 +350,16 @@ def planned(run: RunConfig, shape: Shape, rate: float | None, share: float, memo
         return found
     found.fits = found.total <= memory
     if not found.fits:
-        other, run_of_other = found, run
+        exact = found, run  # the smallest with the optimiser that the run has
         for text, changed in smaller(run):
-            other, run_of_other = estimate(changed, shape, rate, share, launch), changed
+            other = estimate(changed, shape, rate, share, launch)
             if other.total <= memory:
                 found.mend = f"{text}: {other.total:.3g} GB"
                 break
+            if changed.train.optimizer == run.train.optimizer:
+                exact = other, changed
         else:
-            found.mend = "" if launch.split else several(other, run_of_other, shape, share, memory)
+            found.mend = "" if launch.split else several(*exact, shape, share, memory)
             found.mend = found.mend or "no setting of the loop is small enough: tuning lora, or a larger card"
     return found
 

@@ -26,7 +26,7 @@ from accelerate.utils import AutocastKwargs, set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from apex import methods, provenance, sharding
+from apex import methods, optimizers, provenance, sharding
 from apex.backbones.base import Backbone
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, Condition, shift_visibility
@@ -81,6 +81,7 @@ class Loop:
         precision = "bf16" if train.precision == "bf16" else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[autocast])
         device = self.accelerator.device
+        optimizers.check(train.optimizer, device)
         self.main = self.accelerator.is_main_process
         self.sharded = sharding.asked() and self.accelerator.num_processes > 1
         set_seed(derive(seed, "weights") % 2**32)
@@ -103,12 +104,7 @@ class Loop:
         self.ema = Ema(student.parameters(), train.ema if train.ema < 1 else 0.0)
         roles = parameters_by_role(self.method, student, self.extra)
         self.rates = {role: self.method.rates().get(role, 1.0) for role in roles}
-        self.optimizers = {
-            role: torch.optim.AdamW(
-                sharding.groups(p), train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, foreach=True
-            )
-            for role, p in roles.items()
-        }
+        self.optimizers = {role: optimizers.make(train, p, device) for role, p in roles.items()}
         if self.sharded:  # its autocast alone: the weights are split already
             wrapped = self.accelerator.prepare_model(student, device_placement=False, evaluation_mode=True)
         else:
@@ -226,8 +222,7 @@ class Loop:
         progress = self.spent() / self.run.budget.forward_equivalents
         rate = learning_rate(self.run, self.step, progress)
         for role, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = rate * self.rates[role]
+            optimizers.set_rate(optimizer, rate * self.rates[role])
         if self.moved:
             self.ema.update()
         counted = self.ledger.flops()
@@ -363,13 +358,13 @@ class Loop:
         for name, value in buffers.items():
             now[name].data.copy_(value)
         del out
-        trained = [p for o in self.optimizers.values() for p in sharding.parameters(o)]
+        trained = [sharding.local(p).numel() for o in self.optimizers.values() for p in sharding.parameters(o)]
         parts = {
             "student": megabytes(self.student.parameters()),
             "teacher": megabytes(self.teacher.parameters()) if self.teacher is not None else 0.0,
             "extra": megabytes(p for m in self.extra.values() for p in (*m.parameters(), *m.buffers())),
             "ema": megabytes(self.ema.shadow),
-            "optimizer": 2 * megabytes(trained),  # AdamW's two moments
+            "optimizer": sum(optimizers.moment_bytes(self.run.train.optimizer, values) for values in trained) / 2**20,
             "step": peak.peak / 2**20,  # activations, gradients, temporaries
         }
         self.memory = {k: round(v, 2) for k, v in parts.items()} | {"total": round(sum(parts.values()), 2)}

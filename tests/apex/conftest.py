@@ -21,6 +21,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from diffusers import QwenImageTransformer2DModel, SanaTransformer2DModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from apex.backbones.base import Backbone
 from apex.backbones.qwen_image import QwenImageBackbone, pack, unpack
@@ -335,6 +336,22 @@ def make_loop(tiny_profile: Callable[..., Path], tiny_cache: Path, tmp_path: Pat
 
     yield make
     AcceleratorState._reset_state(True)
+
+
+def _plain_tensors(state: dict[str, Any]) -> list[Tensor]:
+    found = []
+    for value in state.values():
+        if is_traceable_wrapper_subclass(value):
+            found += [getattr(value, name) for name in value.__tensor_flatten__()[0]]
+        elif isinstance(value, Tensor):
+            found.append(value)
+    return found
+
+
+@pytest.fixture(scope="session")
+def plain_tensors() -> Callable[[dict[str, Any]], list[Tensor]]:
+    """plain_tensors(optimizer.state[parameter]): what it is made of, where a moment of 8 bits is three tensors: bytes, scales, table."""
+    return _plain_tensors
 
 
 @pytest.fixture(scope="session")

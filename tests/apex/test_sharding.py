@@ -25,6 +25,7 @@ ROWS = {
     "clipped": {"method": "apex", "params": {"learn_shift": True}, "train": {"max_grad_norm": 0.05}},
     "features": {"method": "ladd"},
     "copy": {"method": "dmd2"},
+    "8bit": {"method": "apex", "train": {"optimizer": "adamw8bit"}},
 }
 RUN = """
 import sys
@@ -108,6 +109,7 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) -> Non
 def test_it_trains_as_two_processes_with_whole_weights(both, row: str):
     split, whole = (state_of(both[kind], row) for kind in (True, False))
     loose = {"rtol": 2e-2, "atol": 2e-3} if "bf16" in row else {"rtol": 1e-3, "atol": 2e-5}
+    loose["atol"] = 4e-4 if row == "8bit" else loose["atol"]  # a twentieth of four steps: halves have other blocks, and fewer have 8 bits
     close(split["trained"], whole["trained"], **loose)
     close(split["mean"], whole["mean"], **loose)
     assert split["norms"] == pytest.approx(whole["norms"], rel=2e-2 if "bf16" in row else 1e-3)
@@ -127,7 +129,7 @@ def test_each_process_holds_half(both):
 
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(both, run, tmp_path):
-    rows = ["apex", "bf16-lora", "clipped"]
+    rows = ["apex", "bf16-lora", "clipped", "8bit"]
     run(tmp_path, 2, rows)
     run(tmp_path, 2, rows)
     for row in rows:

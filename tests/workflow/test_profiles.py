@@ -159,6 +159,16 @@ def test_a_row_changes_only_the_training_settings_that_it_names(profile):
     assert (train.batch_size, train.learning_rate) == (7, 0.25)
 
 
+def test_a_row_may_go_back_to_the_exact_optimiser(profile, command, capsys):
+    """Said by the row it is kept in what is printed, although a profile that says nothing of it has the hash of before."""
+    text = "profile: mine\ntrain: {optimizer: adamw8bit}\nrows: {a: {method: fm, train: {optimizer: adamw}}, b: {method: fm}}\n"
+    path = profile(text)
+    assert command(path) == 0
+    path.write_text(capsys.readouterr().out)
+    assert [load(path).run_config(name).train.optimizer for name in "ab"] == ["adamw", "adamw8bit"]
+    assert "optimizer" not in load(path).run_config("a").model_dump()["train"]
+
+
 def test_the_same_number_written_in_any_way_is_the_same_profile(profile):
     first = load(profile("profile: mine\nbudget: {forward_equivalents: 1e6}\n")).hash()
     assert load(profile("budget: {forward_equivalents: 1000000.0}\nprofile: mine\n")).hash() == first
@@ -177,6 +187,9 @@ def test_the_same_number_written_in_any_way_is_the_same_profile(profile):
         ("rows.apex.tuning=lora", True),
         ("train.checkpoint_every=1", False),
         ("train.log_every=1", False),
+        ("train.optimizer=adamw8bit", True),
+        ("train.optimizer=adamw", False),
+        ("rows.apex.train.optimizer=adamw", False),
         ("nfe=1", False),
         ("methods=apex", False),
         ("rows.fm.train.batch_size=9", False),
