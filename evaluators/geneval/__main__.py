@@ -145,16 +145,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
-    images, device = begin(args)
     is_world = args.detector == "world"
-    module, name, batch = DETECTORS[args.detector]
-    kind = getattr(import_module(module), name)
     if args.batch is not None:
         at_least_one("batch", args.batch)
-    for index, row in enumerate(images.rows):
-        check_known(row, f"{images.folder}: prompt {index}", kind.classes, kind.colors)
     weights = args.detector_weights or BUNDLED / "detector" if is_world else find(ASSET, args.detector_weights, "--detector-weights")
     clip_weights = args.clip_weights or BUNDLED / "clip" if is_world else find("clip-vit-l-14", args.clip_weights, "--clip-weights")
+    images, device = begin(args)
+    module, name, batch = DETECTORS[args.detector]
+    kind = getattr(import_module(module), name)
+    for index, row in enumerate(images.rows):
+        check_known(row, f"{images.folder}: prompt {index}", kind.classes, kind.colors)
     detector = kind.load(weights, device)
     clip = Clip(clip_weights, device) if is_world else Clip.openai(clip_weights, device)
     classify = ClipColors(clip, detector.colors)
