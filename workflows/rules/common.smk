@@ -145,11 +145,15 @@ def records_of(wildcards, row=None):
     return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
 
 
+def words(chosen):
+    """Which evaluators score which prompt set, as words of the command."""
+    return [f"{split}={','.join(names)}" for split, names in chosen.items()]
+
+
 def scores(chosen):
-    """Which evaluators score which prompt set and, where the profile says it, with what, as words of the command."""
-    words = [f"{split}={','.join(names)}" for split, names in chosen.items()]
-    options = CONFIG.evaluation.options()
-    return [*words, "--options", shlex.quote(json.dumps(options))] if options else words
+    """The same and, where the profile says it, with what."""
+    options = PLAN.options({name for names in chosen.values() for name in names})
+    return [*words(chosen), "--options", shlex.quote(json.dumps(options))] if options else words(chosen)
 
 
 # Ablations: a cell is a row of its own, see apex/ablations.py.
@@ -277,6 +281,10 @@ onstart:
         _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
         if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
+        if _lacking := PLAN.unready(
+            {Path(file).stem for job in _jobs for file in job.output if file.endswith(".json")}
+        ):
+            raise UserError(f"{_file}: {_lacking}")
     except UserError as error:
         raise WorkflowError(str(error))
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
