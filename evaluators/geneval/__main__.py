@@ -31,7 +31,7 @@ import numpy as np
 from apex.errors import readable, run_command
 from apex.provenance import file_sha256
 from evaluators.assets import find, registry
-from evaluators.clip_model import Clip
+from evaluators.clip_model import Clip, is_official
 from evaluators.command import at_least_one, begin, image_parser, is_unseen, progress, prompt_weights, write_record
 from evaluators.geneval import self_test
 from evaluators.geneval.color import ClipColors
@@ -41,7 +41,7 @@ from evaluators.geneval.prompts import prompt_set
 from evaluators.images import Images, pixels
 from evaluators.journal import Journal
 from evaluators.networks import BUNDLED
-from evaluators.result import Metric
+from evaluators.result import Metric, compared
 from evaluators.statistics import bootstrapped, mean_of_prompts, mean_of_tasks
 
 VERSION = "1"
@@ -166,9 +166,16 @@ def run(args: argparse.Namespace) -> None:
     correct = np.array([sum(v.correct for v in each) for each in found], float)
     counts = np.array([len(each) for each in found], float)
     failures = Counter(kind for each in found for v in each for kind in {reason.kind for reason in v.reasons})
+    prompts = prompt_set(images.rows)
+    differs = {
+        "other weights than the detector's": not about["detector_weights"]["official"],
+        "another file than OpenAI's CLIP": not is_official(clip),
+        f"prompts: {prompts['name']}": prompts["name"] != "official",
+    }
     details = {
         **about,
-        "prompt_set": prompt_set(images.rows),
+        **({} if is_world else compared(differs)),
+        "prompt_set": prompts,
         "self_test": tested,
         "failures": dict(failures.most_common()),
         "per_prompt": [

@@ -207,6 +207,7 @@ def again(wildcards):
 
 
 TRAINED = []  # rows that this call trains
+SCORES = []  # rules by which this call scores images
 FAULTS = {}  # row -> why its method cannot run
 
 
@@ -289,6 +290,7 @@ onstart:
         raise WorkflowError(str(error))
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
     TRAINED.extend(job.wildcards.row for job in _jobs if job.rule.name == "train")
+    SCORES.extend(name for name in sorted(_rules) if name.startswith("evaluate"))
     if TRAINED:
         FAULTS.update(method_faults(CONFIG, TRAINED))
     say_faults()
@@ -297,7 +299,7 @@ onstart:
 onerror:
     # What failed leaves its cells "not run"; what there is stands in the tables. Not after Ctrl-C, which wants an end.
     _said = "".join(Path(file).read_text(errors="replace") for file in log if Path(file).is_file())
-    if TRAINED and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
+    if (TRAINED or SCORES) and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
         for _command in table_commands(PLAN.root):
             subprocess.run(_command, shell=True, stdout=subprocess.DEVNULL)
         print(f"some jobs failed; {PLAN.tables} and {PLAN.figures} hold what there is", file=sys.stderr, flush=True)
