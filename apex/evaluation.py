@@ -1,11 +1,17 @@
 """What an evaluator measures with, as a profile says it (`evaluation:`): networks, references and judges. None: the embedded world's own.
 
-A key is an option of the evaluator's command, `detector_weights` is --detector-weights; what is left out is not passed on.
+A key is an option of the evaluator's command, `detector_weights` is --detector-weights; what is left out is not passed on. Every option
+that changes a number is here. The others are the machine's or the workflow's affair: `batch`, `device`, `threads`, `workers`, `tries`,
+`timeout`, where answers and features are kept, the folder's layout, checks such as `self_test_image`. `seed`, of the bootstrap, stays 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +19,9 @@ from pydantic import Field, model_validator
 from apex.strict import Strict
 
 Options = dict[str, dict[str, Any]]
+Assets = list[tuple[str, str, str]]
+PLACES = ("detector_weights", "clip_weights", "weights", "reference", "model", "questions", "prompts", "instruction")
+HUB = re.compile(r"\w[\w.-]*/[\w.-]+")  # a model's name
 
 
 class Settings(Strict):
@@ -22,9 +31,17 @@ class Settings(Strict):
         """What differs from the command's own defaults."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def assets(self) -> list[tuple[str, str]]:
-        """(name in evaluators/assets.yaml, path given in its place or "") of every file of others that it opens."""
+    def assets(self) -> Assets:
+        """(key, name in evaluators/assets.yaml, path given in its place or "") of every file of others that it opens."""
         return []
+
+    def paths(self) -> list[Path]:
+        """The files and folders that it names and that are there: their content decides about its numbers."""
+        return [Path(value) for key, value in self.options().items() if key in PLACES and Path(value).exists()]
+
+    def lacks(self) -> str:
+        """What it needs beside files of others and has not: `key: found ..., expected ...`; '' where nothing."""
+        return ""
 
 
 class GenEval(Settings):
@@ -36,10 +53,15 @@ class GenEval(Settings):
     )
     clip_weights: str = Field("", description="the CLIP that names colours; '': the world's own, or OpenAI's ViT-L/14")
 
-    def assets(self) -> list[tuple[str, str]]:
+    def assets(self) -> Assets:
         if self.detector == "world":
             return []
-        return [("mask2former-mmdet", self.detector_weights), ("clip-vit-l-14", self.clip_weights)]
+        return [("detector_weights", "mask2former-mmdet", self.detector_weights), ("clip_weights", "clip-vit-l-14", self.clip_weights)]
+
+    def lacks(self) -> str:
+        if self.detector == "mmdet" and find_spec("mmdet") is None:
+            return "detector: found mmdet, which is not installed: make env-mmdet, or take transformers, which computes the same"
+        return ""
 
 
 class Fid(Settings):
@@ -48,15 +70,27 @@ class Fid(Settings):
     protocol: Literal["world", "pytorch-fid", "clean-fid"] = Field("world", description="network and resize")
     reference: str = Field("", description="folder of real images, or their statistics (protocols but `world`)")
     weights: str = Field("", description="of its network; '': the world's own, or Inception's official ones")
+    resolution: int | None = Field(None, ge=1, description="pytorch-fid: both sets are brought to it; null: the images' short side")
+    jpeg: int | None = Field(None, ge=1, le=100, description="quality to compress generated images with first (not `world`); null: not")
 
     @model_validator(mode="after")
-    def _has_a_reference(self) -> Fid:
+    def _fits_the_protocol(self) -> Fid:
         if (self.protocol != "world") != bool(self.reference):
             raise ValueError(f"reference: found {self.reference!r} with protocol {self.protocol}, expected a path with all but `world`")
+        for key, protocols in (("resolution", ["pytorch-fid"]), ("jpeg", ["pytorch-fid", "clean-fid"])):
+            if getattr(self, key) is not None and self.protocol not in protocols:
+                raise ValueError(
+                    f"{key}: found {getattr(self, key)} with protocol {self.protocol}, expected it with {' or '.join(protocols)} alone"
+                )
         return self
 
-    def assets(self) -> list[tuple[str, str]]:
-        return [] if self.protocol == "world" else [("inception", self.weights)]
+    def assets(self) -> Assets:
+        return [] if self.protocol == "world" else [("weights", "inception", self.weights)]
+
+    def lacks(self) -> str:
+        if self.reference and not Path(self.reference).exists():
+            return f"reference: found nothing at {self.reference}, expected real images or their statistics: docs/evaluators/fid.md"
+        return ""
 
 
 class ClipScore(Settings):
@@ -65,8 +99,8 @@ class ClipScore(Settings):
     protocol: Literal["world", "openai"] = Field("world", description="the world's CLIP and renders, or SANA's: OpenAI's ViT-L/14")
     weights: str = Field("", description="of its CLIP; '': the world's own, or OpenAI's ViT-L/14")
 
-    def assets(self) -> list[tuple[str, str]]:
-        return [] if self.protocol == "world" else [("clip-vit-l-14", self.weights)]
+    def assets(self) -> Assets:
+        return [] if self.protocol == "world" else [("weights", "clip-vit-l-14", self.weights)]
 
 
 class Dpg(Settings):
@@ -75,9 +109,26 @@ class Dpg(Settings):
     judge: Literal["mplug", "transformers-vqa", "transformers-vlm"] = Field("mplug", description="who answers; mplug is the protocol's own")
     model: str = Field("", description="folder or hub name of a judge of transformers")
     questions: str = Field("", description="DPG-Bench's table of questions; '': the fetched one")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of a judge of transformers")
+    partial: bool = Field(False, description="score images that lack prompts of the benchmark")
 
-    def assets(self) -> list[tuple[str, str]]:
-        return [("dpg-bench", self.questions)]
+    @model_validator(mode="after")
+    def _is_a_judge(self) -> Dpg:
+        if self.judge != "mplug" and not self.model:
+            raise ValueError(f"model: found none with judge {self.judge}, expected its folder or hub name")
+        if self.judge == "mplug" and self.precision != "float32":
+            raise ValueError(f"precision: found {self.precision} with judge mplug, expected float32")
+        return self
+
+    def assets(self) -> Assets:
+        return [("questions", "dpg-bench", self.questions)]
+
+    def lacks(self) -> str:
+        if self.judge == "mplug" and find_spec("modelscope") is None:
+            return "judge: found mplug, whose modelscope is not installed: docs/evaluators/dpg.md; or take a judge of transformers"
+        if self.model and not Path(self.model).is_dir() and not HUB.fullmatch(self.model):
+            return f"model: found no folder {self.model}, expected a judge's, or its hub name: docs/evaluators/dpg.md"
+        return ""
 
 
 class Wise(Settings):
@@ -88,11 +139,26 @@ class Wise(Settings):
     version: Literal["2025", "2026"] = Field("2025", description="of prompts and scoring; 2026 has metrics of its own name")
     prompts: str = Field("", description="folder of its three files; '': the fetched ones")
     instruction: str = Field("", description="YAML with the judge's instruction; '': this suite's wording")
-    key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+    key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; '': the server needs none")
+    attempts: int = Field(3, ge=1, description="how often an answer that cannot be read is asked for")
+    partial: bool = Field(False, description="score images that lack prompts of the benchmark")
 
-    def assets(self) -> list[tuple[str, str]]:
-        year = "" if self.version == "2025" else self.version
-        return [(f"wise{year}-{part}", self.prompts) for part in ("cultural", "spatio-temporal", "natural-science")]
+    def assets(self) -> Assets:
+        year, end = ("", "") if self.version == "2025" else (self.version, "_verified")
+        parts = {"cultural": "cultural_common_sense", "spatio-temporal": "spatio-temporal_reasoning", "natural-science": "natural_science"}
+        return [("prompts", f"wise{year}-{part}", self.prompts and f"{self.prompts}/{file}{end}.json") for part, file in parts.items()]
+
+    def lacks(self) -> str:
+        from evaluators.wise.endpoint import is_local
+
+        for key in ("endpoint", "model"):
+            if not getattr(self, key):
+                return f"{key}: found none, expected the judge's: docs/evaluators/wise.md"
+        if self.instruction and not Path(self.instruction).is_file():
+            return f"instruction: found no file {self.instruction}, expected YAML with the judge's instruction: docs/evaluators/wise.md"
+        if self.key_variable and not os.environ.get(self.key_variable) and not is_local(self.endpoint):
+            return f"key_variable: found {self.key_variable} not set, and {self.endpoint} may need a key: set it, or give ''"
+        return ""
 
 
 class Evaluation(Strict):
@@ -109,10 +175,15 @@ class Evaluation(Strict):
         found = {name: getattr(self, name).options() for name in type(self).model_fields}
         return {name: options for name, options in found.items() if options}
 
-    def assets(self, evaluators: Sequence[str]) -> list[tuple[str, str]]:
-        return [asset for name in evaluators if name in type(self).model_fields for asset in getattr(self, name).assets()]
+    def chosen(self, evaluators: Iterable[str]) -> dict[str, Settings]:
+        """evaluator -> its settings, of those that have any."""
+        return {name: getattr(self, name) for name in sorted(evaluators) if name in type(self).model_fields}
 
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
-    """{"detector_weights": "x"} to ["--detector-weights", "x"]."""
-    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    """{"detector_weights": "x", "partial": True} to ["--detector-weights", "x", "--partial"]."""
+    words = []
+    for name, value in options.items():
+        if value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apex.errors import UserError
 from apex.provenance import file_sha256
+from evaluators.assets import registry
 from evaluators.networks import BUNDLED
 
 # OpenAI's weights need their activation x sigmoid(1.702 x): open_clip from 2.29 on gives it to the names that say so alone.
@@ -98,6 +99,11 @@ class Clip:
             tokens = self._tokenizer(list(texts[start : start + self._batch]))
             parts.append(self._model.encode_text(tokens.to(self._device), normalize=True).float().cpu())
         return torch.cat(parts)
+
+
+def is_official(clip: Clip) -> bool:
+    """Whether a CLIP's file is OpenAI's own archive of ViT-L/14."""
+    return clip.sha256 == registry()["clip-vit-l-14"].sha256
 
 
 EXPECTED = "OpenAI's ViT-L-14.pt, a safetensors file with its weights, or a folder in open_clip's format"

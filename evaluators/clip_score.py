@@ -29,7 +29,7 @@ from torch import Tensor
 
 from apex.errors import UserError, run_command
 from evaluators.assets import find
-from evaluators.clip_model import Clip
+from evaluators.clip_model import Clip, is_official
 from evaluators.command import (
     at_least_one,
     begin,
@@ -43,7 +43,7 @@ from evaluators.command import (
 )
 from evaluators.images import Images
 from evaluators.networks import BUNDLED
-from evaluators.result import Metric
+from evaluators.result import Metric, compared
 from evaluators.statistics import bootstrapped, mean_of_prompts
 
 VERSION = "1"
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         clip = Clip.openai(published, device, args.batch)
         found, details = score_published(images, clip, weights)
-        details["clip_sha256"] = clip.sha256
+        details |= {"clip_sha256": clip.sha256, **compared({"another file than OpenAI's CLIP": not is_official(clip)})}
     details = {"protocol": args.protocol, "clip": clip.identity, "code": "open_clip"} | details
     write_record(args, images, "clip_score", VERSION, found, details, started)
 

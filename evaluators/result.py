@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +121,12 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path}: not a JSON result record ({error}); {hint}") from error
     except ValidationError as error:
         raise UserError(f"{path}: {first_fault(error)}; {hint}") from error
+
+
+def compared(differs: Mapping[str, bool]) -> dict[str, Any]:
+    """What a record says of its numbers beside published ones: `comparable`, and those of `differs` (what differs -> whether) that hold."""
+    found = [words for words, holds in differs.items() if holds]
+    return {"comparable": not found, "differs": found}
 
 
 def first_fault(error: ValidationError) -> str:

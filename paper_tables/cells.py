@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from paper_tables.render import Cell, Column
@@ -27,8 +28,9 @@ ROW_NAMES = {
     "shuffled": "real renders of another prompt",
     "noise": "uniform noise",
 }
-OTHER_JUDGE = "Not judged as the published numbers were (here by {judge}): it compares only with rows judged alike."
+NOT_ALIKE = "Not measured as the published numbers were ({how}): it compares only with rows measured alike."
 COVERAGE = ("spread", "precision", "recall")
+MAIN = ("geneval/overall", "fid", "clip_score", "coverage/spread")
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -94,8 +96,8 @@ def measured(view: View, key: Key, metric: str, decimals: int | None = 2, interv
     if not found:
         return missing(why_missing(view, key, evaluator))
     cell = number(found, decimals, interval)
-    judge = view.other_judge(key, metric)
-    return replace(cell, note=OTHER_JUDGE.format(judge=judge)) if judge else cell
+    how = view.not_as_published(key, metric)
+    return replace(cell, note=NOT_ALIKE.format(how=how)) if how else cell
 
 
 def row_name(key: Key, view: View) -> str:
@@ -128,10 +130,9 @@ def common_columns(group: str = "", prefix: str = "") -> list[Column]:
     return [*columns, Column(f"{prefix}n", "n", group), Column(f"{prefix}seeds", "seeds", group)]
 
 
-def common_cells(view: View, key: Key, prefix: str = "", interval: bool = True) -> dict[str, Cell]:
-    found = next(
-        (known for metric in ("geneval/overall", "fid", "clip_score", "coverage/spread") if (known := view.get(key, metric))), None
-    )
+def common_cells(view: View, key: Key, prefix: str = "", interval: bool = True, of: Sequence[str] = MAIN) -> dict[str, Cell]:
+    """The cells of `common_columns`; n and seeds are those of the first metric of `of` that the row has."""
+    found = next((known for metric in of if (known := view.get(key, metric))), None)
     cells = {name: measured(view, key, f"coverage/{name}", 2, interval) for name in COVERAGE}
     cells["n"] = Cell(str(found.n), Summary(found.n)) if found else missing(why_missing(view, key, "geneval"))
     cells["seeds"] = Cell(str(found.seeds), Summary(found.seeds)) if found else missing(why_missing(view, key, "geneval"))

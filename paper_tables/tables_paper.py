@@ -34,6 +34,7 @@ TABLE4: Columns = tuple(
     (name, f"{name} ↑" if name == "overall" else name, f"wise/{name}", 2)
     for name in ("cultural", "time", "space", "biology", "physics", "chemistry", "overall")
 )
+JUDGED = (TABLE3, TABLE4)
 TABLE2: Columns = (
     *((column, TASK_NAMES[task], f"geneval/{task}", 2) for column, task in GENEVAL_TASKS.items()),
     ("overall", "overall ↑", "geneval/overall", 2),
@@ -71,7 +72,8 @@ def nfe_of(row: Row) -> str:
 def _measured(view: View, key: Key, columns: Columns) -> dict[str, Cell]:
     """The right-hand side of a line; only GenEval's overall shows its interval here, the world table and the CSV have all."""
     side = {f"our_{name}": cells.measured(view, key, metric, digits, metric == "geneval/overall") for name, _, metric, digits in columns}
-    side |= cells.common_cells(view, key, "our_", interval=False)
+    own = [metric for *_, metric, _ in reversed(columns)]  # from the overall on
+    side |= cells.common_cells(view, key, "our_", interval=False, of=own if columns in JUDGED else cells.MAIN)
     return side | {"our_hardware": cells.hardware_cell(view, key)}
 
 
@@ -107,9 +109,10 @@ def _table(view: View, data: Published, name: str, title: str, caption: str, col
         heading = f"Published, NFE {nfe}" if table1 else "Published"
         table.lines.append(Line(line, heading if heading != section else ""))
         section = heading
-    if name in ("table3", "table4"):  # benchmarks of photographs: a row that has none of their numbers has no line
+    if columns in JUDGED:  # benchmarks of photographs: a row that has none of their numbers has no line
         here = {names: key for names, key in here.items() if any(view.get(key, metric) for _, _, metric, _ in columns)}
-    sets = " and ".join(dict.fromkeys(view.home(metric) for _, _, metric, _ in columns if not metric.startswith("speed/")))
+    there = [metric for *_, metric, _ in columns if not metric.startswith("speed/") and any(view.get(key, metric) for key in view.keys)]
+    sets = " and ".join(dict.fromkeys(map(view.home, there))) or view.split
     for index, key in enumerate(here.values()):
         method = slug(view.info(key, "method") or key[0])
         same = [row for row in rows if nfe_of(row) == str(key[1]) and method in methods.get(label(row), [])]

@@ -171,12 +171,15 @@ class View:
 
     # ------------------------------------------------------------------------------------------- its numbers
 
-    def other_judge(self, key: Key, metric: str) -> str:
-        """Who gave a number that does not compare with the published ones, by its record; '' where it does, or says nothing."""
+    def not_as_published(self, key: Key, metric: str) -> str:
+        """Why a number does not compare with the published ones, by its record: who judged, or what differs; '' where it does compare, or
+        the record says nothing."""
         for one in self._by_key.get(key, []):
-            if one.record.details.get("comparable") is False and any(m.metric == metric for m in one.record.metrics):
-                judge = one.record.details.get("judge") or {}
-                return str(judge.get("model") or judge.get("judge") or "another judge")
+            details = one.record.details
+            if details.get("comparable") is False and any(m.metric == metric for m in one.record.metrics):
+                judge = details.get("judge") or {}
+                name = judge.get("model") or judge.get("judge")
+                return f"here by {name}" if name else "; ".join(details.get("differs") or ["here by another judge"])
         return ""
 
     def home(self, metric: str) -> str:

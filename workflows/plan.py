@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apex.config import Config, External, locate
+from apex.config import Config, External, fingerprint, locate
 from apex.errors import UserError
+from apex.evaluation import Options
 from apex.strict import parse_yaml
 from evaluators import assets
 
+JUDGED = ("dpg", "wise")
 SPEED = "speed"  # it times a network, not a folder of images: one split, one seed
 
 
@@ -40,6 +42,7 @@ class Plan:
         self.images = f"{self.root}/images/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}"
         self.record = f"{self.root}/records/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}/{{evaluator}}.json"
         self.candidate = f"{self.root}/tune/{{method}}/{{k}}"
+        self.features = f"{self.root}/features"
         self.metrics = f"{self.root}/metrics.csv"
         self.tables = f"{self.root}/tables"
         self.audit = f"{self.root}/audit"
@@ -74,6 +77,23 @@ class Plan:
         config = self.config
         chosen = {split: [e for e in names if e in config.evaluators and e != SPEED] for split, names in config.splits.items()}
         return {split: names for split, names in chosen.items() if names}
+
+    def alone(self) -> list[str]:
+        """The evaluators that are jobs of their own: with settings in `evaluation`, or by a judge. They take long, each may fail without
+        the others, and a changed setting asks for its own alone."""
+        apart = {*self.config.evaluation.options(), *JUDGED}
+        return sorted({name for names in self.scored().values() for name in names} & apart)
+
+    def options(self, evaluators: Iterable[str]) -> Options:
+        """The profile's settings of these evaluators. Inception's features have one place: real images are looked at once for all rows."""
+        found = {name: options for name, options in self.config.evaluation.options().items() if name in evaluators}
+        if "fid" in found and self.config.evaluation.fid.protocol != "world":
+            found["fid"]["keep"] = self.features
+        return found
+
+    def content(self, evaluator: str) -> list[str]:
+        """Fingerprints of what an evaluator's settings name."""
+        return [fingerprint(path) for settings in self.config.evaluation.chosen([evaluator]).values() for path in settings.paths()]
 
     def records(self, full: bool = False) -> list[str]:
         """Every result record of the profile."""
@@ -113,19 +133,6 @@ class Plan:
         budget = tuning.share * self.config.budget.forward_equivalents
         return [f"budget.forward_equivalents={budget!r}", f"rows.candidate={json.dumps(row)}"]
 
-    def _scoring(self) -> list[str]:
-        return sorted({name for names in self.scored().values() for name in names})
-
-    def check_assets(self) -> None:
-        """Reads the fetched files of others that will be opened; some have a gigabyte, so this is for a run's start alone.
-
-        Raises:
-            UserError: one has another checksum than its publisher's.
-        """
-        for name, given in self.config.evaluation.assets(self._scoring()):
-            if not given:
-                assets.find(name)
-
     def missing(self) -> str | None:
         """One line about the first file that the profile names and that is not there."""
         self.config.tuned_settings()  # raises it
@@ -135,15 +142,6 @@ class Plan:
                     assets.locate(of_others)  # raises it
                 key = f"prompts.sets.{split}.file" if split in self.config.prompts.sets else f"prompts.{split}"
                 return f"{key}: found no file {self.config.prompts_file(split)}; expected JSON lines, each with a `prompt`: docs/evaluators"
-        evaluation, scoring = self.config.evaluation, self._scoring()
-        if (reference := evaluation.fid.reference) and "fid" in scoring and not Path(reference).exists():
-            return (
-                f"evaluation.fid.reference: found nothing at {reference}; expected real images or their statistics: docs/evaluators/fid.md"
-            )
-        if "wise" in scoring and not (evaluation.wise.endpoint and evaluation.wise.model):
-            return "evaluation.wise: found no endpoint or no model, expected both: docs/evaluators/wise.md"
-        for name, given in evaluation.assets(scoring):
-            assets.locate(name, given or None, "evaluation")  # raises it
         for at, external in enumerate(self.config.external):
             if not Path(external.images).is_dir():
                 return f"external.{at}.images: found no folder {external.images}; expected one with NNNNN/metadata.jsonl and NNNNN/samples"
@@ -155,6 +153,15 @@ class Plan:
             return f"data.teacher.prompts: found no file {drawn.prompts}; expected a prompt a line, or .jsonl with `prompt` in every line"
         if self.config.data.source not in ("world", "teacher") and not Path(self.config.data.source).exists():
             return f"data.source: found nothing at {self.config.data.source}; expected `world`, `teacher` or a path to images with captions"
+        return None
+
+    def unready(self, evaluators: Iterable[str]) -> str | None:
+        """One line about the first thing that these evaluators need and that is not there."""
+        for name, settings in self.config.evaluation.chosen(evaluators).items():
+            if lacking := settings.lacks():
+                return f"evaluation.{name}.{lacking}"
+            for key, asset, given in settings.assets():
+                assets.find(asset, given or None, f"evaluation.{name}.{key}")  # raises it
         return None
 
 

@@ -13,15 +13,16 @@ import numpy as np
 
 from apex.errors import UserError
 from apex.files import atomic_file
-from evaluators.assets import find
+from evaluators.assets import find, registry
 from evaluators.command import begin, write_record
 from evaluators.fid.distance import Gaussian, extrapolation, fid, halves, kid, moments
 from evaluators.fid.inception import Feed, file_features, load_network
 from evaluators.fid.reference import Reference, kept_folder, listed, make, read
 from evaluators.images import Images
-from evaluators.result import Metric
+from evaluators.result import Metric, compared
 
 VERSION = "1"
+MJHQ = 30_000  # images, generated and real, of the published numbers (SANA's, tools/metrics/pytorch-fid)
 LEAST_PROMPTS = 3  # a jackknife that leaves one out needs two more
 
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     found, details = score(generated.values, images, reference, args.seed)
     picture = draw(details["fid_at_n"], args.out.with_name(args.out.stem + ".fid_at_n.png"))
     about = {
+        **compared(differing(args.protocol, network.sha256, len(generated.values), reference.identity.get("n"))),
         "protocol": args.protocol,
         "code": f"{args.protocol} {metadata.version(args.protocol)}",
         "resize": feed.described,
@@ -62,6 +64,16 @@ def run(args: argparse.Namespace) -> None:
         "picture": picture,
     }
     write_record(args, images, "fid", VERSION, found, about | details, started)
+
+
+def differing(protocol: str, weights: str, n: int, reference: int | None) -> dict[str, bool]:
+    """What may differ from how the numbers on MJHQ-30K are published, and whether it does. `reference`: None where it does not say."""
+    return {
+        f"{protocol}'s resize": protocol != "pytorch-fid",
+        "other weights than FID's": not weights.startswith(registry()["inception"].sha256),
+        f"{n:,} images": n != MJHQ,
+        f"against {reference:,} images" if reference else "against a reference that does not say its n": reference != MJHQ,
+    }
 
 
 def score(features: np.ndarray, images: Images, reference: Reference, seed: int) -> tuple[list[Metric], dict[str, Any]]:

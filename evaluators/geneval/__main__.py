@@ -31,7 +31,7 @@ import numpy as np
 from apex.errors import readable, run_command
 from apex.provenance import file_sha256
 from evaluators.assets import find, registry
-from evaluators.clip_model import Clip
+from evaluators.clip_model import Clip, is_official
 from evaluators.command import at_least_one, begin, image_parser, is_unseen, progress, prompt_weights, write_record
 from evaluators.geneval import self_test
 from evaluators.geneval.color import ClipColors
@@ -41,7 +41,7 @@ from evaluators.geneval.prompts import prompt_set
 from evaluators.images import Images, pixels
 from evaluators.journal import Journal
 from evaluators.networks import BUNDLED
-from evaluators.result import Metric
+from evaluators.result import Metric, compared
 from evaluators.statistics import bootstrapped, mean_of_prompts, mean_of_tasks
 
 VERSION = "1"
@@ -145,16 +145,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
-    images, device = begin(args)
     is_world = args.detector == "world"
-    module, name, batch = DETECTORS[args.detector]
-    kind = getattr(import_module(module), name)
     if args.batch is not None:
         at_least_one("batch", args.batch)
-    for index, row in enumerate(images.rows):
-        check_known(row, f"{images.folder}: prompt {index}", kind.classes, kind.colors)
     weights = args.detector_weights or BUNDLED / "detector" if is_world else find(ASSET, args.detector_weights, "--detector-weights")
     clip_weights = args.clip_weights or BUNDLED / "clip" if is_world else find("clip-vit-l-14", args.clip_weights, "--clip-weights")
+    images, device = begin(args)
+    module, name, batch = DETECTORS[args.detector]
+    kind = getattr(import_module(module), name)
+    for index, row in enumerate(images.rows):
+        check_known(row, f"{images.folder}: prompt {index}", kind.classes, kind.colors)
     detector = kind.load(weights, device)
     clip = Clip(clip_weights, device) if is_world else Clip.openai(clip_weights, device)
     classify = ClipColors(clip, detector.colors)
@@ -166,9 +166,16 @@ def run(args: argparse.Namespace) -> None:
     correct = np.array([sum(v.correct for v in each) for each in found], float)
     counts = np.array([len(each) for each in found], float)
     failures = Counter(kind for each in found for v in each for kind in {reason.kind for reason in v.reasons})
+    prompts = prompt_set(images.rows)
+    differs = {
+        "other weights than the detector's": not about["detector_weights"]["official"],
+        "another file than OpenAI's CLIP": not is_official(clip),
+        f"prompts: {prompts['name']}": prompts["name"] != "official",
+    }
     details = {
         **about,
-        "prompt_set": prompt_set(images.rows),
+        **({} if is_world else compared(differs)),
+        "prompt_set": prompts,
         "self_test": tested,
         "failures": dict(failures.most_common()),
         "per_prompt": [

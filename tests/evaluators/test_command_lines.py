@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 import evaluators.__main__
 from apex.errors import run_command
+from apex.evaluation import Evaluation
 from evaluators.__main__ import MODULES
 from evaluators.command import fresh_renders, is_unseen
 from evaluators.networks import BUNDLED
@@ -88,6 +90,26 @@ def test_an_unknown_evaluator_is_named(wish, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluators", "--images", "x", "--out", "y", "--score", wish])
     assert run_command(evaluators.__main__.main) == 2
     assert f"--score {wish}: expected SPLIT=EVALUATOR" in capsys.readouterr().err
+
+
+# What a profile does not set, for it changes no number: the folder and who made it, the machine, where things are kept, checks.
+OF_EVERY_CALL = {"help", "images", "out", "row", "nfe", "source", "device", "threads", "seed"}
+OF_THE_MACHINE = {
+    "geneval": {"batch", "self_test_image", "self_test_class"},
+    "fid": {"batch", "keep"},
+    "clip_score": {"batch"},
+    "dpg": {"batch", "layout", "resolution", "answers"},  # a check alone, like the layout, which is GenEval's in a workflow
+    "wise": {"workers", "tries", "timeout", "layout", "answers", "dry_run"},
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_MACHINE)
+def test_a_profile_has_every_option_that_changes_a_number(name, capsys):
+    with pytest.raises(SystemExit):
+        import_module(MODULES[name]).main(["--help"])
+    options = {found.replace("-", "_") for found in re.findall(r"^  (?:-h, )?--([a-z-]+)", capsys.readouterr().out, re.MULTILINE)}
+    settings = set(type(getattr(Evaluation(), name)).model_fields)
+    assert options - OF_EVERY_CALL - OF_THE_MACHINE[name] == settings
 
 
 # ---------------------------------------------------------------------------------------- what can be wrong

@@ -359,6 +359,23 @@ def test_a_self_test_that_fails_says_what_was_found_and_nothing_is_scored(offici
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("detector", "given", "named"),
+    [
+        ("transformers", [], "mask2former_swin-s-p4-.*-c9d0c4f2.pth: not found; .* --detector-weights PATH"),
+        ("mmdet", ["--detector-weights", "nowhere.pth"], r"--detector-weights nowhere\.pth: not found"),
+        ("transformers", ["--detector-weights", __file__], "ViT-L-14.pt: not found; .* --clip-weights PATH"),
+    ],
+)
+def test_missing_weights_are_named_before_any_work(detector: str, given: list, named: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Before images are opened too: those of this call are not there either."""
+    monkeypatch.setenv("APEX_ASSETS", str(tmp_path / "assets"))
+    line = ["--images", tmp_path / "nowhere", "--out", tmp_path / "o.json", "--device", "cpu", "--detector", detector, *given]
+    assert run_command(lambda: geneval.main([str(a) for a in line])) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(named, error) and "images" not in error
+
+
 def test_a_class_that_coco_lacks_is_named(official, tmp_path: Path, capsys) -> None:
     (tmp_path / "images/00001/metadata.jsonl").write_text(json.dumps({**ROWS[0], "include": [{"class": "mouse", "count": 1}]}))
     assert official("a.json") == 2

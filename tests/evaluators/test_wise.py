@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import email.utils
-import http.server
 import json
 import socket
 import threading
@@ -28,11 +27,11 @@ from evaluators.wise.endpoint import Endpoint, messages, retry_after
 from evaluators.wise.judge import Instruction, read_scores
 from evaluators.wise.versions import VERSIONS, Prompt, load
 from paper_tables.checks import WISE_WEIGHTS
+from tests.evaluators.chat_server import GOOD, Handler, Server, completion, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD, NEW = VERSIONS["2025"], VERSIONS["2026"]
 KEY = "sk-very-secret-0123456789"
-GOOD = "Consistency: 2\nRealism: 1\nAesthetic Quality: 1"
 
 # --------------------------------------------------------------- arithmetic
 
@@ -200,61 +199,6 @@ def test_files_that_are_not_the_benchmarks_are_refused(sets, change, named):
 # --------------------------------------------------------------- a server
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Answers chat completions; `behave` decides about each request, by its number and the user's text."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behave: Callable[[int, str], object] = lambda number, text: GOOD
-        self.requests: list[dict] = []
-        self.keys: list[str | None] = []
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request, client_address) -> None:
-        pass  # connections that the tests break
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append(body)
-            self.server.keys.append(self.headers.get("Authorization"))
-            number = len(self.server.requests)
-        act = self.server.behave(number, body["messages"][1]["content"][0]["text"])
-        if callable(act):
-            act(self)
-        elif isinstance(act, bytes):
-            self.give(200, act)
-        else:
-            self.give(200, completion(act))
-
-    def give(self, status: int, content: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-def completion(text: object, **more: object) -> bytes:
-    message = {"role": "assistant", "content": text, **more}
-    usage = {"prompt_tokens": 900, "completion_tokens": 20}
-    return json.dumps({"model": "judge-2024", "choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}).encode()
-
-
 def status(code: int, message: str = "", **headers: str) -> Callable[[Handler], None]:
     return lambda handler: handler.give(code, json.dumps({"error": {"message": message}}).encode(), **headers)
 
@@ -273,12 +217,8 @@ def truncate(handler: Handler) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with serving() as made:
         yield made
-        made.shutdown()
-        thread.join()
 
 
 def asks(server: Server, tries: int = 4, timeout: float = 5, key: str = KEY) -> tuple[Endpoint, list[float]]:
@@ -341,12 +281,10 @@ def test_any_other_refusal_stops_at_once_without_the_key(server, code, named):
 
 
 def test_a_redirect_does_not_carry_the_key_away(server):
-    with Server() as thief:
-        threading.Thread(target=thief.serve_forever, args=(0.01,), daemon=True).start()
+    with serving() as thief:
         server.behave = lambda number, text: status(302, Location=thief.url + "/chat/completions")
         with pytest.raises(UserError, match="HTTP 302"):
             asks(server)[0].chat(BODY, "a")
-        thief.shutdown()
         assert thief.requests == []
 
 

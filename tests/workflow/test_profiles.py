@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from apex import config as configuration
 from apex.config import Config, Pretraining, check_params, fingerprint, load, locate
 from apex.errors import UserError, run_command
+from apex.evaluation import Evaluation, command_line
 from workflows.plan import Plan, overrides
 
 PROFILES = sorted((configuration.ROOT / "workflows" / "config").glob("*.yaml"))
@@ -348,6 +349,12 @@ def test_a_profile_without_benchmarks_keeps_the_hash_that_it_had(profile):
         ("prompts: {sets: {test: {file: x}}}", "prompts.sets: found test, a prompt set of the profile's own"),
         ("evaluation: {fid: {protocol: pytorch-fid}}", "reference: found '' with protocol pytorch-fid, expected a path"),
         ("evaluation: {fid: {protokoll: x}}", "evaluation.fid.protokoll"),
+        ("evaluation: {fid: {protocol: clean-fid, reference: x, resolution: 512}}", "resolution: found 512 with protocol clean-fid"),
+        ("evaluation: {fid: {jpeg: 75}}", "jpeg: found 75 with protocol world, expected it with pytorch-fid or clean-fid alone"),
+        ("evaluation: {fid: {protocol: clean-fid, reference: x, jpeg: 101}}", "evaluation.fid.jpeg: found 101"),
+        ("evaluation: {dpg: {judge: transformers-vqa}}", "model: found none with judge transformers-vqa, expected its folder or hub name"),
+        ("evaluation: {dpg: {precision: bfloat16}}", "precision: found bfloat16 with judge mplug, expected float32"),
+        ("evaluation: {wise: {attempts: 0}}", "evaluation.wise.attempts: found 0"),
         ("evaluation: {geneval: {detector: yolo}}", "evaluation.geneval.detector"),
     ],
 )
@@ -357,26 +364,58 @@ def test_settings_of_evaluators_that_are_wrong_are_one_line(profile, command, ca
     assert said in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ("evaluators: [geneval]\nevaluation: {geneval: {detector: transformers}}", "it is GenEval's detector, .*evaluators.assets fetch"),
-        (
-            "prompts: {test: results/assets/geneval/evaluation_metadata.jsonl}",
-            "GenEval's 553 prompts .*evaluators.assets fetch geneval-prompts",
-        ),
-        ("evaluators: [fid]\nevaluation: {fid: {protocol: clean-fid, reference: nowhere}}", "evaluation.fid.reference: found nothing at"),
-        ("evaluators: [wise]\nsplits: {test: [wise]}", "evaluation.wise: found no endpoint or no model"),
-    ],
-)
-def test_what_an_official_evaluator_lacks_is_said_before_anything_is_trained(profile, monkeypatch, tmp_path, changes: str, said: str):
-    monkeypatch.chdir(tmp_path)
-    plan = Plan(load(profile(f"profile: mine\n{changes}\n")))
+def said_of(plan: Plan, evaluators: list[str] | None = None) -> str:
+    """What a plan finds missing, of prompts, or of what these evaluators need."""
     try:
-        found = plan.missing()
+        return (plan.missing() if evaluators is None else plan.unready(evaluators)) or ""
     except UserError as error:
-        found = str(error)
-    assert re.search(said, found)
+        return str(error)
+
+
+def test_the_prompts_of_an_asset_are_said_with_the_way_to_them(profile, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = said_of(Plan(load(profile("profile: mine\nprompts: {test: results/assets/geneval/evaluation_metadata.jsonl}\n"))))
+    assert re.search("GenEval's 553 prompts .*evaluators.assets fetch geneval-prompts", found)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ("geneval: {detector: transformers}", r"fetch mask2former-mmdet or give evaluation\.geneval\.detector_weights"),
+        ("geneval: {detector: transformers, detector_weights: HERE}", r"fetch clip-vit-l-14 or give evaluation\.geneval\.clip_w"),
+        ("fid: {protocol: clean-fid, reference: nowhere}", r"^evaluation\.fid\.reference: found nothing at nowhere"),
+        ("fid: {protocol: clean-fid, reference: HERE, weights: nowhere}", r"^evaluation\.fid\.weights nowhere: not found; expected FID"),
+        ("clip_score: {protocol: openai}", "fetch clip-vit-l-14"),
+        ("dpg: {}", r"^evaluation\.dpg\.judge: found mplug, whose modelscope is not installed"),
+        ("dpg: {judge: transformers-vqa, model: ./nowhere}", r"^evaluation\.dpg\.model: found no folder \./nowhere"),
+        ("dpg: {judge: transformers-vqa, model: owner/name}", "fetch dpg-bench"),
+        ("wise: {}", r"^evaluation\.wise\.endpoint: found none"),
+        ("wise: {endpoint: 'http://127.0.0.1:1/v1'}", r"^evaluation\.wise\.model: found none"),
+        ("wise: {endpoint: 'https://host/v1', model: m}", r"^evaluation\.wise\.key_variable: found OPENAI_API_KEY not set"),
+        ("wise: {endpoint: 'https://host/v1', model: m, key_variable: ''}", "fetch wise-cultural"),
+        ("wise: {endpoint: 'http://127.0.0.1:1/v1', model: m, prompts: '.'}", r"wise\.prompts \./cultural_common_sense\.json: not found"),
+        ("wise: {endpoint: 'http://127.0.0.1:1/v1', model: m, instruction: my}", r"^evaluation\.wise\.instruction: found no file my,"),
+    ],
+)  # fmt: skip
+def test_what_an_official_evaluator_lacks_is_one_line(profile, monkeypatch, tmp_path, evaluation: str, said: str):
+    """Only where it is to run: tables of finished results need nothing of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "here").touch()
+    name = evaluation.partition(":")[0]
+    text = f"profile: mine\nevaluators: [{name}]\nsplits: {{test: [{name}]}}\nevaluation: {{{evaluation.replace('HERE', 'here')}}}\n"
+    plan = Plan(load(profile(text)))
+    found = said_of(plan, [name])
+    assert re.search(said, found) and "\n" not in found
+    assert not said_of(plan) and not said_of(plan, ["coverage", "speed"])
+
+
+def test_the_three_files_of_wise_have_the_names_that_it_reads():
+    from evaluators.wise.versions import VERSIONS
+
+    for name, version in VERSIONS.items():
+        given = Evaluation.model_validate({"wise": {"version": name, "prompts": "p"}}).wise.assets()
+        assert {asset: path.removeprefix("p/") for _, asset, path in given} == version.files
 
 
 def test_a_fetched_file_that_is_not_whole_is_found_when_a_run_starts(profile, monkeypatch, tmp_path):
@@ -389,13 +428,29 @@ def test_a_fetched_file_that_is_not_whole_is_found_when_a_run_starts(profile, mo
     plan = Plan(config)
     assert plan.missing() is None
     with pytest.raises(UserError, match=r"ViT-L-14.pt: SHA-256 is .*, expected b8cca3fd.* delete it, then python -m evaluators.assets"):
-        plan.check_assets()
+        plan.unready(["clip_score"])
 
 
 def test_options_become_a_command_line():
-    from apex.evaluation import Evaluation, command_line
-
-    chosen = Evaluation.model_validate({"geneval": {"detector": "mmdet", "detector_weights": "a b.pth"}, "wise": {"model": "m"}})
-    assert chosen.options() == {"geneval": {"detector": "mmdet", "detector_weights": "a b.pth"}, "wise": {"model": "m"}}
+    chosen = Evaluation.model_validate(
+        {
+            "geneval": {"detector": "mmdet", "detector_weights": "a b.pth"},
+            "wise": {"model": "m", "partial": True},
+            "dpg": {"partial": False},
+        }
+    )
+    assert chosen.options() == {"geneval": {"detector": "mmdet", "detector_weights": "a b.pth"}, "wise": {"model": "m", "partial": True}}
     assert command_line(chosen.options()["geneval"]) == ["--detector", "mmdet", "--detector-weights", "a b.pth"]
-    assert chosen.assets(["geneval", "coverage"]) == [("mask2former-mmdet", "a b.pth"), ("clip-vit-l-14", "")]
+    assert command_line(chosen.options()["wise"]) == ["--model", "m", "--partial"] and command_line({"partial": False}) == []
+    assert [asset for _, asset, _ in chosen.geneval.assets()] == ["mask2former-mmdet", "clip-vit-l-14"]
+
+
+def test_an_evaluator_with_settings_of_its_own_is_a_job_of_its_own(profile):
+    """And gets its own settings alone: a change of one leaves the records of the others."""
+    text = "profile: mine\nevaluators: [geneval, fid, clip_score, dpg]\nprompts: {sets: {dpg: {file: dpg.jsonl}}}\n"
+    text += "splits: {test: [geneval, fid, clip_score], dpg: [dpg]}\n"
+    assert Plan(load(profile(text))).alone() == ["dpg"]
+    plan = Plan(load(profile(text + "evaluation: {fid: {protocol: clean-fid, reference: real}, clip_score: {protocol: openai}}\n")))
+    assert plan.alone() == ["clip_score", "dpg", "fid"]
+    assert plan.options(["clip_score", "geneval"]) == {"clip_score": {"protocol": "openai"}}
+    assert plan.options(["fid"]) == {"fid": {"protocol": "clean-fid", "reference": "real", "keep": "results/mine/features"}}

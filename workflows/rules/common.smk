@@ -150,11 +150,15 @@ def records_of(wildcards, row=None):
     return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
 
 
+def words(chosen):
+    """Which evaluators score which prompt set, as words of the command."""
+    return [f"{split}={','.join(names)}" for split, names in chosen.items()]
+
+
 def scores(chosen):
-    """Which evaluators score which prompt set and, where the profile says it, with what, as words of the command."""
-    words = [f"{split}={','.join(names)}" for split, names in chosen.items()]
-    options = CONFIG.evaluation.options()
-    return [*words, "--options", shlex.quote(json.dumps(options))] if options else words
+    """The same and, where the profile says it, with what."""
+    options = PLAN.options({name for names in chosen.values() for name in names})
+    return [*words(chosen), "--options", shlex.quote(json.dumps(options))] if options else words(chosen)
 
 
 # Ablations: a cell is a row of its own, see apex/ablations.py.
@@ -208,6 +212,7 @@ def again(wildcards):
 
 
 TRAINED = []  # rows that this call trains
+SCORES = []  # rules by which this call scores images
 FAULTS = {}  # row -> why its method cannot run
 
 
@@ -282,12 +287,15 @@ onstart:
         _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
         if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
-        if _rules & {"evaluate", "evaluate_external", "tune_score", "ablation_score"}:
-            PLAN.check_assets()
+        if _lacking := PLAN.unready(
+            {Path(file).stem for job in _jobs for file in job.output if file.endswith(".json")}
+        ):
+            raise UserError(f"{_file}: {_lacking}")
     except UserError as error:
         raise WorkflowError(str(error))
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
     TRAINED.extend(job.wildcards.row for job in _jobs if job.rule.name == "train")
+    SCORES.extend(name for name in sorted(_rules) if name.startswith("evaluate"))
     if TRAINED:
         FAULTS.update(method_faults(CONFIG, TRAINED))
     say_faults()
@@ -296,7 +304,7 @@ onstart:
 onerror:
     # What failed leaves its cells "not run"; what there is stands in the tables. Not after Ctrl-C, which wants an end.
     _said = "".join(Path(file).read_text(errors="replace") for file in log if Path(file).is_file())
-    if TRAINED and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
+    if (TRAINED or SCORES) and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
         for _command in table_commands(PLAN.root):
             subprocess.run(_command, shell=True, stdout=subprocess.DEVNULL)
         print(f"some jobs failed; {PLAN.tables} and {PLAN.figures} hold what there is", file=sys.stderr, flush=True)

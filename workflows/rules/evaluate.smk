@@ -1,14 +1,20 @@
-# One result record per point, prompt set and evaluator; one job per point.
+# One result record per point, prompt set and evaluator. The world's evaluators share one job per point: their libraries take longer to
+# load than to run. One with settings of its own is a job of its own.
 
 EVALUATOR_NETWORKS = fingerprint(BASEDIR / "evaluators" / "pretrained")
-SCORED = PLAN.scored()
+SCORED, ALONE = PLAN.scored(), PLAN.alone()
+TOGETHER = {
+    split: together for split, names in SCORED.items() if (together := [name for name in names if name not in ALONE])
+}
+IN_TEST = {split: names for split, names in SCORED.items() if split == "test"}
 
 
+# `chosen` is stored, `scores` is not, for it is a function of `output`: an evaluator that gets settings of its own leaves the others' records.
 rule evaluate:
     input:
         [PLAN.images.replace("{split}", split) for split in SCORED],
     output:
-        [PLAN.record.replace("{split}", s).replace("{evaluator}", e) for s, names in SCORED.items() for e in names],
+        [PLAN.record.replace("{split}", s).replace("{evaluator}", e) for s, names in TOGETHER.items() for e in names],
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
@@ -21,15 +27,39 @@ rule evaluate:
         networks=EVALUATOR_NETWORKS,
         images=lambda wildcards: images_of(wildcards),
         records=lambda wildcards: records_of(wildcards),
-        scores=scores(SCORED),
+        chosen=words(SCORED),
+        scores=lambda wildcards, output: scores(TOGETHER),
     shell:
         "python -m evaluators --images '{params.images}' --out '{params.records}' --score {params.scores} > {log} 2>&1"
+
+
+rule evaluate_alone:
+    input:
+        PLAN.images,
+    output:
+        PLAN.record,
+    log:
+        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-{{evaluator}}.log",
+    wildcard_constraints:
+        row=one_of(["teacher", *CONFIG.references, *CONFIG.all_methods, *CONFIG.checkpoint_rows]),
+        nfe=r"\d+",
+        seed=r"\d+",
+        split=one_of(SCORED),
+        evaluator=one_of(ALONE),
+    conda:
+        ENVIRONMENT
+    params:
+        networks=EVALUATOR_NETWORKS,
+        content=lambda wildcards: PLAN.content(wildcards.evaluator),
+        scores=lambda wildcards: scores({wildcards.split: [wildcards.evaluator]}),
+    shell:
+        "python -m evaluators --images {input} --out {output} --score {params.scores} > {log} 2>&1"
 
 
 # An external folder holds the test prompts.
 rule evaluate_external:
     output:
-        [PLAN.record.replace("{split}", "test").replace("{evaluator}", e) for e in SCORED.get("test", [])],
+        [PLAN.record.replace("{split}", "test").replace("{evaluator}", e) for e in TOGETHER.get("test", [])],
     log:
         f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
     wildcard_constraints:
@@ -44,9 +74,36 @@ rule evaluate_external:
         content=lambda wildcards: fingerprint(Path(PLAN.externals[wildcards.row].images)),
         records=lambda wildcards: records_of(wildcards),
         source=lambda wildcards: PLAN.externals[wildcards.row].source,
-        scores=scores({split: names for split, names in SCORED.items() if split == "test"}),
+        chosen=words(IN_TEST),
+        scores=lambda wildcards, output: scores({"test": TOGETHER["test"]}),
     shell:
         "python -m evaluators --images {params.images:q} --out '{params.records}' --score {params.scores}"
+        " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"
+
+
+rule evaluate_external_alone:
+    output:
+        PLAN.record.replace("{split}", "test"),
+    log:
+        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-test-{{evaluator}}.log",
+    wildcard_constraints:
+        row=one_of(PLAN.externals),
+        nfe=r"\d+",
+        seed=r"\d+",
+        evaluator=one_of(ALONE),
+    conda:
+        ENVIRONMENT
+    params:
+        networks=EVALUATOR_NETWORKS,
+        images=lambda wildcards: PLAN.externals[wildcards.row].images,
+        content=lambda wildcards: [
+            fingerprint(Path(PLAN.externals[wildcards.row].images)),
+            *PLAN.content(wildcards.evaluator),
+        ],
+        source=lambda wildcards: PLAN.externals[wildcards.row].source,
+        scores=lambda wildcards: scores({"test": [wildcards.evaluator]}),
+    shell:
+        "python -m evaluators --images {params.images:q} --out {output} --score {params.scores}"
         " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"
 
 

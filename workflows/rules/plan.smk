@@ -1,11 +1,6 @@
 # `snakemake plan`: what the profile's runs need, before anything is spent. On a card: `snakemake plan --config card=h100`.
 # `snakemake measure`: a few steps of every row on this machine, with random weights, and the plan beside them.
 
-PLAN_COMMAND = (
-    "(python -m apex.estimate {params.about} {params.card} --out {params.out}"
-    " && python -m paper_tables.plan --plan {params.out}) 2>&1 | tee {log}"
-)
-
 
 rule plan:
     log:
@@ -17,7 +12,8 @@ rule plan:
         card=f"--card {CARD}" if CARD else "",
         out=f"{PLAN.root}/plan",
     shell:
-        PLAN_COMMAND
+        "(python -m apex.estimate {params.about} {params.card} --out {params.out}"
+        " && python -m paper_tables.plan --plan {params.out}) 2>&1 | tee {log}"
 
 
 rule measure_row:
@@ -41,3 +37,7 @@ use rule plan as measure with:
         expand(rules.measure_row.output, row=CONFIG.methods),
     log:
         f"{PLAN.root}/logs/measure.log",
+    params:
+        about=arguments(_file, overrides(_settings)),
+        card=f"--card {CARD}" if CARD else "",
+        out=lambda wildcards, input: os.path.dirname(os.path.dirname(input[0])),
