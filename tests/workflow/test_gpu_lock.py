@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from apex import gpu
+
+ROOT = Path(gpu.__file__).parents[1]
+# Modules that run on a GPU where there is one.
+ON_A_GPU = {
+    *("apex.train", "apex.measure", "apex.sample", "apex.data.cache", "apex.data.embeddings", "apex.data.synthesise"),
+    *("apex.pretrain.teacher", "evaluators", "evaluators.speed", "evaluators.systems"),
+}
 
 HOLDER = """
 import sys, time
@@ -56,3 +65,21 @@ def test_nothing_is_claimed_where_there_is_no_choice_or_another_chose(tmp_path: 
         monkeypatch.setenv(variable, "1")
     assert gpu.claim(found, tmp_path) is None
     assert os.environ.get(gpu.VISIBLE) == ("1" if variable == gpu.VISIBLE else None) and not list(tmp_path.iterdir())
+
+
+def test_on_a_cluster_every_rule_that_can_use_a_gpu_gets_one():
+    """`set-resources` names rules: one that is forgotten there runs on a node without a GPU, or in the place of another."""
+    text = "\n".join(file.read_text() for file in (ROOT / "workflows/rules").glob("*.smk"))
+    called: dict[str, set[str]] = {}
+    base: dict[str, str] = {}
+    for block in re.split(r"^ *(?=(?:use )?rule \w+)", text, flags=re.MULTILINE)[1:]:
+        old, new, plain = re.match(r"use rule (\w+) as (\w+) with|rule (\w+)", block).groups()
+        if old:
+            base[new] = old
+        else:
+            called[plain] = set(re.findall(r"(?:python -m|\{params\.start\}) ([\w.]+)", block))
+    wanted = {name for name in {*called, *base} if ON_A_GPU & called[base.get(name, name)]}
+    wanted -= {"sample_reference"}  # it renders
+    for cluster in ("slurm", "kubernetes"):
+        given = yaml.safe_load((ROOT / f"profiles/{cluster}/config.yaml").read_text())["set-resources"]
+        assert {name for name, resources in given.items() if resources.get("gpu")} == wanted
