@@ -20,7 +20,7 @@ from apex.strict import Strict
 
 Options = dict[str, dict[str, Any]]
 Assets = list[tuple[str, str, str]]
-PLACES = ("detector_weights", "clip_weights", "weights", "reference", "model", "questions", "prompts", "instruction")
+PLACES = ("detector_weights", "clip_weights", "weights", "reference", "model", "instruction")  # beside `assets`
 HUB = re.compile(r"\w[\w.-]*/[\w.-]+")  # a model's name
 
 
@@ -37,7 +37,8 @@ class Settings(Strict):
 
     def paths(self) -> list[Path]:
         """The files and folders that it names and that are there: their content decides about its numbers."""
-        return [Path(value) for key, value in self.options().items() if key in PLACES and Path(value).exists()]
+        named = [value for key, value in self.options().items() if key in PLACES]
+        return [path for path in map(Path, dict.fromkeys([*named, *(given for *_, given in self.assets() if given)])) if path.exists()]
 
     def lacks(self) -> str:
         """What it needs beside files of others and has not: `key: found ..., expected ...`; '' where nothing."""

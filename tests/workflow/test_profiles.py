@@ -431,6 +431,20 @@ def test_a_fetched_file_that_is_not_whole_is_found_when_a_run_starts(profile, mo
         plan.unready(["clip_score"])
 
 
+def test_only_the_content_of_what_a_setting_names_counts(profile, tmp_path):
+    plan = Plan(
+        load(profile(f"profile: mine\nevaluation: {{wise: {{prompts: {tmp_path}, model: m}}, dpg: {{questions: {tmp_path}/q.csv}}}}\n"))
+    )
+    for name in ("q.csv", "natural_science.json", "other.txt"):
+        (tmp_path / name).write_text("1")
+    first = plan.content("wise"), plan.content("dpg")
+    assert [len(found) for found in first] == [1, 1] and plan.content("geneval") == plan.content("coverage") == []
+    (tmp_path / "other.txt").write_text("2")
+    assert (plan.content("wise"), plan.content("dpg")) == first
+    (tmp_path / "q.csv").write_text("2")
+    assert plan.content("wise") == first[0] and plan.content("dpg") != first[1]
+
+
 def test_options_become_a_command_line():
     chosen = Evaluation.model_validate(
         {
