@@ -28,7 +28,7 @@ tables: $(STAMP)
 	$(BIN)/snakemake tables $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 test-slurm: $(STAMP)
 	tests/cluster/slurm.sh

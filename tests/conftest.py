@@ -16,7 +16,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 RESOLUTION = 32
 
-# `make test` runs on two processes, a file on one of them. What shares a fixture that takes long stays together.
+# On several processes (`-n 2 --dist loadgroup`) a file stays on one of them, and what shares a fixture that takes long stays together.
 TOGETHER = {
     "workflow/test_finished_workflow.py": "story",
     "workflow/test_killed_workflow.py": "story",

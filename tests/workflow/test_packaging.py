@@ -136,7 +136,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make he
         ("tables", ".venv/bin/snakemake tables --config methods=fm"),
         ("smoke", ".venv/bin/snakemake all pretrained --configfile workflows/config/smoke.yaml --config methods=fm"),
         ("lint", ".venv/bin/snakemake --lint"),
-        ("test", ".venv/bin/pytest -n 2 --dist loadgroup --config methods=fm"),
+        ("test", ".venv/bin/pytest --config methods=fm"),
     ],
 )
 def test_a_target_makes_the_environment_and_then_calls_one_command(tmp_path, target, line):
