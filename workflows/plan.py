@@ -161,7 +161,10 @@ class Plan:
             if lacking := settings.lacks():
                 return f"evaluation.{name}.{lacking}"
             for key, asset, given in settings.assets():
-                assets.find(asset, given or None, f"evaluation.{name}.{key}")  # raises it
+                try:
+                    assets.find(asset, given or None, f"evaluation.{name}.{key}")
+                except UserError as error:
+                    return str(error)
         return None
 
 
