@@ -48,12 +48,15 @@ def test_the_head_is_what_the_hub_reads() -> None:
     assert head["library_name"] == "diffusers" and "base_model" not in head and {"apex", "sana"} <= set(head["tags"])
     assert "Not measured yet." in plain and "`one_step/transformer`: NFE 1" in plain and "sigmas=[1.0, 0.6]" in plain
     assert "nothing about photographs" in plain
+    assert "| optimiser | AdamW, learning rate" in plain
+    about["run"]["train"]["optimizer"] = "adamw8bit"
     about["run"]["data"]["source"] = "data/blip3o_60k"
     about["training"]["stopped"] = "the loss is nan at step 9"
     text = card.text(about | {"tuning": "lora", "hub": "Qwen/Qwen-Image@abc"}, recipe)
     head = yaml.safe_load(text.split("---\n")[1])
     assert (head["base_model"], head["base_model_relation"]) == ("Qwen/Qwen-Image", "adapter")
     assert "the teacher's licence holds" in text and "It stopped early: the loss is nan at step 9" in text
+    assert "AdamW with moments of 8 bits, learning rate" in text
 
 
 def test_results_without_a_run_are_one_line(run, make_results: Callable[..., Path], tmp_path: Path, capsys) -> None:
