@@ -427,8 +427,8 @@ def test_a_fetched_file_that_is_not_whole_is_found_when_a_run_starts(profile, mo
     broken.write_bytes(b"cut off")
     plan = Plan(config)
     assert plan.missing() is None
-    with pytest.raises(UserError, match=r"ViT-L-14.pt: SHA-256 is .*, expected b8cca3fd.* delete it, then python -m evaluators.assets"):
-        plan.unready(["clip_score"])
+    said = r"ViT-L-14.pt: SHA-256 is .*, expected b8cca3fd.* delete it, then python -m evaluators.assets"
+    assert re.search(said, plan.unready(["clip_score"]) or "")
 
 
 def test_only_the_content_of_what_a_setting_names_counts(profile, tmp_path):
