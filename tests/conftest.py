@@ -16,23 +16,6 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 RESOLUTION = 32
 
-# On several processes (`-n 2 --dist loadgroup`) a file stays on one of them, and what shares a fixture that takes long stays together.
-TOGETHER = {
-    "workflow/test_finished_workflow.py": "story",
-    "workflow/test_killed_workflow.py": "story",
-    "workflow/test_report.py": "story",
-    "mixture": "mixture",
-    "paper_tables": "paper_tables",
-}
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist's own reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        file = item.path.relative_to(Path(__file__).parent)
-        group = TOGETHER.get(str(file)) or TOGETHER.get(file.parts[0]) or str(file)
-        item.add_marker(pytest.mark.xdist_group(group))
-
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
