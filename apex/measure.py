@@ -140,14 +140,14 @@ def measure(config: Config, row: str, steps: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="method, or a row of the profile")
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps to time, after one that is not (default: 3)")
     parser.add_argument("--out", required=True, type=Path, help="the record, a JSON file")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.steps < 1:
         raise UserError(f"--steps {args.steps}: expected at least 1")
     torch.set_num_threads(1)

@@ -16,7 +16,8 @@ PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "mmdet",
 
 
 def git_commit(root: Path | None = None) -> str:
-    """The checkout's commit, with `-dirty` where tracked files differ from it; "unknown" outside a checkout."""
+    """The checkout's commit, with `-dirty` where tracked files differ from it. Outside a checkout, on a copy of its files, what the
+    variable APEX_COMMIT says, else "unknown"."""
     where = root or Path(__file__).resolve().parent
     try:
         head, changed = (
@@ -24,7 +25,7 @@ def git_commit(root: Path | None = None) -> str:
             for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("APEX_COMMIT", "unknown")
     return head + ("-dirty" if changed else "")
 
 

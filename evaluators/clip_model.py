@@ -66,14 +66,27 @@ class Clip:
         """
         path = Path(path)
         file = _openai_file(path)
+        clip = cls._without_weights(architecture)
+        _load_openai(clip._model, _openai_weights(file), file, architecture)
+        clip._model.to(device)
+        clip._ready(architecture, file_sha256(file), device, batch)
+        return clip
+
+    @classmethod
+    def random(cls, device: str = "cpu", batch: int = 64, architecture: str = OPENAI) -> Self:
+        """As `openai`, with weights at random: what it costs can be measured with nothing fetched."""
+        clip = cls._without_weights(architecture)
+        clip._model.to(device)
+        clip._ready(architecture, "random", device, batch)
+        return clip
+
+    @classmethod
+    def _without_weights(cls, architecture: str) -> Self:
         import open_clip
 
-        model, _, transform = open_clip.create_model_and_transforms(architecture, precision="fp32", load_weights=False)
         clip = cls.__new__(cls)
-        clip._model, clip._transform, clip._tokenizer = model, transform, open_clip.get_tokenizer(architecture)
-        _load_openai(model, _openai_weights(file), file, architecture)
-        model.to(device)
-        clip._ready(architecture, file_sha256(file), device, batch)
+        clip._model, _, clip._transform = open_clip.create_model_and_transforms(architecture, precision="fp32", load_weights=False)
+        clip._tokenizer = open_clip.get_tokenizer(architecture)
         return clip
 
     def too_long(self, texts: Sequence[str]) -> list[int]:

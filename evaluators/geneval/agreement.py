@@ -38,11 +38,11 @@ from evaluators.geneval.convert import from_mmdet
 from evaluators.geneval.logic import COUNTING_THRESHOLD, RELATIONS, THRESHOLD, Detection, judge
 from evaluators.geneval.mask2former import SCALE, Instances, TransformersDetector, by_class
 from evaluators.geneval.mmdet_detector import MmdetDetector, official_configuration
+from evaluators.throughput import CLASS_SCALE, MASK_SCALE
 
 if TYPE_CHECKING:
     from mmengine import Config
 
-CLASS_SCALE, MASK_SCALE = 24.0, 60.0
 SIZES = ((512, 512), (256, 256), (1024, 1024), (300, 480), (577, 433))  # height, width
 SMALL_SIZES = ((64, 64), (48, 80), (131, 97), (32, 200))
 SMALL_SCALE = (190, 112)

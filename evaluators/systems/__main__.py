@@ -2,6 +2,7 @@
 
     python -m evaluators.systems --list
     python -m evaluators.systems --system flux-schnell --out 'results/speed/flux-schnell/{resolution}px/nfe{nfe}.json'
+    python -m evaluators.systems --system qwen-image-teacher --batch 1 --limit 30 --out ...        (where a card's time is short)
 
 A time is of the pipeline's whole call: prompts in, 8-bit images out, noise drawn inside. text: until the captions are encoded; denoise:
 until the codec is called; decode: the rest. The device is synchronised there, warm-up is left out, every repeat has other prompts; values
@@ -36,26 +37,26 @@ EVALUATOR, VERSION = "systems", "1"
 BATCHES = (1, BATCH)
 
 
-def measure(pipe: Any, marks: Marks, args: argparse.Namespace, device: str, side: int, nfe: int) -> list[Metric]:
-    """The metrics of one number of steps at every batch."""
-    found = []
+def measure(pipe: Any, marks: Marks, args: argparse.Namespace, device: str, side: int, nfe: int, batch: int) -> list[Metric]:
+    """The metrics of one number of steps at one batch."""
     call = {"num_inference_steps": nfe, "height": side, "width": side, **system(args.system).call}
-    for batch in BATCHES:
-        repeats = args.repeats or max(5, 30 // nfe)
-        print(f"{args.system}: {side} px, {nfe} steps, batch {batch}: {args.warmup} + {repeats} calls", file=sys.stderr, flush=True)
-        if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats(device)
-        seconds = time_calls(pipe, marks, PROMPTS, batch, repeats=repeats, warmup=args.warmup, call=call)
-        whole = seconds.sum(1)
-        found.append(Metric(metric=f"speed/latency_b{batch}_s", unit="s", higher_is_better=False, **quartiles(whole)))
-        found.append(Metric(metric=f"speed/throughput_b{batch}_sps", unit="samples/s", higher_is_better=True, **quartiles(batch / whole)))
-        for stage, name in enumerate(STAGES):
-            found.append(Metric(metric=f"speed/stage/{name}_b{batch}_s", unit="s", higher_is_better=False, **quartiles(seconds[:, stage])))
-        found.append(Metric(metric=f"speed/peak_memory_b{batch}_mb", value=peak_memory_mb(device), unit="MB", n=1, higher_is_better=False))
+    repeats = args.repeats or max(5, 30 // nfe)
+    print(f"{args.system}: {side} px, {nfe} steps, batch {batch}: {args.warmup} + {repeats} calls", file=sys.stderr, flush=True)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = time_calls(pipe, marks, PROMPTS, batch, repeats=repeats, warmup=args.warmup, call=call, limit=args.limit)
+    whole = seconds.sum(1)
+    found = [
+        Metric(metric=f"speed/latency_b{batch}_s", unit="s", higher_is_better=False, **quartiles(whole)),
+        Metric(metric=f"speed/throughput_b{batch}_sps", unit="samples/s", higher_is_better=True, **quartiles(batch / whole)),
+    ]
+    for stage, name in enumerate(STAGES):
+        found.append(Metric(metric=f"speed/stage/{name}_b{batch}_s", unit="s", higher_is_better=False, **quartiles(seconds[:, stage])))
+    found.append(Metric(metric=f"speed/peak_memory_b{batch}_mb", value=peak_memory_mb(device), unit="MB", n=1, higher_is_better=False))
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the systems and end")
     parser.add_argument("--system", help="one of --list")
@@ -65,9 +66,11 @@ def main() -> None:
     parser.add_argument("--out", help="the result records (JSON) to write, with `{resolution}` and `{nfe}` in it")
     parser.add_argument("--repeats", type=int, help="counted calls (default: 30 / steps, at least 5)")
     parser.add_argument("--warmup", type=int, default=3, help="calls before the clock counts (default: 3)")
+    parser.add_argument("--batch", type=int, nargs="+", choices=BATCHES, default=list(BATCHES), help="images at once (default: 1 10)")
+    parser.add_argument("--limit", type=float, help="seconds after which no call is counted beyond the third (default: none)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.list:
         for name, what in systems().items():
             print(f"{name:24} {what.pipeline:24} {', '.join(what.published)}")
@@ -81,9 +84,9 @@ def run(args: argparse.Namespace) -> None:
     what = system(args.system)
     steps: Sequence[int] = sorted(args.nfe or what.nfe)
     sides: Sequence[int] = sorted(args.resolution or what.resolutions)
-    if min(steps) < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0:
-        shown = " ".join(map(str, steps))
-        raise UserError(f"--nfe {shown}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
+    if min(steps) < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0 or (args.limit is not None and args.limit <= 0):
+        shown = f"--nfe {' '.join(map(str, steps))}, --repeats {args.repeats}, --warmup {args.warmup}, --limit {args.limit}"
+        raise UserError(f"{shown}: expected at least 1, 1 and 0, and a limit above 0")
     if wrong := [side for side in sides if side < 512 or side % 256]:
         raise UserError(f"--resolution {wrong[0]}: expected 512 or more, in steps of 256")
     points = [(side, nfe) for side in sides for nfe in steps]
@@ -98,21 +101,26 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     small = args.scale == "small" or (args.scale == "auto" and not device.startswith("cuda"))
     dtype = torch.float32 if small else torch.bfloat16
-    started, failed, pipe = time.time(), "", None
+    started, pipe = time.time(), None
+    memory, failed = f"the memory of {hardware(device)}", {}  # of a batch and a resolution: more steps do not fit either
     try:
         pipe = build(args.system, small=small, device=device, dtype=dtype)
         marks = Marks(pipe, device)
     except torch.OutOfMemoryError:
-        failed = f"its weights do not fit the memory of {hardware(device)}"
+        failed = {(batch, side): f"its weights do not fit {memory}" for batch in args.batch for side in sides}
     for (resolution, nfe), out in zip(points, outs, strict=True):
         side = resolution // SMALL_SCALE if small else resolution
         metrics: list[Metric] = []
-        if not failed:
-            try:
-                metrics = measure(pipe, marks, args, device, side, nfe)
-            except torch.OutOfMemoryError:
-                failed = f"{side} px at batch {BATCH} do not fit the memory of {hardware(device)}"
-        record = describe(args, pipe, device, small, resolution, nfe, metrics, failed, time.time() - started)
+        for batch in sorted(set(args.batch)):
+            if (batch, resolution) not in failed:
+                try:
+                    metrics += measure(pipe, marks, args, device, side, nfe, batch)
+                except torch.OutOfMemoryError:
+                    failed[batch, resolution] = f"{side} px at batch {batch} do not fit {memory}"
+                    if device.startswith("cuda"):
+                        torch.cuda.empty_cache()
+        why = "; ".join(dict.fromkeys(failed[batch, resolution] for batch in args.batch if (batch, resolution) in failed))
+        record = describe(args, pipe, device, small, resolution, nfe, metrics, why, time.time() - started)
         record.write(out)
         print_metrics(record)
         started = time.time()
