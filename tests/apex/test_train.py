@@ -20,6 +20,7 @@ from torch import Tensor
 
 from apex import train
 from apex.budget import Counted
+from apex.conditioning import Condition
 from apex.config import load
 from apex.data import embeddings
 from apex.data.cache import load_cache
@@ -37,6 +38,12 @@ def trained(loop) -> dict[str, Tensor]:
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def points(loop) -> tuple[Tensor, Tensor, Condition]:
+    """Two noisy latents with their times and captions, where the networks are."""
+    device = loop.accelerator.device
+    return torch.randn(2, *loop.latents.shape[1:], device=device), torch.rand(2, device=device), loop.captions[torch.tensor([0, 1])]
 
 
 def without_time(rows: list[dict]) -> list[dict]:
@@ -517,8 +524,7 @@ def test_the_teacher_and_the_text_encoder_stay_as_they_were(make_loop, tiny_pipe
 
 def test_a_lora_run_trains_adapters_and_its_teacher_is_the_base(make_loop):
     loop = make_loop("apex", tuning="lora", train={"learning_rate": 1e-2})
-    x, t = torch.randn(2, *loop.latents.shape[1:]), torch.rand(2)
-    cond = loop.captions[torch.tensor([0, 1])]
+    x, t, cond = points(loop)
     with torch.no_grad():
         base = loop.student(x, t, cond)
         frozen = {k: v.clone() for k, v in loop.student.state_dict().items() if "lora_" not in k}
@@ -534,7 +540,7 @@ def test_a_lora_run_trains_adapters_and_its_teacher_is_the_base(make_loop):
 def test_the_adapter_is_on_again_after_a_failing_teacher(make_loop):
     loop = make_loop("fm", tuning="lora", train={"learning_rate": 1e-2})
     loop.fit(2)
-    x, t, cond = torch.randn(2, *loop.latents.shape[1:]), torch.rand(2), loop.captions[torch.tensor([0, 1])]
+    x, t, cond = points(loop)
     with torch.no_grad():
         before = loop.student(x, t, cond)
         with pytest.raises(AttributeError):
@@ -546,7 +552,7 @@ def test_the_adapter_is_on_again_after_a_failing_teacher(make_loop):
 def test_the_recursion_queries_the_running_mean(make_loop):
     loop = make_loop("apex", train={"ema": 0.9})
     loop.fit(3)
-    x, t, cond = torch.randn(2, *loop.latents.shape[1:]), torch.rand(2), loop.captions[torch.tensor([0, 1])]
+    x, t, cond = points(loop)
     with torch.no_grad():
         mean = loop.nets.ema(x, t, cond, 0 * t)
         online = loop.nets.student(x, t, cond, 0 * t)
@@ -559,7 +565,7 @@ def test_the_recursion_queries_the_running_mean(make_loop):
 def test_with_decay_one_the_recursion_is_online(make_loop):
     loop = make_loop("apex", train={"ema": 1.0, "learning_rate": 1e-2})
     loop.fit(3)
-    x, t, cond = torch.randn(2, *loop.latents.shape[1:]), torch.rand(2), loop.captions[torch.tensor([0, 1])]
+    x, t, cond = points(loop)
     with torch.no_grad():
         recursion = loop.nets.named(loop.method.params.recursion_network)
         assert torch.equal(recursion(x, t, cond, 0 * t), loop.student(x, t, cond, 0 * t))

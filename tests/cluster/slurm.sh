@@ -48,10 +48,16 @@ PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
 echo "NodeName=$host Name=gpu File=/dev/null" > /etc/slurm/gres.conf
 
+# The folder holds the daemons' process numbers and logs: it goes after them, and stays where something failed.
 stop() {
-  for name in slurmd slurmctld; do [ -s "$work/run/$name.pid" ] && kill "$(cat "$work/run/$name.pid")" || true; done
+  for name in slurmd slurmctld; do
+    pid=$(cat "$work/run/$name.pid" 2> /dev/null) || continue
+    kill "$pid" || continue
+    for _ in $(seq 50); do kill -0 "$pid" 2> /dev/null || break; sleep 0.2; done
+  done
   [ -n "${munge:-}" ] && pkill -x munged || true
   rm -f $conf /etc/slurm/gres.conf
+  if [ -n "${passed:-}" ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
 }
 trap stop EXIT
 chown munge: /run/munge
@@ -77,4 +83,4 @@ gpus=$(grep -c gres:gpu "$work/jobs.txt" || true)
 rows=$(grep -c geneval/overall "$work/results/smoke/metrics.csv")
 echo "$jobs jobs went through SLURM, $done completed, $gpus of them with a GPU; $rows GenEval scores in metrics.csv"
 [ "$jobs" -ge 10 ] && [ "$jobs" = "$done" ] && [ "$gpus" -ge 4 ] && [ "$rows" -ge 4 ]
-rm -rf "$work"
+passed=yes

@@ -26,6 +26,7 @@ from evaluators.geneval.mask2former import MOST, TransformersDetector, extents, 
 from evaluators.geneval.prompts import OFFICIAL, content_sha256, prompt_set
 from evaluators.images import open_images
 from evaluators.journal import Journal
+from evaluators.throughput import MASK2FORMER
 
 OFFICIAL_FILE = Path(__file__).resolve().parents[3] / "shared/data/geneval/evaluation_metadata.jsonl"
 SMALL = {
@@ -75,6 +76,16 @@ def test_mmdet_and_transformers_agree_on_a_small_network(tmp_path: Path) -> None
     results = prove(tmp_path, is_small=True, seed=0)
     assert [faults(result) for result in results] == [[]] * len(results)
     assert sum(result["verdicts_correct"] for result in results) > 10 and all(result["above_0.9"][0] for result in results)
+
+
+def test_what_is_timed_has_the_official_shape() -> None:
+    """The network of evaluators.throughput is the one that the converter makes of mmdet's official configuration."""
+    pytest.importorskip("mmdet", reason="make env-mmdet installs it")
+    from evaluators.geneval import mmdet_detector
+
+    official = configuration(mmdet_detector.build(mmdet_detector.official_configuration()).state_dict(), "mmdet")
+    assert {key: official[key] for key in MASK2FORMER} == MASK2FORMER
+    assert set(official) - set(MASK2FORMER) == {"model_type", "architectures"}
 
 
 def test_the_committed_proof_is_of_the_official_size_and_passed() -> None:

@@ -104,6 +104,14 @@ def test_stages_are_parted_where_captions_end_and_the_codec_begins() -> None:
     assert pipe.seen[-1][1] == [" "]
 
 
+@pytest.mark.parametrize(("limit", "counted"), [(1.0, 3), (43.5, 3), (43.6, 4), (60.0, 5), (None, 8)])
+def test_a_limit_of_time_leaves_three_calls_at_least(limit: float | None, counted: int) -> None:
+    pipe = Clockwork()
+    marks = command.Marks(pipe, "cpu", clock=lambda: pipe.now)
+    assert len(command.time_calls(pipe, marks, PROMPTS, 1, repeats=8, warmup=2, call={}, limit=limit)) == counted
+    assert len(pipe.seen) == 2 + counted, "a call takes 14.5 seconds, the two of the warm-up are not counted"
+
+
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch):
     def run(*arguments: object) -> Path:
@@ -139,6 +147,31 @@ def test_what_does_not_fit_is_a_record_that_says_so(call, tmp_path: Path, monkey
     assert not record.metrics and "not fit the memory of" in record.details["failed"]
 
 
+def test_a_batch_that_does_not_fit_leaves_the_others_numbers(call, tmp_path: Path, monkeypatch) -> None:
+    tried = []
+
+    def full_at_ten(pipe, marks, prompts, batch, **_):
+        tried.append(batch)
+        if batch == 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return np.full((3, 3), 0.5)
+
+    monkeypatch.setattr(command, "time_calls", full_at_ten)
+    call("--system", "sana-0.6b", "--nfe", 1, 2, "--resolution", 512, "--out", tmp_path / "{nfe}.json")
+    for nfe in (1, 2):
+        record = read_record(tmp_path / f"{nfe}.json")
+        names = {metric.metric for metric in record.metrics}
+        assert "speed/latency_b1_s" in names and not any("_b10_" in name for name in names)
+        assert record.details["failed"].startswith("64 px at batch 10 do not fit the memory of")
+    assert tried == [1, 10, 1], "more steps of what did not fit are not tried"
+
+
+def test_one_batch_alone_can_be_asked(call, tmp_path: Path) -> None:
+    call("--system", "sana-0.6b", "--nfe", 1, "--resolution", 512, "--batch", 1, "--out", tmp_path / "one.json")
+    record = read_record(tmp_path / "one.json")
+    assert record.metrics and not record.details["failed"] and not any("_b10_" in metric.metric for metric in record.metrics)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -146,6 +179,7 @@ def test_what_does_not_fit_is_a_record_that_says_so(call, tmp_path: Path, monkey
         (["--system", "flux-schnel", "--out", "x.json"], "unknown system 'flux-schnel'; did you mean 'flux-schnell'"),
         (["--system", "pcm", "--out", "x.json"], r"expected \{resolution\} and \{nfe\} in it, for 6 records"),
         (["--system", "pcm", "--nfe", "0", "--out", "{resolution}{nfe}"], "--nfe 0"),
+        (["--system", "pcm", "--limit", "0", "--out", "{resolution}{nfe}"], "--limit 0.0: expected .* a limit above 0"),
         (["--system", "pcm", "--resolution", "500", "--out", "{resolution}{nfe}"], "--resolution 500: expected 512 or more"),
     ],
 )

@@ -149,7 +149,8 @@ def main() -> None:
     claim()
     args.out.mkdir(parents=True, exist_ok=True)
     started, failed = time.time(), []
-    took: dict[str, float] = {}
+    log = args.out / "took.json"
+    took: dict[str, float] = json.loads(log.read_text())["seconds"] if log.is_file() else {}
     for step in STEPS:
         left = args.minutes * 60 - (time.time() - started) if args.minutes else float("inf")
         if (args.only and step.name not in args.only) or all((args.out / name).is_file() for name in step.done):
@@ -168,7 +169,7 @@ def main() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         took[step.name] = round(time.time() - began, 1)
-        (args.out / "took.json").write_text(json.dumps({"hardware": hardware("cuda"), "seconds": took, "failed": failed}, indent=1) + "\n")
+        log.write_text(json.dumps({"hardware": hardware("cuda"), "seconds": took, "failed": failed}, indent=1) + "\n")
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; the others are kept, and the same call tries these again")
 

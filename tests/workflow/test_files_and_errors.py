@@ -178,11 +178,14 @@ def test_a_results_folder_without_permission_is_named(hold, tmp_path):
 # --------------------------------------------------------------------------------------------- apex.provenance
 
 
-def test_a_commit_says_when_the_tree_differs_from_it(tmp_path):
+def test_a_commit_says_when_the_tree_differs_from_it(tmp_path, monkeypatch):
     def git(*arguments: str) -> None:
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True, capture_output=True)
 
+    monkeypatch.delenv("APEX_COMMIT", raising=False)
     assert provenance.git_commit(tmp_path) == "unknown"
+    monkeypatch.setenv("APEX_COMMIT", "of a copy")
+    assert provenance.git_commit(tmp_path) == "of a copy"
     git("init")
     (tmp_path / "a").write_text("1")
     git("add", "a")
