@@ -83,6 +83,7 @@ class Grid:
     cells: list[Trial]
     control: str
     share: float
+    nfe: int
 
     @property
     def shown(self) -> list[str]:
@@ -117,7 +118,7 @@ def load_grid(plan: Plan, name: str, results: Path) -> Grid:
                 if (path := place / "run" / "made.json").is_file():
                     found["made"][int(match[1])] = read_object(path)
         cells.append(Trial(ablation.name(settings), settings, **found))
-    return Grid(name, ablation, cells, plan.control(name), plan.found.share)
+    return Grid(name, ablation, cells, plan.control(name), plan.found.share, plan.found.nfe)
 
 
 def ends(grid: Grid, seeds: list[int]) -> list[str]:
@@ -250,7 +251,7 @@ def draw(grid: Grid, data: Published) -> Figure:
     groups = [(grid.ablation.row, [(name, plotting.INK if name.endswith("(control)") else look.color) for cell, name in names.items()])]
     wide = max(len(name) for name in names.values()) * 0.068 + 0.35
     budget = "" if "share" in grid.shown else f"; {grid.share:g} of the budget"
-    title = f"{grid.ablation.title}{budget}; NFE 1" + ("; ×: the paper's numbers" if grid.ablation.paper else "")
+    title = f"{grid.ablation.title}{budget}; NFE {grid.nfe}" + ("; ×: the paper's numbers" if grid.ablation.paper else "")
     figure, found, level = frame(groups, heads, title, [4.4, 2.2, 2.2][: len(heads)], names=max(1.25, wide))
     found[0].set(xlim=(-0.02, 1.02))
     found[1].set(xlim=(-0.02, 1.1))
@@ -270,7 +271,8 @@ def draw(grid: Grid, data: Published) -> Figure:
         if seen and cell.visibility is not None:
             found[2].plot([cell.visibility], [at], marker="o", markersize=5, color=color, linestyle="", zorder=3)
     if seen:
-        found[2].set(xlim=(0, None))
+        most = max(1.0, *(cell.visibility for cell in grid.cells if cell.visibility is not None))
+        found[2].set(xlim=(-0.03 * most, 1.06 * most))  # no dot is cut by an edge
         found[2].axvline(1, color=plotting.PALE, linewidth=0.8, zorder=1)
         found[2].set_xlabel("1: another caption", fontsize=8)
     return figure
@@ -279,7 +281,7 @@ def draw(grid: Grid, data: Published) -> Figure:
 PICTURES = "pictures.zip"
 
 
-def draw_pictures(grid: Grid, results: Path, seed: int, nfe: int) -> Image.Image | None:
+def draw_pictures(grid: Grid, results: Path, seed: int) -> Image.Image | None:
     """A line of pictures per cell that keeps some, the same prompts and noise for all; None where none does."""
     family = plotting.looks({grid.ablation.row: grid.family})[grid.ablation.row].color
     with tempfile.TemporaryDirectory(prefix="cells.") as name:
@@ -287,7 +289,7 @@ def draw_pictures(grid: Grid, results: Path, seed: int, nfe: int) -> Image.Image
         for at, cell in enumerate(grid.cells):
             if not (archive := results / cell.name / f"seed{seed}" / PICTURES).is_file():
                 continue
-            key = (cell.name, nfe)
+            key = (cell.name, grid.nfe)
             folders[key] = Path(name) / str(at)
             pictures.unpack(archive, folders[key])
             control = cell.name == grid.control
@@ -295,8 +297,8 @@ def draw_pictures(grid: Grid, results: Path, seed: int, nfe: int) -> Image.Image
             rows.append(grids.Row(key, label(grid, cell), below, color=grids.INK if control else plotting.ink(family)))
         if not rows:
             return None
-        without = [label(grid, cell) for cell in grid.cells if (cell.name, nfe) not in folders]
-        title = f"{grid.ablation.title}: NFE {nfe}, seed {seed}, GenEval below each; prompts chosen by place in the list"
+        without = [label(grid, cell) for cell in grid.cells if (cell.name, grid.nfe) not in folders]
+        title = f"{grid.ablation.title}: NFE {grid.nfe}, seed {seed}, GenEval below each; prompts chosen by place in the list"
         foot = f"no images yet: {'; '.join(without)}" if without else ""
         return grids.draw(folders, rows, grids.prompts_of(folders, rows), 1, title, foot)
 
@@ -333,7 +335,7 @@ def main() -> None:
             write_atomic(args.out / file, content)
         with matplotlib.rc_context(plotting.STYLE):
             write_atomic(args.out / f"{name}.png", plotting.png(draw(grid, data)))
-        if image := draw_pictures(grid, args.results, plan.found.seeds[0], plan.found.nfe):
+        if image := draw_pictures(grid, args.results, plan.found.seeds[0]):
             write_atomic(args.out / f"{name}_pictures.png", grids.png(image))
         print(f"{args.out}/{name}: {done} of {len(grid.cells)} cells were run")
 
