@@ -35,7 +35,7 @@ test-slurm: $(STAMP)
 	tests/cluster/slurm.sh
 
 gpu: $(STAMP)
-	$(BIN)/python tests/gpu/measure.py --out results/gpu $(ARGS)
+	$(BIN)/python tests/gpu/measure.py --out results $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

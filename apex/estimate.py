@@ -396,19 +396,20 @@ def measured_rate(device: str, seconds: float = 2.0) -> float:
 
 def measured(config: Config, row: str, folder: Path) -> tuple[float, float] | None:
     """GB and hours of a finished run of the row, of this profile's results or the committed ones; without one, of what `apex.measure`
-    left in `folder`; None without either."""
+    left in `folder` or was committed of it; None without either."""
     for root in (Path("results"), Path("results/reference")):
         path = root / config.profile / "runs" / row / f"seed{config.seeds[0]}" / "made.json"
         if path.is_file():
             with readable(path, "train the row again"):
                 made = json.loads(path.read_text())["training"]
                 return made["memory_mb"]["total"] / 1024, made["wall_seconds"] / 3600
-    path = folder / f"{row}.json"
-    if not path.is_file():
-        return None
-    with readable(path, "remove it, or measure again"):
-        timed = json.loads(path.read_text())
-        return (timed["memory_gb"], timed["hours"]) if timed["run_hash"] == config.run_hash(row, teacher=False) else None
+    for root in (folder, Path("results/reference") / config.profile / "plan" / "measured"):
+        if (path := root / f"{row}.json").is_file():
+            with readable(path, "remove it, or measure again"):
+                timed = json.loads(path.read_text())
+                if timed["run_hash"] == config.run_hash(row, teacher=False):
+                    return timed["memory_gb"], timed["hours"]
+    return None
 
 
 def main() -> None:

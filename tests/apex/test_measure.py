@@ -87,4 +87,10 @@ def test_the_plan_shows_what_was_measured_of_these_settings_and_no_others(tiny_p
     row = planned()
     assert (row["measured_memory"], row["measured_hours"]) == (record["memory_gb"], record["hours"])
     assert planned("--set", "train.batch_size=8")["measured_hours"] is None
+    committed = tmp_path / "results/reference" / load(profile).profile / "plan/measured"
+    committed.parent.mkdir(parents=True)
+    (plan / "measured").rename(committed)
+    assert planned()["measured_hours"] is None
+    monkeypatch.chdir(tmp_path)
+    assert planned()["measured_hours"] == record["hours"], "of a card on which someone else has measured these settings"
     assert call(measure.main, "--row", "fm", "--steps", 0, "--out", plan / "no.json") == 2

@@ -1,12 +1,12 @@
 """What needs a GPU, in one go, in order of worth: measurements and checks, each kept as soon as it is there. `make gpu`.
 
-    python tests/gpu/measure.py --out results/gpu                       (all of it: half an hour on a card of 80 GB)
-    python tests/gpu/measure.py --out results/gpu --minutes 8           (what fits in eight minutes; what is there already is left out)
-    python tests/gpu/measure.py --out results/gpu --only train-qwen-image-lora-r64 geneval
+    python tests/gpu/measure.py --out results                       (all of it: half an hour on a card of 80 GB)
+    python tests/gpu/measure.py --out results --minutes 8           (what fits in eight minutes; what is there already is left out)
+    python tests/gpu/measure.py --out results --only train-qwen-image-lora-r64 geneval-512px
 
 Nothing is fetched: networks have random weights. One process does it all, since libraries take longer to load than most to time; a
-step that fails says why and the next one runs. `snakemake speed`, `snakemake measure` and `python -m evaluators.throughput` give the
-same records one by one.
+step that fails says why and the next one runs. The records are those of `snakemake speed` and `snakemake measure`, where these look for
+them, and of `python -m evaluators.throughput`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from evaluators import throughput
 from evaluators.systems import __main__ as systems
 
 ROOT = Path(__file__).resolve().parents[2]
+CHECKED = "gpu/checks.txt"
 CHECKS = ("resumed_run_equals", "learns_the_flow_map", "running_mean", "accumulated_micro_batches")
 
 
@@ -47,7 +48,7 @@ class Step:
 
 
 def train(profile: str, row: str, seconds: float, steps: int = 2) -> Step:
-    out = f"training/{profile}.json"
+    out = f"{profile}/plan/measured/{row}.json"
 
     def run(folder: Path) -> None:
         config = ROOT / f"workflows/config/{profile}.yaml"
@@ -79,15 +80,15 @@ def cost(name: str, images: int, batch: int, seconds: float, *, side: int = 512,
 
 def checks(folder: Path) -> None:
     """The training loop's own tests, which take the GPU where there is one."""
-    log = folder / "checks.txt"
+    log, part = folder / CHECKED, (folder / CHECKED).with_suffix(".part")
     command = ["-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/apex/test_train.py", "-k", " or ".join(CHECKS)]
-    with (folder / "checks.part").open("w") as file:
+    with part.open("w") as file:
         found = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-    print((folder / "checks.part").read_text()[-1500:], flush=True)
+    print(part.read_text()[-1500:], flush=True)
     if found.returncode == 0:
-        os.replace(folder / "checks.part", log)
+        os.replace(part, log)
     else:
-        raise UserError(f"{folder / 'checks.part'}: tests failed")
+        raise UserError(f"{part}: tests failed")
 
 
 STEPS = [
@@ -96,7 +97,7 @@ STEPS = [
     speed("qwen-image-teacher", 70, 512, (50,), "--batch", "1"),
     speed("sana-0.6b", 20, 512),
     speed("sana-0.6b", 20, 1024),
-    Step("checks", 60, checks, ("checks.txt",)),
+    Step("checks", 60, checks, (CHECKED,)),
     cost("geneval", 96, 16, 25),
     cost("clip_score", 256, 64, 12),
     cost("fid", 128, 32, 12),
@@ -136,7 +137,7 @@ STEPS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the records")
+    parser.add_argument("--out", required=True, type=Path, help="where runs write: results")
     parser.add_argument("--minutes", type=float, help="no step begins that would end later, by its estimate (default: none is left out)")
     parser.add_argument("--only", nargs="+", metavar="STEP", choices=[step.name for step in STEPS], help="these steps alone")
     parser.add_argument("--list", action="store_true", help="print the steps and end")
@@ -147,9 +148,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise UserError("no GPU here that torch can use; `snakemake speed` and `snakemake measure` run without one")
     claim()
-    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "gpu").mkdir(parents=True, exist_ok=True)
     started, failed = time.time(), []
-    log = args.out / "took.json"
+    log = args.out / "gpu" / "took.json"
     took: dict[str, float] = json.loads(log.read_text())["seconds"] if log.is_file() else {}
     for step in STEPS:
         left = args.minutes * 60 - (time.time() - started) if args.minutes else float("inf")
@@ -170,6 +171,7 @@ def main() -> None:
         torch.cuda.empty_cache()
         took[step.name] = round(time.time() - began, 1)
         log.write_text(json.dumps({"hardware": hardware("cuda"), "seconds": took, "failed": failed}, indent=1) + "\n")
+    print(f"the speed table of what is there: python -m paper_tables.systems --results {args.out}/speed --out {args.out}/speed/tables")
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; the others are kept, and the same call tries these again")
 

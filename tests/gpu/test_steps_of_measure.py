@@ -52,10 +52,10 @@ def test_what_is_there_is_left_out_and_what_would_end_too_late_is_not_begun(run,
     steps = [step("a", 10, calls), step("b", 100, calls), step("c", 20, calls)]
     folder = run(steps, "--minutes", "1")
     assert calls == ["a", "c"] and "b: about 100 s" in capsys.readouterr().out
-    took = json.loads((folder / "took.json").read_text())
+    took = json.loads((folder / "gpu" / "took.json").read_text())
     assert set(took["seconds"]) == {"a", "c"} and took["failed"] == [] and took["hardware"] == "a card"
     run(steps)
-    assert calls == ["a", "c", "b"] and set(json.loads((folder / "took.json").read_text())["seconds"]) == {"a", "b", "c"}
+    assert calls == ["a", "c", "b"] and set(json.loads((folder / "gpu" / "took.json").read_text())["seconds"]) == {"a", "b", "c"}
     run([*steps, step("d", 1, calls), step("e", 1, calls)], "--only", "e")
     assert calls == ["a", "c", "b", "e"]
 
@@ -82,8 +82,10 @@ def test_every_step_names_what_exists(capsys, monkeypatch) -> None:
     timed = {Path(name).parts[1] for name in records if name.startswith("speed/")}
     assert timed == set(systems()), "every system of the speed table"
     assert {name.split("/")[1].rsplit("_512px")[0] for name in records if name.startswith("throughput/")} == set(EVALUATORS)
-    for name in (name for name in records if name.startswith("training/")):
-        load(measure.ROOT / f"workflows/config/{Path(name).stem}.yaml")
+    for name in (name for name in records if "/measured/" in name):
+        profile = Path(name).parts[0]
+        config = load(measure.ROOT / f"workflows/config/{profile}.yaml")
+        assert config.profile == profile and config.row(Path(name).stem), "where `snakemake plan` looks for it"
 
 
 def test_without_a_gpu_it_is_one_line(monkeypatch) -> None:
