@@ -71,11 +71,15 @@ def blocks(height: int, width: int, seed: int) -> np.ndarray:
 def test_mmdet_and_transformers_agree_on_a_small_network(tmp_path: Path) -> None:
     """The same proof with the official size: results/reference/geneval_agreement."""
     pytest.importorskip("mmdet", reason="make env-mmdet installs it")
-    from evaluators.geneval.agreement import faults, prove
+    from evaluators.geneval.agreement import faults, main
 
-    results = prove(tmp_path, is_small=True, seed=0)
+    main(["--small", "--out", str(tmp_path)])
+    proof = json.loads((tmp_path / "agreement.json").read_text())
+    results = proof["images"]
     assert [faults(result) for result in results] == [[]] * len(results)
     assert sum(result["verdicts_correct"] for result in results) > 10 and all(result["above_0.9"][0] for result in results)
+    assert {"mmdet", "mmcv", "mmengine", "opencv", "torch"} <= set(proof["versions"])
+    assert (tmp_path / "README.md").read_text().count(" of 60 |") == len(results)
 
 
 def test_what_is_timed_has_the_official_shape() -> None:
