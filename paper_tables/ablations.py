@@ -298,7 +298,7 @@ def draw_pictures(grid: Grid, results: Path, seed: int) -> Image.Image | None:
         if not rows:
             return None
         without = [label(grid, cell) for cell in grid.cells if (cell.name, grid.nfe) not in folders]
-        title = f"{grid.ablation.title}: NFE {grid.nfe}, seed {seed}, GenEval below each; prompts chosen by place in the list"
+        title = f"{grid.ablation.title}: NFE {grid.nfe}, seed {seed}; below each GenEval over its seeds; prompts by place in the list"
         foot = f"no images yet: {'; '.join(without)}" if without else ""
         return grids.draw(folders, rows, grids.prompts_of(folders, rows), 1, title, foot)
 
