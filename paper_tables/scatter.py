@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -40,48 +40,71 @@ def _absent(figure: Figure, view: View, drawn: Iterable[str], words: str = "not 
         footer(figure, rows, words)
 
 
+def _by_family(view: View, rows: Iterable[str]) -> dict[str, list[str]]:
+    """Family -> those of its rows, in the order of the tables."""
+    chosen = set(rows)
+    found: dict[str, list[str]] = {}
+    for row in view.rows:
+        if row in chosen:
+            found.setdefault(view.families[row], []).append(row)
+    return found
+
+
+def _height(groups: Mapping[str, Sequence[str]], least: float, line: float, more: int = 0) -> float:
+    """Inches of a panel in which the names of the largest group, and `more`, have room below each other."""
+    return max(least, 0.9 + line * (max(map(len, groups.values())) + more))
+
+
 def quality_latency(view: View) -> Figure | None:
-    """GenEval overall against end-to-end latency at batch 1; the references, which have no latency, as levels."""
-    keys = [key for key in view.keys if key[0] == "teacher" or key[1] in view.compared]
-    points = [(key, x, y) for key in keys if (x := view.get(key, "speed/latency_b1_s")) and (y := view.get(key, QUALITY))]
-    if not points:
+    """GenEval overall against end-to-end latency at batch 1; the references, which have no latency, as levels.
+
+    Where there are many points, a panel per family: the teacher in each, the other families pale behind.
+    """
+    lines: dict[str, list[tuple[int, Summary, Summary]]] = {}
+    for key in view.keys:
+        x, y = view.get(key, "speed/latency_b1_s"), view.get(key, QUALITY)
+        if x and y and (key[0] == "teacher" or key[1] in view.compared):
+            lines.setdefault(key[0], []).append((key[1], x, y))
+    if not lines:
         return None
-    look, labels, ends, lines = row_looks(view), [], [], {}
-    figure = Figure(figsize=(10.4, 6.2))
-    axes = figure.add_axes((0.065, 0.09, 0.92, 0.84))
-    for key, x, y in points:
-        _bar(axes, x, y, look[key[0]].color)
-        _point(axes, x.value, y.value, look[key[0]])
-        lines.setdefault(key[0], []).append((key[1], x.value, y.value))
-    for row, places in lines.items():
-        places.sort()
-        _, xs, ys = zip(*places, strict=True)
-        axes.plot(xs, ys, color=look[row].color, linewidth=0.8, alpha=0.5, zorder=1)
-        # Every point has its label where there are few; else a row has one, at its last point.
-        if row == "teacher" or len(points) <= FEW:
-            labels += [Label(x, y, short_name((row, nfe)), look[row].color) for nfe, x, y in places]
-        else:
-            ends.append(Label(*places[-1][1:], row, look[row].color))
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low / 1.05, high * max(high / low, 4) ** 0.18)  # room for the labels on the right
-    plain_ticks(axes.xaxis, *axes.get_xlim())
-    machines = {one.record.hardware for one in view.found if one.record.evaluator == "speed"}
-    axes.set(
-        xlabel=f"latency of one image, s (batch 1, log scale; {'; '.join(sorted(machines))})", ylabel="GenEval overall", ylim=(-0.03, 1.05)
-    )
-    for name in sorted(REFERENCE_NAMES):
-        level = view.get((name, 0), QUALITY)
-        if level:
-            axes.axhline(level.value, color="#8a9199", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-            labels.append(Label(axes.get_xlim()[1], level.value, name, PALE, right=True))
+    places = {row: [(x.value, y.value) for _, x, y in sorted(found, key=lambda one: one[0])] for row, found in lines.items()}
+    xs = [bound for found in lines.values() for _, x, _ in found for bound in (x.low, x.value, x.high) if bound]
+    limits = min(xs) / 1.1, max(xs) * max(max(xs) / min(xs), 4) ** 0.18  # room for the labels on the right
+    crowded = sum(map(len, lines.values())) > FEW
+    groups = _by_family(view, lines) if crowded else {"": list(lines)}
+    machines = "; ".join(sorted({one.record.hardware for one in view.found if one.record.evaluator == "speed"}))
     nfes = ", ".join(map(str, view.compared))
-    axes.set_title(
-        f"Quality against latency, {view.split} set; a line joins a row's NFE {nfes}. Bars: 95% of quality, quartiles of latency"
-    )
-    written = label_column(axes, ends, 1.16 * max(label.x for label in ends)) if ends else []
-    ways = [[(x, y) for _, x, y in places] for places in lines.values()]
-    place_labels(axes, labels, [*((x.value, y.value) for _, x, y in points), *written], ways)
+    title = f"Quality against latency of one image (batch 1; {machines}), {view.split} set; a line joins NFE {nfes}"
+    title += ". Bars: 95% of quality, quartiles of latency" + ("; pale: the other families" if len(groups) > 1 else "")
+    figure, found = panels(list(groups), 3, title, *((4.1, _height(groups, 3.4, 0.14)) if crowded else (10.4, 6.0)))
+    look = row_looks(view)
+    for axes, rows in zip(found, groups.values(), strict=True):
+        axes.set_xscale("log")
+        axes.set(xlim=limits, ylim=(-0.03, 1.05), xlabel="latency, s, log scale")
+        axes.set_ylabel("GenEval overall", labelpad=1)
+        plain_ticks(axes.xaxis, *limits)
+        labels, ends = [], []
+        for name in sorted(REFERENCE_NAMES):
+            if level := view.get((name, 0), QUALITY):
+                axes.axhline(level.value, color="#8a9199", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+                labels.append(Label(limits[1], level.value, name, PALE, right=True))
+        for row, way in places.items():
+            if row not in rows and row != "teacher":
+                axes.plot(*zip(*way, strict=True), color=FAINT, linewidth=0.8, marker=".", markersize=4, zorder=0)
+                continue
+            axes.plot(*zip(*way, strict=True), color=look[row].color, linewidth=0.8, alpha=0.5, zorder=1)
+            for nfe, x, y in lines[row]:
+                _bar(axes, x, y, look[row].color)
+                _point(axes, x.value, y.value, look[row])
+                # Every point has its label where there are few; else a row has one, at its last point.
+                if not crowded or row == "teacher":
+                    short = crowded and (x.value, y.value) != way[-1]
+                    labels.append(Label(x.value, y.value, str(nfe) if short else short_name((row, nfe)), look[row].color))
+            if crowded and row != "teacher":
+                ends.append(Label(*way[-1], row, look[row].color))
+        written = label_column(axes, ends, 1.16 * max(label.x for label in ends)) if ends else []
+        ways = [way for row, way in places.items() if row in rows or row == "teacher"]
+        place_labels(axes, labels, [*(point for way in ways for point in way), *written], ways)
     _absent(figure, view, lines, "not run yet, or not timed")
     return figure
 
@@ -90,34 +113,49 @@ COVERAGE = (("coverage/spread", "spread"), ("coverage/recall", "recall"))
 
 
 def coverage_quality(view: View) -> Figure | None:
-    """Coverage against GenEval, a panel per NFE: a model that always draws one picture is high on one and low on the other."""
+    """Coverage against GenEval at the lowest NFE: a model that always draws one picture is high on one and low on the other.
+
+    Where there are many rows, a column per family, the others pale behind.
+    """
+    nfe = view.compared[0] if view.compared else 0
     levels: list[Key] = [("real", 0), TEACHER]
-    chosen = [
-        (nfe, metric, name)
-        for metric, name in COVERAGE
-        for nfe in view.compared
-        if any(view.get(key, metric) and view.get(key, QUALITY) for key in view.methods if key[1] == nfe)
-    ]
+    found = {metric: {key: (x, y) for key in [*view.methods, *levels] if (key in levels or key[1] == nfe)
+                      and (x := view.get(key, QUALITY)) and (y := view.get(key, metric))} for metric, _ in COVERAGE}  # fmt: skip
+    chosen = [(metric, name) for metric, name in COVERAGE if any(key not in levels for key in found[metric])]
     if not chosen:
         return None
-    columns = max(1, len({nfe for nfe, *_ in chosen}))
-    title = f"Coverage against quality, {view.split} set, 95% intervals: GenEval does not see a lack of variety"
-    names = [f"NFE {nfe}: {name} of a prompt's images" for nfe, _, name in chosen]
-    figure, found = panels(names, columns, title, 5.0, 4.3)
+    drawn = [row for row in view.rows if any((row, nfe) in found[metric] for metric, _ in chosen)]
+    crowded = len(drawn) > FEW
+    groups = _by_family(view, drawn) if crowded else {"": drawn}
+    title = f"Coverage against quality at NFE {nfe}, {view.split} set, 95% intervals: GenEval does not see a lack of variety"
+    if crowded:
+        names = [family if place == 0 else "" for place in range(len(chosen)) for family in groups]
+        title += "; pale: the other families" if len(groups) > 1 else ""
+        figure, grid = panels(names, len(groups), title, max(3.0, 8.0 / len(groups)), _height(groups, 2.9, 0.13, len(levels)))
+    else:
+        figure, grid = panels(["" for _ in chosen], 2, title, 5.0, 4.3)
     look = row_looks(view)
-    for axes, (nfe, metric, _) in zip(found, chosen, strict=True):
-        found_here = [view.get(key, metric) for key in [key for key in view.methods if key[1] == nfe] + levels]
-        highest = max(one.value for one in found_here if one)
-        axes.set(xlim=(-0.03, 1.1), ylim=(-0.03 * highest, 1.12 * highest), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], xlabel="GenEval overall")
-        labels = []
-        for key in [key for key in view.methods if key[1] == nfe] + levels:
-            x, y = view.get(key, QUALITY), view.get(key, metric)
-            if x and y:
-                _bar(axes, x, y, look[key[0]].color)
-                _point(axes, x.value, y.value, look[key[0]])
-                labels.append(Label(x.value, y.value, short_name(key) if key in levels else key[0], look[key[0]].color))
+    for index, axes in enumerate(grid):
+        metric, name = chosen[index // len(groups)]
+        rows = list(groups.values())[index % len(groups)]
+        here = found[metric]
+        highest = max(y.value for _, y in here.values())
+        axes.set(xlim=(-0.05, 2.0 if crowded else 1.1), ylim=(-0.05 * highest, 1.12 * highest), xlabel="GenEval overall")
+        axes.set_xticks([0, 0.5, 1.0] if crowded else [0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        axes.set_ylabel(f"{name} of a prompt's images", labelpad=1)
+        labels, column = [], []
+        for key, (x, y) in here.items():
+            if key not in levels and key[0] not in rows:
+                axes.plot([x.value], [y.value], marker=".", markersize=6, color=FAINT, zorder=0)
+                continue
+            _bar(axes, x, y, look[key[0]].color)
+            _point(axes, x.value, y.value, look[key[0]])
+            label = Label(x.value, y.value, short_name(key) if key in levels else key[0], look[key[0]].color)
+            (column if crowded else labels).append(label)
+        if column:
+            label_column(axes, column, 1.12, 7.5)
         place_labels(axes, labels, size=7.5)
-    _absent(figure, view, [key[0] for key in view.methods if any(view.get(key, metric) for metric, _ in COVERAGE)])
+    _absent(figure, view, drawn)
     return figure
 
 

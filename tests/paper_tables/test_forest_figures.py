@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from paper_tables import build, curves, dynamics, forest, paper_plots, published, scatter
-from paper_tables.plotting import STYLE, row_looks
+from paper_tables.plotting import FAINT, STYLE, row_looks
 from paper_tables.render import Table
 from paper_tables.view import TASKS, View
 
@@ -210,10 +210,28 @@ def test_no_text_covers_another_or_is_cut_with_one_row(name: str, make_results: 
         check_legible(FIGURES[name](View.load(make_results(rows=rows, runs=True))))
 
 
+@pytest.mark.parametrize(("name", "metric"), [("quality_latency", "speed/latency_b1_s"), ("coverage_quality", "coverage/recall")])
+def test_a_crowd_is_drawn_by_family_each_row_named_in_its_own_and_pale_in_the_others(name: str, metric: str, matrix_view: View) -> None:
+    """A name once in a row of panels, in the panel of its family; elsewhere its points are there without colour."""
+    figure, look = FIGURES[name](matrix_view), row_looks(matrix_view)
+    rows = [row for row in matrix_view.rows if matrix_view.get((row, 1), metric)]
+    families = list(dict.fromkeys(matrix_view.families[row] for row in rows))
+    count = len(families)
+    assert [axes.get_title() for axes in figure.axes[:count]] == families
+    assert len(figure.axes) == count * (2 if name == "coverage_quality" else 1)
+    for index, axes in enumerate(figure.axes):
+        own = {row for row in rows if matrix_view.families[row] == families[index % count]}
+        assert {text.get_text() for text in axes.texts} & set(rows) == own
+        colors = [line.get_color() for line in axes.lines]
+        assert {look[row].color for row in own} <= set(colors)
+        assert not {look[row].color for row in rows} - {look[row].color for row in own} & set(colors)
+        assert colors.count(FAINT) == len(rows) - len(own)
+
+
 def test_a_row_looks_the_same_in_every_figure(matrix_view: View) -> None:
     """Its hue in the scatter plot is the hue of its name in the forest plots."""
     look = row_looks(matrix_view)
-    drawn = {line.get_color() for line in scatter.quality_latency(matrix_view).axes[0].lines}
+    drawn = {line.get_color() for axes in scatter.quality_latency(matrix_view).axes for line in axes.lines}
     for row in ("apex", "dmd2", "scm-fd", "regression"):
         assert look[row].color in drawn
     figure = forest.relative(matrix_view)
