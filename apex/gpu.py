@@ -1,4 +1,4 @@
-"""One GPU for each job on a box with several: a lock file a GPU, held until the process ends, however it ends.
+"""One GPU for each job on a box with several: a lock file a GPU, held until the process ends, however it ends. And the same numbers on it.
 
 Snakemake counts GPUs (`--resources gpu=4`) and sets no CUDA_VISIBLE_DEVICES. A scheduler such as SLURM sets it, and nothing is done here.
 """
@@ -40,6 +40,21 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); expected auto, cpu, cuda or cuda:N") from error
     return name
+
+
+def repeatable(device: str) -> None:
+    """On a GPU, asks torch for kernels whose sums have one order, so that one seed gives one result on one card; slower in some backward
+    passes. An operation that has no such kernel runs, with torch's warning. Nothing is to be asked on a CPU.
+
+    To be called before the first product of matrices: cuBLAS reads its setting then.
+    """
+    import torch
+
+    if not device.startswith("cuda"):
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
 
 
 def claim(found: list[int] | None = None, folder: Path | None = None, patience: float = 1.0) -> int | None:

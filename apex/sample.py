@@ -33,7 +33,7 @@ from apex.data.shards import encode_png
 from apex.errors import UserError, readable, run_command
 from apex.export import LORA_FILE
 from apex.files import replace_folder, write_atomic
-from apex.gpu import pick_device
+from apex.gpu import pick_device, repeatable
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 from apex.stock import StockGenerator
@@ -307,6 +307,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
+    repeatable(device)
     if args.pipeline or args.prompt:
         if not (args.pipeline and args.prompt) or args.config or args.row:
             raise UserError("--pipeline and --prompt go together, without --config and --row; a profile's row takes --config and --row")

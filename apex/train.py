@@ -37,7 +37,7 @@ from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.export import export_run
 from apex.files import atomic_file, atomic_folder, write_atomic
-from apex.gpu import claim
+from apex.gpu import claim, repeatable
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
 from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
@@ -81,6 +81,7 @@ class Loop:
         precision = "bf16" if train.precision == "bf16" else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[autocast])
         device = self.accelerator.device
+        repeatable(device.type)
         optimizers.check(train.optimizer, device)
         self.main = self.accelerator.is_main_process
         self.sharded = sharding.asked() and self.accelerator.num_processes > 1

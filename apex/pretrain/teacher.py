@@ -31,7 +31,7 @@ from apex.data.cache import load_cache
 from apex.errors import UserError, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.flow import interpolate
-from apex.gpu import pick_device
+from apex.gpu import pick_device, repeatable
 from apex.pipeline import CaptionTable, Pipeline
 from apex.pretrain import origin
 
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
     args.device = pick_device(args.device)
+    repeatable(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 

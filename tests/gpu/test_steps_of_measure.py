@@ -71,6 +71,21 @@ def test_a_step_that_fails_says_why_and_the_next_ones_run(run, capsys) -> None:
     assert calls == ["a", "b", "a"]
 
 
+def test_what_a_training_step_asks_of_torch_does_not_reach_what_is_timed_next(run) -> None:
+    found = []
+
+    def trains(folder: Path) -> None:
+        measure.torch.use_deterministic_algorithms(True, warn_only=True)
+
+    run(
+        [
+            measure.Step("a", 1, trains, ("a.json",)),
+            measure.Step("b", 1, lambda _: found.append(measure.torch.are_deterministic_algorithms_enabled()), ("b.json",)),
+        ]
+    )
+    assert found == [False]
+
+
 def test_every_step_names_what_exists(capsys, monkeypatch) -> None:
     names = [one.name for one in measure.STEPS]
     assert len(set(names)) == len(names)
