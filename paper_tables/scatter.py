@@ -159,46 +159,55 @@ def coverage_quality(view: View) -> Figure | None:
     return figure
 
 
-STACK = 5
-
-
-def _stack(labels: Sequence[Label], near: float) -> list[Label]:
-    """The labels of many points above each other, as rows with the same networks are; none where there are few."""
-    stacks = [[other for other in labels if abs(other.x - label.x) <= near] for label in labels]
-    largest = max(stacks, key=len, default=[])
-    return largest if len(largest) >= STACK else []
-
-
 def quality_memory(view: View) -> Figure | None:
-    """GenEval at the lowest NFE against memory in training: all of it, and the part that grows with the networks alone."""
+    """GenEval at the lowest NFE against memory in training: all of it, and the part that grows with the networks alone.
+
+    Where there are many rows, a column per family, the others pale behind.
+    """
     nfe = view.compared[0] if view.compared else 0
-    rows = [(row, total, total - (view.cost(row, "memory_mb", "step") or 0.0), quality)
-            for row in view.rows
-            if (total := view.cost(row, "memory_mb", "total")) and (quality := view.get((row, nfe), QUALITY))]  # fmt: skip
-    if not rows:
+    found = {row: (total, total - (view.cost(row, "memory_mb", "step") or 0.0), quality)
+             for row in view.rows
+             if (total := view.cost(row, "memory_mb", "total")) and (quality := view.get((row, nfe), QUALITY))}  # fmt: skip
+    if not found:
         return None
     look = row_looks(view)
+    names = ["with one step's activations", "without activations"]
     title = f"GenEval at NFE {nfe} against memory in training, {view.split} set, 95% intervals"
-    names = ["all of it: networks, optimisers and one step's activations", "networks, their running mean and optimisers alone"]
-    figure, found = panels(names, 2, title, 6.0, 4.7)
-    for place, axes in enumerate(found, 1):
-        own = next((one[place] for one in rows if one[0] == CONTROL_ROW), None)
-        for row, *sizes, quality in rows:
-            _bar(axes, Summary(sizes[place - 1]), quality, look[row].color)
-            _point(axes, sizes[place - 1], quality.value, look[row])
-        largest, least = max(one[place] for one in rows), min(one[place] for one in rows)
+    title += f"; dotted: 1, 1.5, 2, ... times {CONTROL_ROW}'s" if CONTROL_ROW in found else ""
+    crowded = len(found) > FEW
+    groups = _by_family(view, found) if crowded else {"": list(found)}
+    if crowded:
+        heads = [family if place == 0 else "" for place in range(len(names)) for family in groups]
+        title += "; pale: the other families" if len(groups) > 1 else ""
+        figure, grid = panels(heads, len(groups), title, max(3.0, 8.0 / len(groups)), _height(groups, 2.9, 0.13))
+    else:
+        figure, grid = panels(["" for _ in names], 2, title, 6.0, 4.7)
+    for index, axes in enumerate(grid):
+        place, rows = index // len(groups), list(groups.values())[index % len(groups)]
+        sizes = {row: values[place] for row, values in found.items()}
+        own = sizes.get(CONTROL_ROW)
+        largest, least = max(sizes.values()), min(sizes.values())
         room = max(largest - least, 0.1 * largest)
-        axes.set(xlim=(max(0, least - 0.1 * room), largest + 0.25 * room), ylim=(-0.03, 1.05))
+        axes.set(xlim=(max(0, least - 0.1 * room), largest + (0.8 if crowded else 0.25) * room), ylim=(-0.03, 1.05))
         axes.set_ylabel("GenEval overall", labelpad=1)
-        axes.set_xlabel("MB" + (f"; dotted: 1, 1.5, 2, ... times {CONTROL_ROW}'s" if own else ""))
+        axes.set_xlabel(f"MB, {names[place]}")
         for half in range(2, 2 + 60) if own else ():
-            if axes.get_xlim()[0] <= half / 2 * own <= axes.get_xlim()[1]:
+            if axes.get_xlim()[0] <= half / 2 * own <= largest + 0.05 * room:
                 axes.axvline(half / 2 * own, color="#8a9199", linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
-        labels = [Label(one[place], one[-1].value, one[0], look[one[0]].color) for one in rows]
-        stack = _stack(labels, 0.02 * room)
-        written = label_column(axes, stack, stack[0].x + 0.06 * room) if stack else []
-        place_labels(axes, [label for label in labels if label not in stack], [*((label.x, label.y) for label in stack), *written])
-    _absent(figure, view, [one[0] for one in rows], "not run yet, or memory not recorded")
+        labels = []
+        for row, size in sizes.items():
+            quality = found[row][-1]
+            if row not in rows:
+                axes.plot([size], [quality.value], marker=".", markersize=6, color=FAINT, zorder=0)
+                continue
+            _bar(axes, Summary(size), quality, look[row].color)
+            _point(axes, size, quality.value, look[row])
+            labels.append(Label(size, quality.value, row, look[row].color))
+        if crowded:
+            label_column(axes, labels, largest + 0.08 * room, 7.5)
+        else:
+            place_labels(axes, labels)
+    _absent(figure, view, found, "not run yet, or memory not recorded")
     return figure
 
 
