@@ -191,8 +191,9 @@ def table(grid: Grid, data: Published) -> Table:
     columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
     caption = (
         f"{grid.ablation.about} Row `{grid.ablation.row}`, {grid.share:g} of the profile's budget where no share is given, test prompts, "
-        "one step. Intervals: 95%, over prompts and, with several seeds, over seeds. Minus control: paired over prompts. The control is "
-        "bold. Visibility: the change that the shift makes in the untrained student's velocity over that of another caption."
+        "one step. Intervals: 95%, over prompts and, with several seeds, over seeds. Minus control: paired over prompts; "
+        f"{_noise_words(grid)}. The control is bold. Visibility: the change that the shift makes in the untrained student's velocity over "
+        "that of another caption."
     )
     found = Table(grid.name, grid.ablation.title, caption.strip(), columns)
     for cell in grid.cells:
@@ -204,7 +205,7 @@ def table(grid: Grid, data: Published) -> Table:
             line[f"pub_{name}"] = Cell(text) if text else missing(NOT_PUBLISHED, merge=True)
         score = cell.score(OVERALL)
         line["geneval"] = number(score, 3) if score else missing(why)
-        line["difference"] = _difference(cell, grid.of_control, why)
+        line["difference"] = _difference(cell, grid, why)
         for name in COVERAGE:
             line[name] = number(one, 2, interval=False) if (one := cell.score(f"coverage/{name}")) else missing(why)
         line["visibility"] = plain(cell.visibility, why, 2)
@@ -217,13 +218,22 @@ def table(grid: Grid, data: Published) -> Table:
     return found
 
 
-def _difference(cell: Trial, control: Trial, why: str) -> Cell:
+def _noise_words(grid: Grid) -> str:
+    if grid.noise is None:
+        return "no cell has three seeds, so training noise is not in it"
+    return f"of a cell with one seed it takes in the training noise of those with three (a standard deviation of {grid.noise:.2g})"
+
+
+def _difference(cell: Trial, grid: Grid, why: str) -> Cell:
+    control = grid.of_control
     if cell.name == control.name:
         return Cell("–")
     if cell.per_prompt is None or control.per_prompt is None:
         return missing(why)
     found = stats.paired_difference(cell.per_prompt, control.per_prompt)
-    return number(found, 3) if found else missing("The two records are not of the same prompts.")
+    if found is None:
+        return missing("The two records are not of the same prompts.")
+    return number(stats.with_noise(found, grid.noise, sum(len(one.geneval) == 1 for one in (cell, control))), 3)
 
 
 # -------------------------------------------------------------------------------------------------------- the figure

@@ -29,7 +29,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -214,9 +214,7 @@ def with_noise(found: Summary, noise: float | None, trained: Iterable[int], what
         return found, ""
     if noise is None:
         return found, f"; one seed, and none of the {what} has three to tell training noise"
-    extra = 1.96 * noise * scale * math.sqrt(alone)
-    low, high = found.value - math.hypot(found.value - found.low, extra), found.value + math.hypot(found.high - found.value, extra)
-    return replace(found, low=low, high=high), f"; one seed, training noise of {noise:.2g} from {what} with three"
+    return stats.with_noise(found, noise, alone, scale), f"; one seed, training noise of {noise:.2g} from {what} with three"
 
 
 def _noise_of(view: View, test: dict[str, Any]) -> tuple[float | None, list[int], str]:

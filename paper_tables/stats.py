@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -117,6 +117,19 @@ def difference(first: Summary, second: Summary) -> Summary:
         return Summary(value, None, None, first.n, seeds)
     half = math.hypot(first.half, second.half)
     return Summary(value, value - half, value + half, first.n, seeds, INDEPENDENT)
+
+
+def with_noise(found: Summary, noise: float | None, alone: int, scale: float = 1.0) -> Summary:
+    """A comparison whose interval also holds the training noise of those of the two that have one seed.
+
+    noise: standard deviation over seeds, borrowed from what has several; None where nothing has, and the interval stays.
+    alone: how many of the two have one seed. scale: what a change of the metric by one changes the number by.
+    """
+    if noise is None or found.low is None or found.high is None:
+        return found
+    extra = 1.96 * noise * scale * math.sqrt(alone)
+    low, high = found.value - math.hypot(found.value - found.low, extra), found.value + math.hypot(found.high - found.value, extra)
+    return replace(found, low=low, high=high)
 
 
 def verdict(found: Summary) -> str:

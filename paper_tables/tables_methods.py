@@ -167,6 +167,13 @@ def _plain(view: View, key: Key, metric: str, split: str | None) -> Cell:
     return missing(cells.TEST_ALONE if split and view.images_only(key[0]) else why_missing(view, key, "geneval"))
 
 
+def _noise(view: View) -> str:
+    """How much rows with three seeds differ over them, at the lowest NFE."""
+    nfe = view.compared[0] if view.compared else 0
+    found = view.training_noise("geneval/overall", nfe)
+    return f" (a standard deviation of up to {found:.2g} over the seeds of a row at NFE {nfe})" if found is not None else ""
+
+
 def paired(view: View) -> Table:
     """Every method against `apex` at the same NFE."""
     columns = [Column("row", "row", numeric=False), Column("nfe", "NFE")]
@@ -177,8 +184,8 @@ def paired(view: View) -> Table:
     caption = (
         f"Each method against {BASELINE} at the same NFE: the difference of GenEval over the same prompts ({view.split} set), with the 95% "
         "interval of a paired bootstrap over prompts within task, joined with Student's interval over seeds. win: the row is above "
-        f"{BASELINE}; loss: below; tie: the interval holds zero. With one seed the interval does not hold training noise, so a win or a "
-        "loss may be the seed's. n: images per seed; seeds: the fewer of the two."
+        f"{BASELINE}; loss: below; tie: the interval holds zero. With one seed the interval does not hold training noise{_noise(view)}, so "
+        "a win or a loss may be the seed's; the claims' verdicts take it in. n: images per seed; seeds: the fewer of the two."
     )
     table = Table("paired", f"Every method against {BASELINE}", caption, columns, remark=remark(view))
     for nfe in sorted({*view.compared, *(nfe for row, nfe in view.methods if view.images_only(row))}):

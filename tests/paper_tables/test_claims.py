@@ -14,7 +14,7 @@ import pytest
 from apex.ablations import Plan
 from apex.config import load
 from apex.errors import UserError
-from paper_tables import claims, published
+from paper_tables import ablations, claims, published
 from paper_tables.claims_tests import FAILS, FULL, HOLDS, NOT_RUN, TESTS, UNDECIDED, Evidence, judged
 from paper_tables.stats import Summary
 from paper_tables.view import View
@@ -235,6 +235,10 @@ def test_cells_of_one_seed_borrow_the_training_noise_of_their_grid(
     assert half[1] == pytest.approx((half[0] ** 2 + 2 * (1.96 * noise) ** 2) ** 0.5, rel=0.02)
     known = TESTS["ablation"](test | {"versus": {}}, evidence())
     assert "one seed, training noise" in known.effect  # one of the two has three
+    shown = ablations.table(evidence().grid("guidance"), published.load())
+    (line,) = [line.cells for line in shown.lines if line.cells["params.rho"].text == "0.5"]
+    assert (line["difference"].summary.low, line["difference"].summary.high) == pytest.approx((known.low, known.high)), "as in the table"
+    assert f"training noise of those with three (a standard deviation of {noise:.2g})" in shown.caption
     for seed in (1, 2):
         score_cell(cells, "apex,rho=0.5", seed, 0.6)
     assert "one seed" not in TESTS["ablation"](test | {"versus": {}}, evidence()).effect
