@@ -109,6 +109,13 @@ def test_one_seed_borrows_the_training_noise_of_rows_with_three(
     assert "one seed, training noise of 0.01" in found.effect
 
 
+def test_a_ratio_to_a_row_that_scores_nothing_is_undecided_and_not_absent(evidence: Callable[..., Evidence]) -> None:
+    test = {"kind": "ratio", "row": "apex", "nfe": 1, "versus": "fm", "versus_nfe": 1, "metric": "geneval/overall", "at_least": 0.5}
+    assert verdict(test, evidence(rows={("apex", 1): 0.6})) == NOT_RUN
+    found = TESTS["ratio"](test, evidence(rows={("apex", 1): 0.6, ("fm", 1): 0.0}))
+    assert found.verdict == UNDECIDED and found.effect == "geneval/overall: fm at 1 has 0, apex at 1 0.6: there is no ratio"
+
+
 def test_a_changed_record_changes_the_written_verdict(make_results: Callable[..., Path], run: Callable[..., int], tmp_path: Path) -> None:
     def written(quality: float) -> str:
         results = make_results(f"r{quality}", rows={("apex", 1): quality, ("teacher", 25): 0.8, ("teacher", 1): 0.1})
