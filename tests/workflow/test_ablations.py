@@ -137,7 +137,8 @@ def test_table_5_has_every_number_of_the_papers_beside_a_cell(shipped):
     _, plan = shipped
     for name, ablation in plan.found.grids.items():
         if ablation.paper == "table5":
-            grid = Grid(name, ablation, [Trial(ablation.name(s), s, {}, {}, {}) for s in ablation.settings()], "", plan.found.share, plan.found.nfe)
+            cells = [Trial(ablation.name(settings), settings, {}, {}, {}) for settings in ablation.settings()]
+            grid = Grid(name, ablation, cells, "", plan.found.share, plan.found.nfe)
             found = [(model, value) for cell in grid.cells for model, value in printed(grid, cell, published.load()).items()]
             wanted = [r for r in published.load()["table5"] if ("LoRA" in r["model"]) == (name == "table5_lora")]
             assert sorted(found) == sorted((r["model"].removeprefix("APEX "), r["geneval"]) for r in wanted) and len(found) == 12
