@@ -73,8 +73,8 @@ def quality_latency(view: View) -> Figure | None:
     crowded = sum(map(len, lines.values())) > FEW
     groups = _by_family(view, lines) if crowded else {"": list(lines)}
     machines = "; ".join(sorted({one.record.hardware for one in view.found if one.record.evaluator == "speed"}))
-    nfes = ", ".join(map(str, view.compared))
-    title = f"Quality against latency of one image (batch 1; {machines}), {view.split} set; a line joins NFE {nfes}"
+    nfes = ("a line joins " if len(view.compared) > 1 else "") + "NFE " + ", ".join(map(str, view.compared))
+    title = f"Quality against latency of one image (batch 1; {machines}), {view.split} set; {nfes}"
     title += ". Bars: 95% of quality, quartiles of latency" + ("; pale: the other families" if len(groups) > 1 else "")
     figure, found = panels(list(groups), 3, title, *((4.1, _height(groups, 3.4, 0.14)) if crowded else (10.4, 6.0)))
     look = row_looks(view)
