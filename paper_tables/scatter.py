@@ -71,7 +71,7 @@ def quality_latency(view: View) -> Figure | None:
     xs = [bound for found in lines.values() for _, x, _ in found for bound in (x.low, x.value, x.high) if bound]
     limits = min(xs) / 1.1, max(xs) * max(max(xs) / min(xs), 4) ** 0.18  # room for the labels on the right
     crowded = sum(map(len, lines.values())) > FEW
-    groups = _by_family(view, lines) if crowded else {"": list(lines)}
+    groups = (_by_family(view, lines) if crowded else {}) or {"": list(lines)}
     machines = "; ".join(sorted({one.record.hardware for one in view.found if one.record.evaluator == "speed"}))
     nfes = ("a line joins " if len(view.compared) > 1 else "") + "NFE " + ", ".join(map(str, view.compared))
     title = f"Quality against latency of one image (batch 1; {machines}), {view.split} set; {nfes}"
