@@ -89,7 +89,7 @@ class Grid:
     def shown(self) -> list[str]:
         return list(dict.fromkeys([*self.ablation.grid, *(key for cell in self.ablation.cells for key in cell)]))
 
-    @property
+    @cached_property
     def noise(self) -> float | None:
         """Training noise: the largest standard deviation of GenEval over seeds of a cell with three or more; None without one."""
         found = [cell.per_prompt.by_seed() for cell in self.cells if len(cell.geneval) >= 3 and cell.per_prompt]

@@ -237,14 +237,12 @@ def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
 def ratio(test: dict[str, Any], evidence: Evidence) -> Outcome:
     view, (key, other) = evidence.view(test), _keys(test)
     found = view.ratio(key, other, test["metric"]) if view else None
-    both = [view.get(one, test["metric"]) for one in (key, other)] if view else []
-    if found is None and both and all(both):
-        effect = (
-            f"{test['metric']}: {other[0]} at {other[1]} has {both[1].value:g}, {key[0]} at {key[1]} {both[0].value:.3g}: there is no ratio"
-        )
-        return Outcome(UNDECIDED, effect, seeds=min(one.seeds for one in both), n=both[0].n, source="records")
     if found is None:
-        return _missing(view, (test["row"], test["versus"]), test, evidence)
+        ours, theirs = (view.get(one, test["metric"]) if view else None for one in (key, other))
+        if not ours or not theirs:
+            return _missing(view, (test["row"], test["versus"]), test, evidence)
+        effect = f"{other[0]} at {other[1]} has {theirs.value:g}, {key[0]} at {key[1]} {ours.value:.3g}: there is no ratio"
+        return Outcome(UNDECIDED, f"{test['metric']}: {effect}", seeds=min(ours.seeds, theirs.seeds), n=ours.n, source="records")
     if found.low is None:
         return Outcome(UNDECIDED, f"{test['metric']}: ratio without an interval", found.value, seeds=found.seeds, n=found.n)
     found, words = with_noise(found, *_noise_of(view, test), scale=1 / view.get(other, test["metric"]).value)

@@ -123,7 +123,7 @@ def against_nfe(view: View) -> Figure | None:
     }
     chosen = [one for one in AGAINST_NFE if any(lines[row, one[0], one[2]] for row in view.rows)]
     drawn = {row for (row, *_), found in lines.items() if found}
-    families = list(dict.fromkeys(view.families[row] for row in view.rows if row in drawn))
+    families = list(view.by_family(drawn))
     if not chosen or not families:
         return None
     names = [family if place == 0 else "" for place in range(len(chosen)) for family in families]

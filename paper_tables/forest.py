@@ -42,10 +42,7 @@ def _levels(groups: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> tuple[li
 
 def families(view: View, rows: Sequence[str], look: Mapping[str, Look]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The rows by family, in the tables' order."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for row in rows:
-        found.setdefault(view.families[row], []).append((row, look[row].color))
-    return list(found.items())
+    return [(family, [(row, look[row].color) for row in own]) for family, own in view.by_family(rows).items()]
 
 
 def frame(

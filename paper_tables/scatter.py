@@ -40,19 +40,35 @@ def _absent(figure: Figure, view: View, drawn: Iterable[str], words: str = "not 
         footer(figure, rows, words)
 
 
-def _by_family(view: View, rows: Iterable[str]) -> dict[str, list[str]]:
-    """Family -> those of its rows, in the order of the tables."""
-    chosen = set(rows)
-    found: dict[str, list[str]] = {}
-    for row in view.rows:
-        if row in chosen:
-            found.setdefault(view.families[row], []).append(row)
-    return found
-
-
 def _height(groups: Mapping[str, Sequence[str]], least: float, line: float, more: int = 0) -> float:
     """Inches of a panel in which the names of the largest group, and `more`, have room below each other."""
     return max(least, 0.9 + line * (max(map(len, groups.values())) + more))
+
+
+def _measures(
+    view: View, drawn: Sequence[str], measures: int, title: str, size: tuple[float, float], more: int = 0
+) -> tuple[Figure, bool, list[tuple[Axes, int, list[str]]]]:
+    """Panels of a few measures of each row: a panel a measure, of this size; where there are many rows, a line of panels a measure, a
+    column a family. `more`: names in every panel beside its rows'.
+
+    Returns:
+        The figure, whether there are many rows, and for each panel its axes, its measure and the rows that have colour and name there.
+    """
+    crowded = len(drawn) > FEW
+    groups = view.by_family(drawn) if crowded else {"": list(drawn)}
+    title += "; pale: the other families" if len(groups) > 1 else ""
+    if crowded:
+        heads = [family if measure == 0 else "" for measure in range(measures) for family in groups]
+        figure, found = panels(heads, len(groups), title, max(3.0, 8.0 / len(groups)), _height(groups, 2.9, 0.13, more))
+    else:
+        figure, found = panels([""] * measures, 2, title, *size)
+    places = [(measure, rows) for measure in range(measures) for rows in groups.values()]
+    return figure, crowded, [(axes, *place) for axes, place in zip(found, places, strict=True)]
+
+
+def _pale(axes: Axes, x: float, y: float) -> None:
+    """A point of another family."""
+    axes.plot([x], [y], marker=".", markersize=6, color=FAINT, zorder=0)
 
 
 def quality_latency(view: View) -> Figure | None:
@@ -61,17 +77,18 @@ def quality_latency(view: View) -> Figure | None:
     Where there are many points, a panel per family: the teacher in each, the other families pale behind.
     """
     lines: dict[str, list[tuple[int, Summary, Summary]]] = {}
-    for key in view.keys:
-        x, y = view.get(key, "speed/latency_b1_s"), view.get(key, QUALITY)
-        if x and y and (key[0] == "teacher" or key[1] in view.compared):
-            lines.setdefault(key[0], []).append((key[1], x, y))
+    for key in sorted(view.keys, key=lambda key: key[1]):
+        if key[0] == "teacher" or key[1] in view.compared:
+            x, y = view.get(key, "speed/latency_b1_s"), view.get(key, QUALITY)
+            if x and y:
+                lines.setdefault(key[0], []).append((key[1], x, y))
     if not lines:
         return None
-    places = {row: [(x.value, y.value) for _, x, y in sorted(found, key=lambda one: one[0])] for row, found in lines.items()}
+    places = {row: [(x.value, y.value) for _, x, y in found] for row, found in lines.items()}
     xs = [bound for found in lines.values() for _, x, _ in found for bound in (x.low, x.value, x.high) if bound]
     limits = min(xs) / 1.1, max(xs) * max(max(xs) / min(xs), 4) ** 0.18  # room for the labels on the right
     crowded = sum(map(len, lines.values())) > FEW
-    groups = (_by_family(view, lines) if crowded else {}) or {"": list(lines)}
+    groups = (view.by_family(lines) if crowded else {}) or {"": list(lines)}
     machines = "; ".join(sorted({one.record.hardware for one in view.found if one.record.evaluator == "speed"}))
     nfes = ("a line joins " if len(view.compared) > 1 else "") + "NFE " + ", ".join(map(str, view.compared))
     title = f"Quality against latency of one image (batch 1; {machines}), {view.split} set; {nfes}"
@@ -125,36 +142,28 @@ def coverage_quality(view: View) -> Figure | None:
     if not chosen:
         return None
     drawn = [row for row in view.rows if any((row, nfe) in found[metric] for metric, _ in chosen)]
-    crowded = len(drawn) > FEW
-    groups = _by_family(view, drawn) if crowded else {"": drawn}
     title = f"Coverage against quality at NFE {nfe}, {view.split} set, 95% intervals: GenEval does not see a lack of variety"
-    if crowded:
-        names = [family if place == 0 else "" for place in range(len(chosen)) for family in groups]
-        title += "; pale: the other families" if len(groups) > 1 else ""
-        figure, grid = panels(names, len(groups), title, max(3.0, 8.0 / len(groups)), _height(groups, 2.9, 0.13, len(levels)))
-    else:
-        figure, grid = panels(["" for _ in chosen], 2, title, 5.0, 4.3)
+    figure, crowded, grid = _measures(view, drawn, len(chosen), title, (5.0, 4.3), len(levels))
     look = row_looks(view)
-    for index, axes in enumerate(grid):
-        metric, name = chosen[index // len(groups)]
-        rows = list(groups.values())[index % len(groups)]
+    for axes, measure, rows in grid:
+        metric, name = chosen[measure]
         here = found[metric]
         highest = max(y.value for _, y in here.values())
         axes.set(xlim=(-0.05, 2.0 if crowded else 1.1), ylim=(-0.05 * highest, 1.12 * highest), xlabel="GenEval overall")
         axes.set_xticks([0, 0.5, 1.0] if crowded else [0, 0.2, 0.4, 0.6, 0.8, 1.0])
         axes.set_ylabel(f"{name} of a prompt's images", labelpad=1)
-        labels, column = [], []
+        labels = []
         for key, (x, y) in here.items():
             if key not in levels and key[0] not in rows:
-                axes.plot([x.value], [y.value], marker=".", markersize=6, color=FAINT, zorder=0)
+                _pale(axes, x.value, y.value)
                 continue
             _bar(axes, x, y, look[key[0]].color)
             _point(axes, x.value, y.value, look[key[0]])
-            label = Label(x.value, y.value, short_name(key) if key in levels else key[0], look[key[0]].color)
-            (column if crowded else labels).append(label)
-        if column:
-            label_column(axes, column, 1.12, 7.5)
-        place_labels(axes, labels, size=7.5)
+            labels.append(Label(x.value, y.value, short_name(key) if key in levels else key[0], look[key[0]].color))
+        if crowded:
+            label_column(axes, labels, 1.12, 7.5)
+        else:
+            place_labels(axes, labels, size=7.5)
     _absent(figure, view, drawn)
     return figure
 
@@ -174,23 +183,15 @@ def quality_memory(view: View) -> Figure | None:
     names = ["with one step's activations", "without activations"]
     title = f"GenEval at NFE {nfe} against memory in training, {view.split} set, 95% intervals"
     title += f"; dotted: 1, 1.5, 2, ... times {CONTROL_ROW}'s" if CONTROL_ROW in found else ""
-    crowded = len(found) > FEW
-    groups = _by_family(view, found) if crowded else {"": list(found)}
-    if crowded:
-        heads = [family if place == 0 else "" for place in range(len(names)) for family in groups]
-        title += "; pale: the other families" if len(groups) > 1 else ""
-        figure, grid = panels(heads, len(groups), title, max(3.0, 8.0 / len(groups)), _height(groups, 2.9, 0.13))
-    else:
-        figure, grid = panels(["" for _ in names], 2, title, 6.0, 4.7)
-    for index, axes in enumerate(grid):
-        place, rows = index // len(groups), list(groups.values())[index % len(groups)]
-        sizes = {row: values[place] for row, values in found.items()}
+    figure, crowded, grid = _measures(view, list(found), len(names), title, (6.0, 4.7))
+    for axes, measure, rows in grid:
+        sizes = {row: values[measure] for row, values in found.items()}
         own = sizes.get(CONTROL_ROW)
         largest, least = max(sizes.values()), min(sizes.values())
         room = max(largest - least, 0.1 * largest)
         axes.set(xlim=(max(0, least - 0.1 * room), largest + (0.8 if crowded else 0.25) * room), ylim=(-0.03, 1.05))
         axes.set_ylabel("GenEval overall", labelpad=1)
-        axes.set_xlabel(f"MB, {names[place]}")
+        axes.set_xlabel(f"MB, {names[measure]}")
         for half in range(2, 2 + 60) if own else ():
             if axes.get_xlim()[0] <= half / 2 * own <= largest + 0.05 * room:
                 axes.axvline(half / 2 * own, color="#8a9199", linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
@@ -198,7 +199,7 @@ def quality_memory(view: View) -> Figure | None:
         for row, size in sizes.items():
             quality = found[row][-1]
             if row not in rows:
-                axes.plot([size], [quality.value], marker=".", markersize=6, color=FAINT, zorder=0)
+                _pale(axes, size, quality.value)
                 continue
             _bar(axes, Summary(size), quality, look[row].color)
             _point(axes, size, quality.value, look[row])
@@ -233,9 +234,7 @@ def quality_budget(view: View, others: Sequence[View] = ()) -> Figure | None:
     spends = [spent for places in points.values() for spent, *_ in places]
     if max(spends) < 1.1 * min(spends):
         return None  # equal budgets: the tables say it
-    families = [
-        family for family in dict.fromkeys(view.families[row] for row in view.rows) if any(view.families[r] == family for r in points)
-    ]
+    families = list(view.by_family(points))
     title = f"GenEval at NFE {nfe} against the training budget, 95% intervals"
     title += "; small: the chosen candidate of tuning, on the validation prompts" if tuning else ""
     figure, found = panels(families, 3, title, 4.1, 3.2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,14 @@ class View:
             if key[1] == nfe:
                 groups.setdefault(self.families[key[0]], []).append(key)
         return list(groups.items())
+
+    def by_family(self, rows: Iterable[str]) -> dict[str, list[str]]:
+        """Family -> those of `rows` that are of it, in the tables' order."""
+        chosen, groups = set(rows), {}
+        for row in self.rows:
+            if row in chosen:
+                groups.setdefault(self.families[row], []).append(row)
+        return groups
 
     @property
     def compared(self) -> list[int]:
