@@ -108,7 +108,7 @@ def shift_visibility(
     swapped = cond[torch.arange(len(cond), device=x0.device).roll(1)]
     for time in times:
         t = torch.full((len(x0),), float(time), device=x0.device)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        noise = torch.randn(x0.shape, generator=generator).to(x0.device)  # the generator is on the CPU
         x_t = time * noise + (1 - time) * x0
         base = network(x_t, t, cond, t)
         change = (network(x_t, t, shift(cond), t) - base).square().mean().sqrt()
