@@ -4,9 +4,9 @@
 
 Writes comparison (all methods by family and NFE), paired (each against apex, prompt by prompt), cost (budget, memory and time of
 training), stability (how each training went), sweep (from one step to many), relative (each row beside the guided 25-step teacher),
-world (all measurements), table1 to table4 (the paper's shape, published and measured side by side), each as .md, .tex, .csv and
-.html, and all.tex, which inputs them. Records are enough: no images, no weights, no torch. With `--config FILE`, rows that the profile
-names and that were not run stand there as "not run".
+world (all measurements), with `--committed DIR` repeated (these results beside those), and table1 to table4 (the paper's shape,
+published and measured side by side), each as .md, .tex, .csv and .html, and all.tex, which inputs them. Records are enough: no images,
+no weights, no torch. With `--config FILE`, rows that the profile names and that were not run stand there as "not run".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from paper_tables.render import Table, all_formats, latex_document
 from paper_tables.tables_cost import cost
 from paper_tables.tables_methods import comparison, paired
 from paper_tables.tables_paper import table1, table2, table3, table4
+from paper_tables.tables_repeat import repeated
 from paper_tables.tables_sweep import sweep
 from paper_tables.tables_training import stability
 from paper_tables.tables_world import relative, world
@@ -29,7 +30,7 @@ from paper_tables.view import View
 
 
 def tables(view: View, data: published.Published) -> list[Table]:
-    made = [comparison(view), paired(view), cost(view), stability(view), sweep(view), relative(view), world(view)]
+    made = [comparison(view), paired(view), cost(view), stability(view), sweep(view), relative(view), world(view), repeated(view)]
     return [*filter(None, made), *(make(view, data) for make in (table1, table2, table3, table4))]
 
 
@@ -38,9 +39,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder that holds records/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--published", type=Path, default=published.PUBLISHED, help="folder of the published tables")
+    parser.add_argument("--committed", type=Path, metavar="DIR", help="what is committed of the profile, to be set beside these results")
     expected.add_arguments(parser)
     args = parser.parse_args()
-    made = tables(View.load(args.results, expected.from_arguments(args)), published.load(args.published))
+    made = tables(View.load(args.results, expected.from_arguments(args), args.committed), published.load(args.published))
     for table in made:
         for name, content in all_formats(table).items():
             write_atomic(args.out / name, content)

@@ -2,11 +2,12 @@
 
     python -m paper_tables.figures --results results/world --out results/world/figures
 
-From records: quality_latency, quality_memory, quality_budget, coverage_quality, paired, tasks, relative, cost, nfe, nfe_sweep, table1.
-From the paper: table2, table3, table4. From runs/: training, shift_visibility. From calibration/: calibration. From tune/: tuning. From
-images/: grid (all rows at one step), grid_nfe<K>, grid_unseen, grid_samples, sweep_<row> (one row, few steps to many); committed results
-have the images that these show in pictures/. index.html shows all figures. What has no source is left out with a line that says so.
-With `--config FILE`, each figure names the rows that were not run, and folders of images that the profile brings stand in the grids.
+From records: quality_latency, quality_memory, quality_budget, coverage_quality, paired, tasks, relative, cost, nfe, nfe_sweep, table1; with
+`--committed DIR` repeated. From the paper: table2, table3, table4. From runs/: training, shift_visibility. From calibration/: calibration.
+From tune/: tuning. From images/: grid (all rows at one step), grid_nfe<K>, grid_unseen, grid_samples, sweep_<row> (one row, few steps to
+many); committed results have the images that these show in pictures/. index.html shows all figures. What has no source is left out with
+a line that says so. With `--config FILE`, each figure names the rows that were not run, and folders of images that the profile brings
+stand in the grids.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         "paired": lambda: forest.paired(view),
         "tasks": lambda: forest.tasks(view),
         "relative": lambda: forest.relative(view),
+        "repeated": lambda: forest.repeated(view),
         "cost": lambda: forest.cost(view),
         "table1": lambda: paper_plots.table1(view, data),
         "table2": lambda: paper_plots.table2(view, data),
@@ -75,15 +77,16 @@ def main() -> None:
         metavar="DIR",
         help="results at another budget, for quality_budget",
     )
+    parser.add_argument("--committed", type=Path, metavar="DIR", help="what is committed of the profile, for repeated")
     parser.add_argument("--gallery", type=Path, metavar="FILE", help="also one page that holds every picture grid")
     expected.add_arguments(parser)
     args = parser.parse_args()
-    view = View.load(args.results, expected.from_arguments(args))
+    view = View.load(args.results, expected.from_arguments(args), args.committed)
     made = draw(args.results, args.out, view, scatter.beside(args.beside))
     write_atomic(args.out / "index.html", page.index(view, made))
     if args.gallery:
         write_atomic(args.gallery, page.gallery(args.out, made))
-    absent = [name for name in page.CAPTIONS if name not in made]
+    absent = [name for name in page.CAPTIONS if name not in made and (args.committed or name != "repeated")]
     print(
         f"{args.out}: index.html, {', '.join(made)}"
         + (f"; left out, {args.results} has no source of them: {', '.join(absent)}" if absent else "")

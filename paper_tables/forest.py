@@ -13,6 +13,7 @@ from paper_tables import tables_cost
 from paper_tables.plotting import FAINT, INK, PALE, TEACHER_COLOR, Look, ink, legend, plain_ticks, row_looks, wrapped
 from paper_tables.stats import Summary
 from paper_tables.tables_methods import BASELINE
+from paper_tables.tables_repeat import METRICS, beside
 from paper_tables.view import TASK_NAMES, TASKS, TEACHER, Key, View
 
 LINE, NAMES, HEAD, FOOT = 0.215, 1.25, 0.78, 0.62  # inches: a row, the column of names, above and below the panels
@@ -135,6 +136,40 @@ def paired(view: View) -> Figure | None:
                               markerfacecolor=face, linestyle="", zorder=3)  # fmt: skip
             if (row, nfe, None) not in known:
                 say(axes, level[row], _why(view, (row, nfe)) if view.evaluators((BASELINE, nfe)) else f"{BASELINE}: not run")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ each against the committed run
+
+
+def repeated(view: View) -> Figure | None:
+    """GenEval and coverage recall of every row minus the committed run's, a panel each, a mark per NFE."""
+    both = beside(view)
+    metrics = [(metric, head.removesuffix(" ↑")) for metric, head, judged in METRICS if judged and metric != "clip_score"]
+    known = {
+        (row, nfe, metric): found
+        for row, nfe in (both.keys if both else ())
+        for metric, _ in metrics
+        if row in view.rows and not both.other_settings(row) and (found := both.difference((row, nfe), metric))
+    }
+    if not known:
+        return None
+    rows = [row for row in view.rows if any(row == name for name, _, _ in known)]
+    nfes, look = sorted({nfe for _, nfe, _ in known}), row_looks(view)
+    title = "Every row of this run minus the same of the committed one, 95% intervals over prompts and seeds"
+    titles = [f"{head}, here − committed" for _, head in metrics]
+    figure, found, level = frame(families(view, rows, look), titles, title, [5.1] * len(metrics), entries=len(nfes))
+    for axes, (metric, _) in zip(found, metrics, strict=True):
+        shown = {key: one for key, one in known.items() if key[2] == metric}
+        far = max([0.05, *(abs(end) for one in shown.values() for end in (one.value, one.low, one.high) if end is not None)])
+        axes.axvline(0, color=TEACHER_COLOR, linewidth=1.0, zorder=1)
+        axes.set_xlim(-1.1 * far, 1.1 * far)
+        for (row, nfe, _), one in shown.items():
+            turn = nfes.index(nfe)
+            at = level[row] + 0.22 * (turn - (len(nfes) - 1) / 2)
+            bar(axes, one, at, look[row].color)
+            axes.plot([one.value], [at], marker=STEPS[turn % len(STEPS)], markersize=4.2, color=look[row].color, linestyle="", zorder=3)
+    legend(figure, {f"NFE {nfe}": {"marker": STEPS[turn % len(STEPS)], "color": INK, "linestyle": ""} for turn, nfe in enumerate(nfes)})
     return figure
 
 

@@ -70,11 +70,14 @@ class PerPrompt:
         return [float(mean_of_tasks(right, of, self.tasks)) for right, of in zip(self.correct, self.images, strict=True)]
 
 
+def t_quantile(count: int) -> float:
+    """Student's 97.5% quantile for a deviation of so many values, 2 or more. Beyond 30 degrees of freedom that at 30, the larger."""
+    return T_QUANTILE[min(count - 1, len(T_QUANTILE)) - 1]
+
+
 def t_half(values: Sequence[float]) -> float:
-    """Half of Student's 95% t-interval of the mean; 0 for one value. Beyond 30 degrees of freedom the quantile at 30, the wider."""
-    if len(values) < 2:
-        return 0.0
-    return T_QUANTILE[min(len(values) - 1, len(T_QUANTILE)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    """Half of Student's 95% t-interval of the mean; 0 for one value."""
+    return t_quantile(len(values)) * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def over_seeds(metrics: Sequence[Metric]) -> Summary:
@@ -119,15 +122,16 @@ def difference(first: Summary, second: Summary) -> Summary:
     return Summary(value, value - half, value + half, first.n, seeds, INDEPENDENT)
 
 
-def with_noise(found: Summary, noise: float | None, alone: int, scale: float = 1.0) -> Summary:
+def with_noise(found: Summary, noise: float | None, alone: int, scale: float = 1.0, quantile: float = 1.96) -> Summary:
     """A comparison whose interval also holds the training noise of those of the two that have one seed.
 
     noise: standard deviation over seeds, borrowed from what has several; None where nothing has, and the interval stays.
-    alone: how many of the two have one seed. scale: what a change of the metric by one changes the number by.
+    alone: how many of the two have one seed. scale: what a change of the metric by one changes the number by. quantile: `t_quantile` where
+    the noise is of few seeds of the row itself.
     """
     if noise is None or found.low is None or found.high is None:
         return found
-    extra = 1.96 * noise * scale * math.sqrt(alone)
+    extra = quantile * noise * scale * math.sqrt(alone)
     low, high = found.value - math.hypot(found.value - found.low, extra), found.value + math.hypot(found.high - found.value, extra)
     return replace(found, low=low, high=high)
 

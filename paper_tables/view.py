@@ -60,7 +60,10 @@ class View:
         made: the records of making (made.json) of every trained row that has one.
         logs: their training logs, by row and seed.
         tuning: tuning.json of these results, or the committed one that the profile's settings are from.
+        committed: what is committed of the same profile, to be set beside these results; None where there is nothing.
     """
+
+    committed: View | None = None
 
     def __init__(
         self,
@@ -98,13 +101,15 @@ class View:
         self.unseen_tasks = tuple(task for task in TASKS if f"geneval/{task}" in unseen)
 
     @classmethod
-    def load(cls, results: Path, expected: Expected | None = None) -> View:
-        """Reads records/, and where there are any runs/*/seed*/made.json and log.csv."""
+    def load(cls, results: Path, expected: Expected | None = None, committed: Path | None = None) -> View:
+        """Reads records/, and where there are any runs/*/seed*/made.json and log.csv; the same of the folder `committed`."""
         made: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row, _, path in records.runs(results, "made.json"):
             made[row].append(records.read_object(path))
         tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
-        return cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
+        view = cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
+        view.committed = cls.load(committed) if committed else None
+        return view
 
     # ------------------------------------------------------------------------------------------- what a row is
     def about(self, row: str, name: str) -> str:
@@ -205,8 +210,12 @@ class View:
 
     def training_noise(self, metric: str, nfe: int) -> float | None:
         """The largest standard deviation over seeds of a trained row with three or more at that NFE; None where no row has so many."""
-        found = [self._metrics.get((*key, self.home(metric), metric), {}) for key in self.methods if key[1] == nfe]
-        return max((statistics.stdev(one.value for one in by_seed.values()) for by_seed in found if len(by_seed) >= 3), default=None)
+        found = [self.by_seed(key, metric) for key in self.methods if key[1] == nfe]
+        return max((statistics.stdev(values) for values in found if len(values) >= 3), default=None)
+
+    def by_seed(self, key: Key, metric: str) -> list[float]:
+        """The number of each seed."""
+        return [one.value for one in self._metrics.get((*key, self.home(metric), metric), {}).values()]
 
     def common_seed(self, row: str, metric: str) -> int | None:
         """The seed at which the row has the number at most of its NFEs, the lowest of equals; None where no record names a seed.
@@ -242,13 +251,15 @@ class View:
                 return found
         return stats.ratio(ours, theirs)
 
-    def difference(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
-        """`key` minus `other`. GenEval, overall or of a task, is compared prompt by prompt where the records allow; the rest not."""
-        ours, theirs = self.get(key, metric, split), self.get(other, metric, split)
+    def difference(self, key: Key, other: Key, metric: str, split: str | None = None, of: View | None = None) -> Summary | None:
+        """`key` minus `other`, which may be `of` other results. GenEval, overall or of a task, is compared prompt by prompt where the
+        records allow; the rest not."""
+        of = of or self
+        ours, theirs = self.get(key, metric, split), of.get(other, metric, split)
         if ours is None or theirs is None:
             return None
         if metric.startswith("geneval/"):
-            rows = [self._per_prompt(k, split or self.split) for k in (key, other)]
+            rows = [view._per_prompt(k, split or view.split) for view, k in ((self, key), (of, other))]
             task = metric.removeprefix("geneval/")
             if task != "overall":
                 rows = [row and row.only(task) for row in rows]

@@ -231,9 +231,18 @@ def kept(folder):
     return f"results/{folder}" if any(Path("results", folder).rglob("*.json")) else f"results/reference/{folder}"
 
 
+def beside(results):
+    """What sets these results beside the committed ones of the profile, where there are any; those alone stand beside nothing."""
+    return (
+        f" --committed {PLAN.reference}"
+        if results != PLAN.reference and any(Path(PLAN.reference, "records").rglob("*.json"))
+        else ""
+    )
+
+
 def table_commands(results, out=PLAN.root):
     """From the records in `results` to metrics.csv, tables, audit and figures in `out`: one shell command each."""
-    about = arguments(_file, overrides(_settings))
+    about = arguments(_file, overrides(_settings)) + beside(results)
     return [
         f"python -m paper_tables.collect --results {results} --out {out}/metrics.csv",
         f"python -m paper_tables.build --results {results} --out {out}/tables {about}",

@@ -38,8 +38,9 @@ rule build_tables:
         config=config_arguments,
         results=lambda wildcards, output: os.path.dirname(output[0]),
         expected=digest(CONFIG.as_profile()),
+        committed=beside(PLAN.root),
     shell:
-        "python -m paper_tables.build --results {params.results} --out {output} {params.config} > {log} 2>&1"
+        "python -m paper_tables.build --results {params.results} --out {output} {params.config}{params.committed} > {log} 2>&1"
 
 
 rule audit:
@@ -87,9 +88,10 @@ rule draw_figures:
         config=config_arguments,
         results=lambda wildcards, output: os.path.dirname(output[0]),
         expected=digest(CONFIG.as_profile()),
+        committed=beside(PLAN.root),
     shell:
         "python -m paper_tables.figures --results {params.results} --out {output.figures} --gallery {output.gallery} {params.config}"
-        " > {log} 2>&1"
+        "{params.committed} > {log} 2>&1"
 
 
 # Targets without inputs: they take the records that are there and never train.
