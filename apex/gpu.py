@@ -42,9 +42,12 @@ def pick_device(name: str) -> str:
     return name
 
 
-def repeatable(device: str) -> None:
+def repeatable(device: str, *, strict: bool = False) -> None:
     """On a GPU, asks torch for kernels whose sums have one order, so that one seed gives one result on one card; slower in some backward
-    passes. An operation that has no such kernel runs, with torch's warning. Nothing is to be asked on a CPU.
+    passes. Nothing is to be asked on a CPU.
+
+    An operation that has no such kernel runs, with torch's warning; `strict`, it raises RuntimeError. The backward pass of attention, which
+    has one, takes it only then: torch says so where it does not.
 
     To be called before the first product of matrices: cuBLAS reads its setting then.
     """
@@ -53,7 +56,7 @@ def repeatable(device: str) -> None:
     if not device.startswith("cuda"):
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it is written
 
 

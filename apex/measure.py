@@ -103,6 +103,7 @@ def measure(config: Config, row: str, steps: int) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         loop.measure_memory()
+    loop.settle()  # a run's steps take the same kernels
     cycle, seconds = loop.method.cycle(), []
     for step in range(WARM_UP + steps):
         if step == WARM_UP:

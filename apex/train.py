@@ -16,7 +16,7 @@ import json
 import math
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -345,20 +345,41 @@ class Loop:
             self.ledger.count("teacher", count * plan.passes, "forward")
             self.flops = self.ledger.flops()
 
+    def trial(self, watched: AbstractContextManager | None = None) -> None:
+        """One forward and backward pass, inside `watched`, that leaves no trace in the run."""
+        passes, buffers = self.ledger.state()["passes"], {k: v.clone() for k, v in self.trained().items() if k.split(".")[0] in self.extra}
+        try:
+            with torch.random.fork_rng(), watched or nullcontext(), self.accelerator.autocast():
+                out = self.checked(self.method.losses(self.batch(0), self.nets, self.method.cycle() - 1))
+                for loss in out.losses.values():
+                    self.accelerator.backward(loss)
+        finally:
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad()
+            self.ledger.passes = passes
+            now = self.trained()
+            for name, value in buffers.items():
+                now[name].data.copy_(value)
+
+    def settle(self) -> None:
+        """On a GPU, asks for one order of sums in every training pass; where an operation has none, says which, and goes on without."""
+        device = self.accelerator.device.type
+        if device != "cuda":
+            return
+        repeatable(device, strict=True)
+        try:
+            self.trial()
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            repeatable(device)
+            if self.main:
+                print(f"warning: {self.run.row}: the last digits of a run differ from another's of its seed: {str(error).split(',')[0]}")
+
     def measure_memory(self) -> None:
         """Peak memory of one forward and backward pass and what stands beside it, in MB; leaves no trace in the run."""
-        passes, buffers = self.ledger.state()["passes"], {k: v.clone() for k, v in self.trained().items() if k.split(".")[0] in self.extra}
-        with torch.random.fork_rng(), PeakMemory() as peak, self.accelerator.autocast():
-            out = self.checked(self.method.losses(self.batch(0), self.nets, self.method.cycle() - 1))
-            for loss in out.losses.values():
-                self.accelerator.backward(loss)
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
-        self.ledger.passes = passes
-        now = self.trained()
-        for name, value in buffers.items():
-            now[name].data.copy_(value)
-        del out
+        peak = PeakMemory()
+        self.trial(peak)
         trained = [sharding.local(p).numel() for o in self.optimizers.values() for p in sharding.parameters(o)]
         parts = {
             "student": megabytes(self.student.parameters()),
@@ -377,6 +398,7 @@ class Loop:
             self.probe()
         started = time.time()
         self.make_pairs()
+        self.settle()
         if self.step == 0:
             self.seconds += time.time() - started
             self.measure_memory()

@@ -187,7 +187,8 @@ def pretend_gpu() -> Iterator[None]:
             (Accelerator, "device", property(lambda _: CARD)),
         ):
             stack.enter_context(patch.object(where, name, value))
-        stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled(), warn_only=warns)
         stack.enter_context(Follow(card))
         stack.enter_context(Say(card))
         yield

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
     args.device = pick_device(args.device)
-    repeatable(args.device)
+    repeatable(args.device, strict=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 

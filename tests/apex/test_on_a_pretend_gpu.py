@@ -117,6 +117,48 @@ def test_apex_trains_in_every_way(make_loop, qwen_pipeline, tmp_path, way: str, 
     assert same(saved(tmp_path / "run-cpu"), saved(tmp_path / "run-gpu"))
 
 
+# ---------------------------------------------------------------------------------------------------- one order of sums
+
+
+def test_training_takes_ordered_kernels_of_attention_and_the_cpu_is_left_alone(make_loop):
+    """torch's attention adds in no order in its backward pass while an operation without an order may run."""
+    make_loop("fm", resume="cpu").fit(1)
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pretend_gpu():
+        make_loop("fm", resume="gpu").fit(1)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_method_with_an_operation_without_an_order_runs_and_is_named(make_loop, monkeypatch, capsys):
+    real = methods.get("fm").losses
+
+    def losses(self, *given):
+        if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError("some_backward_cuda does not have a deterministic implementation, but you set 'torch.use_...'")
+        return real(self, *given)
+
+    with pretend_gpu():
+        plain = make_loop("fm", resume="plain")
+        plain.fit(2)
+        assert "warning" not in capsys.readouterr().out
+        monkeypatch.setattr(methods.get("fm"), "losses", losses)
+        loop = make_loop("fm", resume="named")
+        loop.fit(1)
+        loop = make_loop("fm", resume="named")
+        loop.fit(1)
+        assert torch.is_deterministic_algorithms_warn_only_enabled() and loop.step == 2
+        assert all(torch.equal(v, plain.trained()[k]) for k, v in loop.trained().items())
+    said = "warning: row: the last digits of a run differ from another's of its seed: some_backward_cuda does not have a deterministic"
+    assert capsys.readouterr().out.count(said) == 2
+
+
+def test_another_error_of_the_first_pass_is_not_hidden(make_loop, monkeypatch):
+    monkeypatch.setattr(methods.get("fm"), "losses", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pretend_gpu(), pytest.raises(RuntimeError, match="out of memory"):
+        make_loop("fm").fit(1)
+
+
 # ------------------------------------------------------------------------------------------------------- the commands
 
 
