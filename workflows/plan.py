@@ -116,9 +116,17 @@ class Plan:
         return [self.calibration] if wanted else []
 
     def timed(self, full: bool = False) -> list[Point]:
-        """The points whose network is timed: the teacher, trained rows and checkpoints, at the first seed."""
+        """The points whose network is timed: the teacher, trained rows and checkpoints, each at one seed: that at which the row was timed
+        before, also by a call for other seeds, else the first."""
         rows = {"teacher", *self.config.all_methods, *self.config.checkpoint_rows}
-        return [p for p in self.points(full) if p.row in rows and p.seed == self.config.seeds[0]]
+        points = [p for p in self.points(full) if p.row in rows and p.seed == self.config.seeds[0]]
+        before = {row: self.timed_before(row) for row in {point.row for point in points}}
+        return [p if before[p.row] is None else p._replace(seed=before[p.row]) for p in points]
+
+    def timed_before(self, row: str) -> int | None:
+        """The seed of the row's speed records, the lowest of several; None without any."""
+        found = Path(self.root, "records", row).glob(f"nfe*/seed*/*/{SPEED}.json")
+        return min((int(path.parts[-3].removeprefix("seed")) for path in found), default=None)
 
     def candidates(self) -> list[tuple[str, int]]:
         """What `snakemake tune` tries: (method, number), for the methods of the profile's rows."""

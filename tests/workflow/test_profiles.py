@@ -468,3 +468,22 @@ def test_an_evaluator_with_settings_of_its_own_is_a_job_of_its_own(profile):
     assert plan.alone() == ["clip_score", "dpg", "fid"]
     assert plan.options(["clip_score", "geneval"]) == {"clip_score": {"protocol": "openai"}}
     assert plan.options(["fid"]) == {"fid": {"protocol": "clean-fid", "reference": "real", "keep": "results/mine/features"}}
+
+
+def test_a_row_is_timed_once_also_where_other_seeds_are_asked_for_later(profile, tmp_path, monkeypatch):
+    """Times have no seed of their own: of two, collecting the records could not tell which holds."""
+    monkeypatch.chdir(tmp_path)
+
+    def timed(seeds: str) -> set[str]:
+        plan = Plan(load(profile(f"profile: mine\nmethods: [apex, fm]\nnfe: [1, 2]\nteacher_nfe: [25]\nseeds: {seeds}\n")))
+        return {path for path in plan.records() if path.endswith("/speed.json")}
+
+    first = timed("[3, 4]")
+    assert {path.split("/")[5] for path in first} == {"seed3"}
+    for path in first:
+        if "/fm/" not in path:
+            Path(path).parent.mkdir(parents=True)
+            Path(path).write_text("{}")
+    later = timed("[1, 2]")
+    assert {path for path in later if "/fm/" not in path} == {path for path in first if "/fm/" not in path}
+    assert {path.split("/")[5] for path in later if "/fm/" in path} == {"seed1"}
