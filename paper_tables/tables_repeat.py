@@ -107,9 +107,9 @@ def repeated(view: View) -> Table | None:
     caption = (
         "What was run here beside what is committed of the same profile in results/reference, over the seeds that both have (all seeds, "
         "where they have none in common). Difference: here minus committed, with its 95% interval over prompts; of a trained row it holds "
-        "training noise too: of its own committed seeds where there are three, else the largest that any row shows. the same: not a digit "
-        "apart; agrees: the interval holds zero; higher, lower: it does not, as of one cell in twenty by chance. One seed gives one result "
-        "on one kind of processor; on another, training ends elsewhere, as far off as with another seed."
+        "training noise too: of its own committed seeds where there are three, else the largest that any row shows. Reading: “the same”, "
+        "not a digit apart; “agrees”, the interval holds zero; “higher” and “lower”, it does not, as of one cell in twenty by chance. "
+        "One seed gives one result on one kind of processor; on another, training ends elsewhere, as far off as with another seed."
     )
     table = Table("repeated", "This run and the committed one", caption, columns, remark=remark(view))
     counts: dict[str, int] = {}

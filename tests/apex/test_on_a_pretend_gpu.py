@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from apex import methods, sample
+from apex import measure, methods, sample
+from apex.config import load
 from apex.data import cache, embeddings, synthesise
 from apex.data.shards import write_world
 from apex.errors import run_command
@@ -115,6 +117,17 @@ def test_apex_trains_in_every_way(make_loop, qwen_pipeline, tmp_path, way: str, 
             loop.fit(2)
             loop.export(tmp_path / f"run-{place}")
     assert same(saved(tmp_path / "run-cpu"), saved(tmp_path / "run-gpu"))
+
+
+def test_a_rows_steps_are_measured_with_the_kernels_of_a_run(tiny_profile, monkeypatch):
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr(measure.estimate, "measured_rate", lambda device: {"cuda:0": 1.0}[device])
+    config = load(tiny_profile(rows={"row": {"method": "apex"}}, methods=["row"], budget={"forward_equivalents": 1e6}))
+    with pretend_gpu():
+        found = measure.measure(config, "row", steps=1)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    AcceleratorState._reset_state(True)
+    assert found["device"] == "cuda:0" and found["tflops"] > 0
 
 
 # ---------------------------------------------------------------------------------------------------- one order of sums
