@@ -101,6 +101,21 @@ def bar(axes: Axes, one: Summary, level: float, color: str) -> None:
         axes.plot([one.low, one.high], [level] * 2, color=color, linewidth=1.3, alpha=0.5, zorder=2, solid_capstyle="butt")
 
 
+def step_bar(axes: Axes, one: Summary, level: float, turn: int, count: int, color: str) -> None:
+    """A number at the `turn`th of `count` NFEs, at its place on the row's level, with its interval."""
+    at = level + 0.22 * (turn - (count - 1) / 2)
+    bar(axes, one, at, color)
+    axes.plot([one.value], [at], marker=STEPS[turn % len(STEPS)], markersize=4.2, color=color, linestyle="",
+              markerfacecolor=color if turn == 0 else "white", zorder=3)  # fmt: skip
+
+
+def step_legend(figure: Figure, nfes: Sequence[int]) -> None:
+    """The marks of `step_bar`."""
+    marks = {f"NFE {nfe}": {"marker": STEPS[turn % len(STEPS)], "color": INK, "linestyle": "", "markersize": 5,
+                            "markerfacecolor": INK if turn == 0 else "white"} for turn, nfe in enumerate(nfes)}  # fmt: skip
+    legend(figure, marks)
+
+
 # ---------------------------------------------------------------------------------------------- each against apex
 
 
@@ -165,11 +180,8 @@ def repeated(view: View) -> Figure | None:
         axes.axvline(0, color=TEACHER_COLOR, linewidth=1.0, zorder=1)
         axes.set_xlim(-1.1 * far, 1.1 * far)
         for (row, nfe, _), one in shown.items():
-            turn = nfes.index(nfe)
-            at = level[row] + 0.22 * (turn - (len(nfes) - 1) / 2)
-            bar(axes, one, at, look[row].color)
-            axes.plot([one.value], [at], marker=STEPS[turn % len(STEPS)], markersize=4.2, color=look[row].color, linestyle="", zorder=3)
-    legend(figure, {f"NFE {nfe}": {"marker": STEPS[turn % len(STEPS)], "color": INK, "linestyle": ""} for turn, nfe in enumerate(nfes)})
+            step_bar(axes, one, level[row], nfes.index(nfe), len(nfes), look[row].color)
+    step_legend(figure, nfes)
     return figure
 
 
@@ -219,15 +231,10 @@ def relative(view: View) -> Figure | None:
         for row in rows:
             for turn, nfe in enumerate(nfes):
                 if one := known.get((row, nfe, place)):
-                    at = level[row] + 0.22 * (turn - (len(nfes) - 1) / 2)
-                    bar(axes, one, at, look[row].color)
-                    axes.plot([one.value], [at], marker=STEPS[turn % len(STEPS)], markersize=4.2, color=look[row].color, linestyle="",
-                              markerfacecolor=look[row].color if turn == 0 else "white", zorder=3)  # fmt: skip
+                    step_bar(axes, one, level[row], turn, len(nfes), look[row].color)
             if not any((row, nfe, place) in known for nfe in nfes):
                 say(axes, level[row], "not run" if row in view.not_run else "–")
-    marks = {f"NFE {nfe}": {"marker": STEPS[turn % len(STEPS)], "color": INK, "linestyle": "", "markersize": 5,
-                            "markerfacecolor": INK if turn == 0 else "white"} for turn, nfe in enumerate(nfes)}  # fmt: skip
-    legend(figure, marks)
+    step_legend(figure, nfes)
     return figure
 
 

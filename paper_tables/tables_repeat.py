@@ -48,7 +48,7 @@ class Beside:
         self.here, self.there = (
             View([one for one in side.found if one.record.seed in (common.get(one.key) or {one.record.seed})]) for side in (view, committed)
         )
-        self.keys = [key for key in view.keys if any(self.difference(key, metric) for metric, *_ in METRICS)]
+        self.keys = [key for key in view.keys if any(self.here.get(key, metric) and self.there.get(key, metric) for metric, *_ in METRICS)]
 
     def other_settings(self, row: str) -> str:
         """What the two were trained with differently, of the settings that both records have; '' where nothing, or there is no record."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from apex.data.prompts import COMMITTED, load_prompts, write_layout
+from evaluators import throughput
 from evaluators.clip_model import Clip
 from evaluators.command import fresh_renders
 from evaluators.geneval.color import ClipColors
@@ -69,3 +71,18 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `evaluators.throughput` builds with random weights, of the same classes and small."""
+    small = throughput.MASK2FORMER | {
+        "backbone_config": throughput.MASK2FORMER["backbone_config"] | {"embed_dim": 24, "depths": [1, 1, 1, 1]},
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "dim_feedforward": 64,
+        "encoder_feedforward_dim": 64,
+        "num_queries": 20,
+    }
+    monkeypatch.setattr(throughput, "MASK2FORMER", small)
+    monkeypatch.setattr(throughput.Clip, "random", partial(Clip.random, architecture="ViT-S-32-alt"))

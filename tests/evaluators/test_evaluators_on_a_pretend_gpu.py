@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import import_module
 
 import pytest
@@ -10,18 +9,8 @@ import torch
 
 from evaluators import throughput
 from evaluators.__main__ import MODULES
-from evaluators.clip_model import Clip
 from evaluators.result import read_record
 from tests.pretend import pretend_gpu
-
-SMALL = throughput.MASK2FORMER | {
-    "backbone_config": throughput.MASK2FORMER["backbone_config"] | {"embed_dim": 24, "depths": [1, 1, 1, 1]},
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "dim_feedforward": 64,
-    "encoder_feedforward_dim": 64,
-    "num_queries": 20,
-}
 
 
 @pytest.mark.parametrize("name", ["geneval", "fid", "clip_score", "coverage"])
@@ -35,9 +24,7 @@ def test_a_record_has_the_cpus_numbers(name, make_folder, few_rows, tmp_path):
 
 
 @pytest.mark.parametrize("name", throughput.EVALUATORS)
-def test_the_official_networks_run_with_random_weights(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(throughput, "MASK2FORMER", SMALL)
-    monkeypatch.setattr(throughput.Clip, "random", partial(Clip.random, architecture="ViT-S-32-alt"))
+def test_the_official_networks_run_with_random_weights(name, small_networks, tmp_path):
     line = ["--evaluator", name, "--images", "2", "--batch", "1", "--resolution", "64", "--device", "cuda"]
     with pretend_gpu():
         throughput.main([*line, "--out", str(tmp_path / "cost.json")])

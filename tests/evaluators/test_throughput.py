@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,7 @@ import torch
 
 from apex.errors import UserError
 from evaluators import throughput
-from evaluators.clip_model import Clip
 
-SMALL = throughput.MASK2FORMER | {
-    "backbone_config": throughput.MASK2FORMER["backbone_config"] | {"embed_dim": 24, "depths": [1, 1, 1, 1]},
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "dim_feedforward": 64,
-    "encoder_feedforward_dim": 64,
-    "num_queries": 20,
-}
 METRICS = {
     "geneval": {"geneval/images_per_s"},
     "clip_score": {"clip_score/images_per_s", "clip_score/texts_per_s"},
@@ -30,9 +20,7 @@ METRICS = {
 
 
 @pytest.mark.slow
-def test_every_evaluator_runs_on_random_networks_and_leaves_a_record(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(throughput, "MASK2FORMER", SMALL)
-    monkeypatch.setattr(throughput.Clip, "random", partial(Clip.random, architecture="ViT-S-32-alt"))
+def test_every_evaluator_runs_on_random_networks_and_leaves_a_record(small_networks, tmp_path: Path, capsys) -> None:
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     out = tmp_path / "new" / "cost.json"
@@ -50,9 +38,8 @@ def test_every_evaluator_runs_on_random_networks_and_leaves_a_record(tmp_path: P
             assert f"{metric}: " in printed
 
 
-def test_a_random_detector_is_sure_enough_to_find_things(monkeypatch) -> None:
+def test_a_random_detector_is_sure_enough_to_find_things(small_networks) -> None:
     """Or nothing would be cut out for the colours, and the figure would be of half of the work."""
-    monkeypatch.setattr(throughput, "MASK2FORMER", SMALL)
     torch.manual_seed(0)
     found = throughput.detector_of("cpu")(torch.stack([torch.from_numpy(i) for i in throughput.pictures(2, 128)]).numpy())
     assert all(image and max(d.score for kind in image.values() for d in kind) > 0.3 for image in found)

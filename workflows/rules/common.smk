@@ -231,13 +231,14 @@ def kept(folder):
     return f"results/{folder}" if any(Path("results", folder).rglob("*.json")) else f"results/reference/{folder}"
 
 
+def recorded(results):
+    """Whether the folder holds result records."""
+    return any(Path(results, "records").rglob("*.json"))
+
+
 def beside(results):
     """What sets these results beside the committed ones of the profile, where there are any; those alone stand beside nothing."""
-    return (
-        f" --committed {PLAN.reference}"
-        if results != PLAN.reference and any(Path(PLAN.reference, "records").rglob("*.json"))
-        else ""
-    )
+    return f" --committed {PLAN.reference}" if results != PLAN.reference and recorded(PLAN.reference) else ""
 
 
 def table_commands(results, out=PLAN.root):

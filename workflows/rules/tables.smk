@@ -1,7 +1,7 @@
 # From result records to metrics.csv, tables and figures. Nothing here imports torch.
 
 # What `snakemake tables` reads: this profile's own records, or the committed reference's where there are none.
-RECORDED = PLAN.root if any(Path(PLAN.root, "records").rglob("*.json")) else PLAN.reference
+RECORDED = PLAN.root if recorded(PLAN.root) else PLAN.reference
 
 
 rule collect:
