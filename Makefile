@@ -6,6 +6,7 @@
 #     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
 #     make env-mmdet   mmdet beside the lock, for GenEval's official detector as published; builds mmcv (MMCV_WHEELS=FOLDER: does not)
 #     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
+#     make test-kubernetes   the same on a stand-in for a Kubernetes of one node, as root on Debian; it installs kubectl
 #     make gpu       what needs a GPU, measured and checked in order of worth (ARGS="--minutes 8")
 #
 # ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-k config".
@@ -17,7 +18,7 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 
-.PHONY: all smoke tables test test-slurm gpu lint env env-mmdet lock schema
+.PHONY: all smoke tables test test-slurm test-kubernetes gpu lint env env-mmdet lock schema
 
 all: $(STAMP)
 	$(BIN)/snakemake all $(ARGS)
@@ -33,6 +34,9 @@ test: $(STAMP)
 
 test-slurm: $(STAMP)
 	tests/cluster/slurm.sh
+
+test-kubernetes: $(STAMP)
+	tests/cluster/kubernetes.sh
 
 gpu: $(STAMP)
 	$(BIN)/python tests/gpu/measure.py --out results $(ARGS)

@@ -98,6 +98,8 @@ def test_on_a_cluster_every_rule_that_can_use_a_gpu_gets_one():
             called[plain] = set(re.findall(r"(?:python -m|\{params\.start\}) ([\w.]+)", block))
     wanted = {name for name in {*called, *base} if ON_A_GPU & called[base.get(name, name)]}
     wanted -= {"sample_reference"}  # it renders
-    for cluster in ("slurm", "kubernetes"):
-        given = yaml.safe_load((ROOT / f"profiles/{cluster}/config.yaml").read_text())["set-resources"]
-        assert {name for name, resources in given.items() if resources.get("gpu")} == wanted
+    slurm, kubernetes = (
+        yaml.safe_load((ROOT / f"profiles/{cluster}/config.yaml").read_text())["set-resources"] for cluster in ("slurm", "kubernetes")
+    )
+    assert {name for name, resources in slurm.items() if resources.get("gpu")} == wanted
+    assert kubernetes == slurm

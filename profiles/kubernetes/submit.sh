@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Creates one Kubernetes job and prints its name. Snakemake calls it: rule, CPUs, memory in MB, GPUs, minutes, the job's script.
+# Yours to change: the volume's claim and path, the image (bash, and Python where .venv was made with it; for GPUs what the driver needs), and
+# whatever your cluster wants of a pod (tolerations, a node selector, a priority class).
+set -euo pipefail
+rule=$1 cpus=$2 mem_mb=$3 gpus=$4 minutes=$5 script=$6
+
+kubectl create --output name --filename - << JOB | sed 's,.*/,,'
+apiVersion: batch/v1
+kind: Job
+metadata:
+  generateName: ${rule//_/-}-
+  labels: {app: apex}
+spec:
+  backoffLimit: 0                     # Snakemake tries again (retries in config.yaml)
+  ttlSecondsAfterFinished: 86400
+  template:
+    metadata:
+      labels: {app: apex}
+    spec:
+      restartPolicy: Never
+      activeDeadlineSeconds: $((60 * minutes))  # the pod's, which does not count the time in the queue; the job's would
+      containers:
+        - name: job
+          image: python:3.11-bookworm
+          command: [bash, "$script"]
+          resources:
+            requests: {cpu: "$cpus"}
+            limits: {memory: "${mem_mb}M", nvidia.com/gpu: "$gpus"}  # what has a limit alone requests as much
+          volumeMounts:
+            - {name: volume, mountPath: /apex}
+            - {name: shared-memory, mountPath: /dev/shm}
+      volumes:
+        - {name: volume, persistentVolumeClaim: {claimName: apex}}
+        - {name: shared-memory, emptyDir: {medium: Memory}}          # 64 MB without it: too little for several processes
+JOB

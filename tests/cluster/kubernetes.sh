@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The smoke profile on a stand-in for a Kubernetes of one node and one GPU (kube_api.py), through the real kubectl: `make test-kubernetes`. On Debian,
+# as root, for a pod is a mount namespace; it installs kubectl. The checkout is copied to the cluster's volume, which is mounted at /apex.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+plugin=$(grep -o 'snakemake-executor-plugin-cluster-generic==[0-9.]*' profiles/kubernetes/config.yaml)
+
+[ "$(id -u)" = 0 ] || { echo "error: tests/cluster/kubernetes.sh: found user $(id -un), expected root: pods are mount namespaces" >&2; exit 2; }
+if ! command -v kubectl > /dev/null; then
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends kubernetes-client > /dev/null
+fi
+work=$(mktemp -d)
+mkdir "$work"/{volume,plugin}
+
+stop() {
+  [ -z "${server:-}" ] || kill "$server"
+  [ -z "${made:-}" ] || rmdir /apex
+  if [ -n "${passed:-}" ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
+}
+trap stop EXIT
+[ -d /apex ] || { mkdir /apex; made=yes; }
+
+git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- | tar --extract --directory "$work/volume"
+.venv/bin/uv pip install --quiet --python .venv/bin/python --target "$work/plugin" --no-deps "$plugin"  # Snakemake brings what it needs
+
+.venv/bin/python tests/cluster/kube_api.py "apex=$work/volume" "$work/port" "$work/ended.jsonl" 2> "$work/cluster.log" &
+server=$!
+for _ in $(seq 50); do [ -s "$work/port" ] && break || sleep 0.2; done
+cat > "$work/kubeconfig" << CONF
+{apiVersion: v1, kind: Config, current-context: test, users: [{name: test, user: {}}],
+ clusters: [{name: test, cluster: {server: "http://127.0.0.1:$(cat "$work/port")"}}], contexts: [{name: test, context: {cluster: test, user: test}}]}
+CONF
+
+# What a user types, where the volume is mounted.
+unshare --mount bash -euo pipefail -c '
+  mount --bind "$1/volume" /apex
+  cd /apex
+  make env
+  export KUBECONFIG=$1/kubeconfig PYTHONPATH=$1/plugin
+  .venv/bin/snakemake all --profile profiles/kubernetes --configfile workflows/config/smoke.yaml --latency-wait 5
+' machine "$work" || { tail -n 50 "$work/cluster.log" >&2; exit 1; }
+
+jobs=$(wc -l < "$work/ended.jsonl")
+done=$(grep -c '"code": 0,' "$work/ended.jsonl")
+gpus=$(grep -c '"nvidia.com/gpu": 1.0' "$work/ended.jsonl" || true)
+rows=$(grep -c geneval/overall "$work/volume/results/smoke/metrics.csv")
+echo "$jobs jobs went through the cluster, $done completed, $gpus of them with a GPU; $rows GenEval scores in metrics.csv"
+[ "$jobs" -ge 10 ] && [ "$jobs" = "$done" ] && [ "$gpus" -ge 4 ] && [ "$rows" -ge 4 ]
+passed=yes
