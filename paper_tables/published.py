@@ -3,7 +3,7 @@
 published/table1..7.csv   the paper's tables, digits as printed (strings keep the number of decimals)
 published/sana_sprint.csv Sana-Sprint's own comparison, the rows that Table 1 shares with it
 published/other.csv       single numbers from other papers, with what they compare to
-published/networks.yaml   public parameter counts, the LoRA targets, the machine of Table 1
+published/networks.yaml   public parameter counts, the LoRA targets, the machine of Table 1, what training sets hold
 text_claims.yaml          what the paper's text says about its tables
 """
 
