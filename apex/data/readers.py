@@ -1,10 +1,12 @@
-"""Raw samples out of the three formats that training data comes in; used through `apex.data.shards`.
+"""Raw samples out of the formats that training data comes in; used through `apex.data.shards`.
 
 - WebDataset: `*.tar`, one image (png, jpg, jpeg, webp), one `txt` and perhaps one `json` a sample;
   an `index.json` beside them, where there is one, gives each shard's SHA-256, which is checked.
 - Image folder: images with same-named `.txt` captions (and perhaps `.json`), or with a
   `metadata.jsonl` (Hugging Face's imagefolder convention: `file_name`, `text` or `caption`).
 - Parquet: an image column (bytes, or Hugging Face's struct {bytes, path}) and a caption column.
+- ShareGPT-4o-Image as it is published: tars of images alone, `text_to_image_part_*.tar`, and their captions in one list beside
+  them, `text_to_image.json`, of {input_prompt, output_image}.
 
 Samples come in a fixed order: files by name, rows as they stand. Every defect is a `UserError`.
 """
@@ -12,9 +14,10 @@ Samples come in a fixed order: files by name, rows as they stand. Every defect i
 from __future__ import annotations
 
 import json
+import sys
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from apex.errors import UserError
@@ -24,6 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE_COLUMNS = ("image", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 INDEX = "index.json"
+LISTING, LISTED_TARS = "text_to_image.json", "text_to_image_part_*.tar"
 
 
 class Record(NamedTuple):
@@ -37,7 +41,7 @@ class Record(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set on disk: its root, its kind (tar, parquet, jsonl or folder) and the files to read, sorted.
+    """A data set on disk: its root, its kind (tar, parquet, jsonl, listed or folder) and the files to read, sorted.
 
     `whole` is false when a single file was named: then its neighbours are not looked at.
     """
@@ -56,7 +60,14 @@ def detect(path: Path) -> Source:
         kind = {".tar": "tar", ".parquet": "parquet"}.get(path.suffix)
         if kind is None:
             raise UserError(f"{path}: not a data set; expected a .tar or .parquet file, or a folder")
+        if (listing := path.parent / LISTING).is_file() and path.match(LISTED_TARS):
+            return Source(path.parent, "listed", (listing, path), whole=False)
         return Source(path.parent, kind, (path,), whole=False)
+    if (path / LISTING).is_file():  # the published folder has further tars, of another task
+        tars = sorted(path.glob(LISTED_TARS))
+        if not tars:
+            raise UserError(f"{path}: {LISTING} without its images; expected {LISTED_TARS} beside it")
+        return Source(path, "listed", (path / LISTING, *tars))
     found = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
     tars = tuple(p for p in found if p.suffix == ".tar")
     tables = tuple(p for p in found if p.suffix == ".parquet")
@@ -77,7 +88,13 @@ def detect(path: Path) -> Source:
 
 def records(source: Source) -> Iterator[Record]:
     """Every sample of `source`. Raises `UserError` at the first defect, and when there is no sample at all."""
-    read = {"tar": _tar_records, "parquet": _parquet_records, "jsonl": _jsonl_records, "folder": _folder_records}[source.kind]
+    read = {
+        "tar": _tar_records,
+        "parquet": _parquet_records,
+        "jsonl": _jsonl_records,
+        "listed": _listed_records,
+        "folder": _folder_records,
+    }[source.kind]
     empty = True
     for record in read(source):
         empty = False
@@ -125,8 +142,6 @@ def read_index(root: Path) -> dict[str, Any] | None:
 
 
 def _tar_records(source: Source) -> Iterator[Record]:
-    from webdataset.tariterators import tarfile_samples
-
     index = read_index(source.root)
     known = None if index is None else {s["file"]: s for s in index["shards"]}
     if known is not None and source.whole:
@@ -136,27 +151,35 @@ def _tar_records(source: Source) -> Iterator[Record]:
             raise UserError(f"{source.root / INDEX}: shard {name} is {what}; make or copy the shards again")
     for path in source.files:
         listed = None if known is None else known.get(path.relative_to(source.root).as_posix())
-        if listed is None:
-            _check_tar(path)
-        elif (found := file_sha256(path)) != listed["sha256"]:
+        if listed is not None and (found := file_sha256(path)) != listed["sha256"]:
             wanted = str(listed["sha256"])[:12]
             raise UserError(f"{path}: SHA-256 {found[:12]}, but {INDEX} says {wanted}: changed or truncated; make or copy it again")
-        try:
-            # An absolute path, so that no file name can be taken for one of webdataset's URL schemes.
-            for sample in tarfile_samples([{"url": str(path.resolve())}]):
-                yield _tar_record(sample, path)
-        except (tarfile.TarError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: corrupt tar ({_first_line(error)}); make or download it again") from None
+        for sample in _tar_samples(path, whole=listed is not None):
+            where = f"{path}, sample {sample['__key__']}"
+            image = _image(sample, where)
+            meta = _object(sample["json"], f"{where}, json") if "json" in sample else {}
+            yield Record(sample["__key__"], image, _caption(sample.get("txt"), where), meta, where)
 
 
-def _tar_record(sample: dict[str, Any], path: Path) -> Record:
-    where = f"{path}, sample {sample['__key__']}"
+def _tar_samples(path: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
+    """The samples of one tar as webdataset groups them; without `whole`, that nothing is cut off is checked first."""
+    from webdataset.tariterators import tarfile_samples
+
+    if not whole:
+        _check_tar(path)
+    try:
+        # An absolute path, so that no file name can be taken for one of webdataset's URL schemes.
+        yield from tarfile_samples([{"url": str(path.resolve())}])
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: corrupt tar ({_first_line(error)}); make or download it again") from None
+
+
+def _image(sample: dict[str, Any], where: str) -> bytes:
     image = next((sample[s[1:]] for s in IMAGE_SUFFIXES if s[1:] in sample), None)
     if image is None:
         found = ", ".join(k for k in sample if not k.startswith("__"))
         raise UserError(f"{where}: no image; found {found}; expected one of {', '.join(IMAGE_SUFFIXES)}")
-    meta = _object(sample["json"], f"{where}, json") if "json" in sample else {}
-    return Record(sample["__key__"], image, _caption(sample.get("txt"), where), meta, where)
+    return image
 
 
 def _check_tar(path: Path) -> None:
@@ -177,6 +200,51 @@ def _check_tar(path: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error.args[0] if error.args else error).splitlines()[0] if str(error) else type(error).__name__
+
+
+# ------------------------------------------------------------------------------ tars with a list beside
+
+
+def _listed_records(source: Source) -> Iterator[Record]:
+    """Images that the list does not name are left out, and how many of them, and of the list's rows, went without the other is said."""
+    listing, *tars = source.files
+    rows = _listed_rows(listing)
+    unnamed, missing = 0, set(rows)
+    for path in tars:
+        for sample in _tar_samples(path):
+            key = PurePosixPath(sample["__key__"]).as_posix()  # "./image/1" is image/1
+            if key not in rows:
+                unnamed += 1
+                continue
+            where = f"{path}, sample {key}"
+            missing.discard(key)
+            caption, meta = rows[key]
+            yield Record(key, _image(sample, where), caption, meta, where)
+    if unnamed or missing:
+        print(
+            f"{source.root}: left out: {unnamed} images without a row in {LISTING}, {len(missing)} rows without an image", file=sys.stderr
+        )
+
+
+def _listed_rows(path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Caption and other fields of every row, by the image's name without its suffix."""
+    try:
+        listed = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
+    if not isinstance(listed, list):
+        raise UserError(f"{path}: found a JSON {type(listed).__name__}, expected a list of {{input_prompt, output_image}}")
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    for number, row in enumerate(listed):
+        where = f"{path}, row {number}"
+        if not isinstance(row, dict) or not {"input_prompt", "output_image"} <= row.keys():
+            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise UserError(f"{where}: found {found or 'no keys'}; expected input_prompt and output_image")
+        key = PurePosixPath(str(row.pop("output_image"))).with_suffix("").as_posix()
+        if key in rows:
+            raise UserError(f"{where}: output_image {key} has a row already; expected one caption an image")
+        rows[key] = _caption(row.pop("input_prompt"), where), row
+    return rows
 
 
 # -------------------------------------------------------------------------------- images in folders

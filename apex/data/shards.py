@@ -1,11 +1,11 @@
-"""The one data path: scenes written as WebDataset shards, and image-caption data read from any of three formats.
+"""The one data path: scenes written as WebDataset shards, and image-caption data read from any of the formats that are known.
 
     python -m apex.data.shards world --out DIR --scenes 60000 --resolution 32 --seed 0     render the embedded world
     python -m apex.data.shards check --data DIR                                            read everything, report defects
 
 Shards hold, per scene, `png`, `txt` (the caption) and `json` (the prompt row and the drawn objects:
 the exact truth). The same arguments give the same bytes; scene i depends on (seed, i) alone. The
-readers (WebDataset, image folder, parquet) are in `apex.data.readers`.
+readers (WebDataset, image folder, parquet, ShareGPT-4o-Image as published) are in `apex.data.readers`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def decode_image(data: bytes, where: str, resolution: int | None = None) -> np.n
 
 
 def open_samples(path: Path, resolution: int | None = None) -> Iterator[Sample]:
-    """Every sample of a data set of any of the three kinds, in a fixed order.
+    """Every sample of a data set of any known kind, in a fixed order.
 
     Without `resolution` all images must be of one size. Raises `UserError` naming the file and the
     sample: for a path that is missing or empty at once, for a defect inside when it is reached.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,27 @@ def as_hugging_face_parquet(samples: list[Sample], out: Path) -> Path:
     return _parquet(rows, out)
 
 
+def as_listed(samples: list[Sample], out: Path) -> Path:
+    """As ShareGPT-4o-Image is published: images in tars, captions in a list beside them, and another task's files."""
+    out.mkdir()
+    for name, part in (
+        ("text_to_image_part_0", samples[:6]),
+        ("text_to_image_part_1", samples[6:]),
+        ("text_and_image_to_image_part_0", samples),
+    ):
+        images = out / "image"
+        images.mkdir()
+        for s in part:
+            (images / f"{s.key}.png").write_bytes(encode_png(s.image))
+        with tarfile.open(out / f"{name}.tar", "w") as tar:
+            tar.add(images, "image")
+        shutil.rmtree(images)
+    rows = [{"input_prompt": s.caption, "output_image": f"image/{s.key}.png", "index": s.meta["index"]} for s in samples]
+    (out / "text_to_image.json").write_text(json.dumps(rows))
+    (out / "text_and_image_to_image.json").write_text("[]")
+    return out
+
+
 FORMATS: dict[str, Callable[[list[Sample], Path], Path]] = {
     "tars": as_tars,
     "tars_without_index": as_tars_without_index,
@@ -82,6 +105,7 @@ FORMATS: dict[str, Callable[[list[Sample], Path], Path]] = {
     "metadata_folder": as_metadata_folder,
     "parquet": as_parquet,
     "hugging_face_parquet": as_hugging_face_parquet,
+    "listed": as_listed,
 }
 
 

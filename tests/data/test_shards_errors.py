@@ -145,6 +145,36 @@ def test_defective_samples_in_a_tar(tmp_path: Path) -> None:
     message(tar_of(tmp_path / "g.tar", png=b"", txt=b"x"), "g.tar, sample s2", "image")
 
 
+# ------------------------------------------------------------------------------------- tars with a list
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "text_to_image.json: not valid JSON"),
+        ("{}", "text_to_image.json: found a JSON dict, expected a list"),
+        ('[{"output_image": "image/1.png"}]', "text_to_image.json, row 0: found output_image; expected input_prompt and output_image"),
+        ('[{"input_prompt": " ", "output_image": "image/1.png"}]', "text_to_image.json, row 0: caption missing or empty"),
+        (
+            '[{"input_prompt": "a", "output_image": "i/1.png"}, {"input_prompt": "b", "output_image": "i/1.png"}]',
+            "row 1: output_image i/1 has a",
+        ),
+        ('[{"input_prompt": "a", "output_image": "image/1.png"}]', "no samples in"),
+    ],
+)
+def test_defects_in_a_list_of_captions(text: str, expected: str, written: Written) -> None:
+    path = written("listed")
+    (path / "text_to_image.json").write_text(text)
+    message(path, expected)
+
+
+def test_a_list_without_its_images(written: Written) -> None:
+    path = written("listed")
+    for tar in path.glob("text_to_image_part_*.tar"):
+        tar.unlink()
+    message(path, "text_to_image.json without its images; expected text_to_image_part_*.tar beside it")
+
+
 # ----------------------------------------------------------------------------------------- folders
 
 

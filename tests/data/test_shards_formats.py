@@ -45,6 +45,39 @@ def test_one_file_or_limit(name: str, written: Callable[[str], Path], scenes: li
         assert [s.key for s in open_samples(single)] == [s.key for s in scenes[: 4 if "tar" in name else 5]]
 
 
+def test_images_in_tars_and_their_captions_in_a_list(written: Callable[[str], Path], scenes: list[Sample], capsys) -> None:
+    """ShareGPT-4o-Image as it is published; the images of its other task lie in the same folder."""
+    path = written("listed")
+    found = sorted(open_samples(path))
+    assert [s.key for s in found] == [f"image/{s.key}" for s in scenes]
+    for a, b in zip(found, scenes, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        assert (a.caption, a.meta) == (b.caption, {"index": b.meta["index"]})
+    assert not capsys.readouterr().err
+    one = list(open_samples(path / "text_to_image_part_1.tar"))
+    assert {s.key for s in one} == {f"image/{s.key}" for s in scenes[6:]}
+    assert "0 images without a row in text_to_image.json, 6 rows without an image" in capsys.readouterr().err
+
+    source = detect(path)
+    before = checksum(source)
+    for file in (path / "text_to_image.json", path / "text_to_image_part_0.tar"):
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        assert checksum(source) != before
+        file.write_bytes(content)
+    (path / "text_and_image_to_image.json").unlink()
+    assert checksum(detect(path)) == before
+
+
+def test_images_that_the_list_does_not_name_are_left_out_and_counted(written: Callable[[str], Path], capsys) -> None:
+    path = written("listed")
+    listing = path / "text_to_image.json"
+    rows = json.loads(listing.read_text())
+    listing.write_text(json.dumps([*rows[2:], {"input_prompt": "nothing", "output_image": "image/none.png"}]))
+    assert len(list(open_samples(path))) == 8
+    assert "left out: 2 images without a row in text_to_image.json, 1 rows without an image" in capsys.readouterr().err
+
+
 def test_poorer_captions_are_of_the_same_scenes(tmp_path: Path) -> None:
     full, shapes = ({"scenes": 40, "resolution": 16, "seed": 3, "captions": kind} for kind in ("full", "shapes"))
     write_world(tmp_path / "full", **full)
