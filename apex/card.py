@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from apex.data import overlap
+
 LIMITS = {
     "world": "It draws rendered scenes of coloured shapes at the size that it was trained at, and nothing else. Its scores are of "
     "detectors that know this world alone: they compare rows of one table, and say nothing about photographs.",
@@ -59,6 +61,7 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
+    seen = "".join(f"\n| prompts in training | {overlap.words(name, found)} |" for name, found in made.get("prompts_seen", {}).items())
     optimizer = OPTIMIZERS[train.get("optimizer", "adamw")]
     measured = numbers_table(numbers) if numbers else "Not measured yet."
     return f"""{front_matter(made)}
@@ -71,7 +74,7 @@ A text-to-image generator of few steps, distilled from {teacher} by `{made["meth
 | | |
 | --- | --- |
 | tuning | {made["tuning"]}{rank}; {made["trainable_parameters"]:,} parameters trained, {made["parameters"]:,} in the network |
-| data | {source}, {data["resolution"]} px |
+| data | {source}, {data["resolution"]} px |{seen}
 | budget | {passes}, {training["steps"]:,} steps |
 | optimiser | {optimizer}, learning rate {train["learning_rate"]:g}, betas {train["betas"]}, mean {train["ema"]:g}, {train["precision"]} |
 | settings | {", ".join(f"{key} {value}" for key, value in made["params"].items() if value is not None)} |

@@ -33,6 +33,7 @@ from apex.conditioning import AffineShift, Condition, shift_visibility
 from apex.config import Config, RunConfig, check_params, load, locate
 from apex.data.cache import Cache, load_cache
 from apex.data.embeddings import CaptionShards
+from apex.data.overlap import overlaps
 from apex.ema import Ema
 from apex.errors import UserError, run_command
 from apex.export import export_run
@@ -88,7 +89,7 @@ class Loop:
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
         pipeline, self.captions = self.frozen_parts(cache, embeddings)
-        self.latents, self.index = cache.latents, cache.caption_index
+        self.latents, self.index, self.texts = cache.latents, cache.caption_index, cache.captions
         shape = tuple(cache.latents.shape[1:])
         longest = self.captions.longest()
         student, teacher = self.networks()
@@ -602,6 +603,11 @@ class Loop:
             "trainable_parameters": self.parameters["trainable"],
             "latent_size": self.latents.shape[-1],
             "shift_visibility": self.visibility,
+            "prompts_seen": overlaps(
+                {split: self.profile.prompts_path(split) for split in self.profile.sampled},
+                self.texts,
+                torch.bincount(self.index, minlength=len(self.texts)).tolist(),
+            ),
             "training": {
                 "flops": self.flops,
                 "forward_equivalents": round(self.spent()),

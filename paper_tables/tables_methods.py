@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from apex.data import overlap
 from paper_tables import cells, stats
 from paper_tables.cells import COVERAGE, measured, missing, number, why_missing
 from paper_tables.render import Cell, Column, Line, Table
@@ -109,6 +112,15 @@ def _elsewhere(view: View) -> list[Line]:
     return [Line(_line(view, key), "Images from elsewhere, at other NFEs" if index == 0 else "") for index, key in enumerate(keys)]
 
 
+def seen_in_training(view: View) -> str:
+    """What the rows' training captions share with the prompts, of the row where it is most; empty where no record says it."""
+    most: dict[str, dict[str, Any]] = {}
+    for made in (one for runs in view.made.values() for one in runs):
+        for name, found in (made.get("prompts_seen") or {}).items():
+            most[name] = max(most.get(name, found), found, key=lambda one: (one["prompts_seen"], one["samples_alike"]))
+    return f"Prompts in training: {'; '.join(overlap.words(*one) for one in sorted(most.items()))}." if most else ""
+
+
 def comparison(view: View) -> Table:
     """Every method by family, at each NFE."""
     columns = [Column("row", "row", numeric=False), Column("nfe", "NFE")]
@@ -124,7 +136,8 @@ def comparison(view: View) -> Table:
         "prompt; FID, CLIP and coverage take the two as independent); no correction for the number of rows. Latency at batch 1, "
         "throughput at batch 10. n: images per seed."
     )
-    table = Table("comparison", "All methods", caption, columns, remark=remark(view), panels=PANELS)
+    said = f"{remark(view)} {seen_in_training(view)}".strip()
+    table = Table("comparison", "All methods", caption, columns, remark=said, panels=PANELS)
     levels = [key for key in view.keys if key[0] in REFERENCE_NAMES or (key[0] == "teacher" and key[1] >= TEACHER[1])]
     for index, key in enumerate(levels):
         table.lines.append(Line(_line(view, key), "Levels: the ceiling, the floors, the teacher" if index == 0 else ""))

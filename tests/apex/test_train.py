@@ -581,6 +581,22 @@ def test_a_learned_shift_moves_and_is_recorded(make_loop, tmp_path):
     assert shift["a"] != -0.5 and shift["b"] != 0.25
 
 
+def test_the_record_says_which_prompts_are_training_captions(make_loop, tiny_cache, tmp_path):
+    """Samples are counted, not captions: several have the same."""
+    cache = load_cache(tiny_cache)
+    common = int(cache.caption_index.mode().values)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (cache.captions[common].upper() + ".", "no caption at all")))
+    sets = {"own": {"file": str(prompts)}, "gone": {"file": str(tmp_path / "gone.jsonl")}}
+    loop = make_loop("fm", prompts={"sets": sets}, splits={"own": ["geneval"], "gone": ["geneval"]}, evaluators=["geneval"])
+    loop.fit(1)
+    loop.export(tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "made.json").read_text())["prompts_seen"]
+    assert found.keys() == {"own"}
+    assert (found["own"]["prompts"], found["own"]["prompts_seen"], found["own"]["samples"]) == (2, 1, len(cache.latents))
+    assert found["own"]["samples_seen"] == int((cache.caption_index == common).sum()) > 1
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_the_qwen_family_trains_through_the_same_loop(make_loop, qwen_pipeline, tuning: str, tmp_path):
     loop = make_loop("apex", tuning=tuning, pipeline=str(qwen_pipeline), train={"learning_rate": 1e-2})

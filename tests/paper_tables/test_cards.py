@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from apex import card
-from paper_tables import cards
+from apex.data import overlap
+from paper_tables import cards, tables_methods
 from paper_tables.records import read_object
+from paper_tables.view import View
 
 WORLD = "workflows/config/world.yaml"
 REFERENCE = Path("results/reference/world")
@@ -48,7 +50,7 @@ def test_the_head_is_what_the_hub_reads() -> None:
     assert head["library_name"] == "diffusers" and "base_model" not in head and {"apex", "sana"} <= set(head["tags"])
     assert "Not measured yet." in plain and "`one_step/transformer`: NFE 1" in plain and "sigmas=[1.0, 0.6]" in plain
     assert "nothing about photographs" in plain
-    assert "| optimiser | AdamW, learning rate" in plain
+    assert "| optimiser | AdamW, learning rate" in plain and "prompts in training" not in plain
     about["run"]["train"]["optimizer"] = "adamw8bit"
     about["run"]["data"]["source"] = "data/blip3o_60k"
     about["training"]["stopped"] = "the loss is nan at step 9"
@@ -57,6 +59,21 @@ def test_the_head_is_what_the_hub_reads() -> None:
     assert (head["base_model"], head["base_model_relation"]) == ("Qwen/Qwen-Image", "adapter")
     assert "the teacher's licence holds" in text and "It stopped early: the loss is nan at step 9" in text
     assert "AdamW with moments of 8 bits, learning rate" in text
+
+
+def test_what_students_have_seen_of_the_prompts_is_said() -> None:
+    """In the card of each run, and under the table of all, where rows of other data are spoken for by the one that has seen most."""
+    few, many = (overlap.overlap(["a photo of a cat", "a photo of a dog"], captions) for captions in (["a cat"], ["a photo of a cat", "b"]))
+    about = read_object(REFERENCE / "runs/apex/seed0/made.json") | {"prompts_seen": {"test": many}}
+    said = "test: 1 of 2 prompts are training captions word for word, of 1 of 2 samples; 1 begin as its prompts do, “a photo of”"
+    assert f"| prompts in training | {said} |" in card.text(about, read_object(REFERENCE / "runs/apex/seed0/sampling.json"))
+    view = View.load(REFERENCE)
+    view.made = {"apex": [{"prompts_seen": {"test": few}}, {}], "lcm": [{"prompts_seen": {"test": many, "mjhq": few}}]}
+    words = tables_methods.seen_in_training(view)
+    assert words.startswith("Prompts in training: mjhq: 0 of 2") and words.endswith(f"{said}.")
+    assert words in tables_methods.comparison(view).remark
+    view.made = {"apex": [{}]}
+    assert tables_methods.seen_in_training(view) == ""
 
 
 def test_results_without_a_run_are_one_line(run, make_results: Callable[..., Path], tmp_path: Path, capsys) -> None:
