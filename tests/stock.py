@@ -8,6 +8,7 @@ from __future__ import annotations
 from diffusers import (
     AutoencoderDC,
     AutoencoderKLQwenImage,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
     SanaPipeline,
@@ -35,7 +36,9 @@ def sana() -> SanaPipeline:
         encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)), upsample_block_type="interpolate",
         downsample_block_type="conv", decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=0.41,
     )  # fmt: skip
-    return SanaPipeline(tokenizer, Gemma2Model(small), codec, transformer, FlowMatchEulerDiscreteScheduler(shift=1.0))
+    # As published (Sana_600M_512px_diffusers, scheduler/scheduler_config.json).
+    solver = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return SanaPipeline(tokenizer, Gemma2Model(small), codec, transformer, solver)
 
 
 def qwen_image() -> QwenImagePipeline:
@@ -50,7 +53,11 @@ def qwen_image() -> QwenImagePipeline:
         base_dim=4, z_dim=4, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[False, False], latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.5, 0.5, 2.0, 1.0],
     )  # fmt: skip
-    return QwenImagePipeline(FlowMatchEulerDiscreteScheduler(shift=1.0), codec, encoder, tokenizer, tiny_qwen().transformer)
+    # As published (Qwen-Image, scheduler/scheduler_config.json).
+    solver = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192, shift_terminal=0.02
+    )  # fmt: skip
+    return QwenImagePipeline(solver, codec, encoder, tokenizer, tiny_qwen().transformer)
 
 
 BUILDERS = {"sana": sana, "qwen_image": qwen_image}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import QwenImagePipeline, SanaPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, SanaPipeline
 
 from apex.data.cache import decode_latents, encode_images
 from apex.errors import UserError
@@ -31,6 +31,7 @@ def stock(request: pytest.FixtureRequest, tiny_stock) -> tuple[str, Path]:
 def theirs(stock: tuple[str, Path]) -> SanaPipeline | QwenImagePipeline:
     family, folder = stock
     pipeline = CLASSES[family].from_pretrained(folder)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)  # equal steps; the published schedules are `teacher-stock`'s
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -121,7 +121,7 @@ def test_the_largest_splits_its_weights_over_processes(small, tmp_path: Path) ->
     made = json.loads((tmp_path / "run/made.json").read_text())
     assert made["processes"] == 2 and made["split"] and made["training"]["steps"] >= 1 and made["run"]["train"]["gradient_checkpointing"]
     weights, teacher = (
-        load_file(next(folder.glob("*.safetensors")))
+        {key: value for file in folder.glob("*.safetensors") for key, value in load_file(file).items()}
         for folder in (tmp_path / "run/transformer", Path(made["run"]["pipeline"]) / "transformer")
     )
     assert weights.keys() == teacher.keys() and all(weights[k].shape == teacher[k].shape for k in teacher)
