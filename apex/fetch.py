@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def fetch(hub: str, out: Path, *, whole: bool = False, file: str = "") -> str:
     if missing:
         what = "that file" if file else "a pipeline in diffusers' layout with safetensors weights"
         raise UserError(f"hub: {hub}: found no {missing[0]} in it, expected {what}")
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes, which differ from one download to the next
     write_atomic(partial / "fetched.json", json.dumps({"hub": name, "revision": revision or None, "commit": commit}, indent=1) + "\n")
     partial.rename(out)
     return commit

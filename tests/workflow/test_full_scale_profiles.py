@@ -16,7 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, SanaPi
 from PIL import Image
 from safetensors.torch import load_file
 
-from apex import fetch, sample, train
+from apex import sample, train
 from apex.backbones.qwen_image import pack
 from apex.config import load
 from apex.data import cache, embeddings, synthesise
@@ -224,48 +224,3 @@ def test_a_profile_with_a_hub_has_its_pipeline_in_the_results() -> None:
 def test_frozen_weights_in_bf16_need_bf16_arithmetic(small) -> None:
     with pytest.raises(UserError, match=r"train\.frozen: found bf16 with precision fp32, expected precision bf16 too \(row apex\)"):
         load(CONFIGS / "sana_0_6b.yaml", ["train.precision=fp32"]).run_config("apex")
-
-
-def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
-    def refuse(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    assert call(fetch.main, "--hub", "owner/name", "--out", tmp_path / "pipeline") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: hub: owner/name: could not be fetched (no route to host)") and error.count("\n") == 1
-    assert not (tmp_path / "pipeline").exists()
-
-
-def test_what_is_fetched_is_pinned_and_holds_no_pickle(tiny_stock, tmp_path: Path, monkeypatch, capsys) -> None:
-    import shutil
-    from fnmatch import fnmatch
-    from types import SimpleNamespace
-
-    source = tiny_stock("sana")
-    (tmp_path / "hub").mkdir()
-    shutil.copytree(source, tmp_path / "hub/model")
-    (tmp_path / "hub/model/text_encoder/pytorch_model.bin").write_bytes(b"a pickle")
-    (tmp_path / "hub/model/transformer/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant")
-    asked = {}
-
-    def download(name, revision, local_dir, allow_patterns, ignore_patterns):
-        asked.update(name=name, revision=revision)
-        for file in (path for path in (tmp_path / "hub/model").rglob("*") if path.is_file()):
-            part = file.relative_to(tmp_path / "hub/model").as_posix()
-            if any(fnmatch(part, p) for p in allow_patterns) and not any(fnmatch(part, p) for p in ignore_patterns):
-                (Path(local_dir) / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, Path(local_dir) / part)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, revision, **__: SimpleNamespace(sha=f"commit of {revision}"))
-    out = tmp_path / "results" / "pipeline"
-    assert call(fetch.main, "--hub", "owner/name@v1", "--out", out) == 0
-    assert asked == {"name": "owner/name", "revision": "commit of v1"}
-    assert json.loads((out / "fetched.json").read_text()) == {"hub": "owner/name", "revision": "v1", "commit": "commit of v1"}
-    assert not list(out.rglob("*.bin")) and not list(out.rglob("*fp16*"))
-    assert sample.Generator.load(out, nfe=1, resolution=32).latent_shape == (4, 8, 8)
-    assert call(fetch.main, "--hub", "owner/name@v1", "--out", out) == 2 and "is there already" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "hub/model/vae")
-    assert call(fetch.main, "--hub", "owner/name@v1", "--out", tmp_path / "other/pipeline") == 2
-    assert "found no vae in it" in capsys.readouterr().err and not (tmp_path / "other/pipeline").exists()
