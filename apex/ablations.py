@@ -118,7 +118,8 @@ class Plan:
             profile = getattr(self.config.data, key.removeprefix("data."))
             if key in ablation.own and ablation.own[key] != profile:
                 raise UserError(
-                    f"{self.config.ablations}: grids.{name}.own.{key}: found {ablation.own[key]}, expected the profile's, {profile}"
+                    f"{self.config.ablations}: grids.{name}.own.{key}: found {ablation.own[key]}, expected the profile's, {profile}; "
+                    "change it there, or leave the ablations out with `ablations: ''`"
                 )
 
     def cell(self, ablation: Ablation, settings: Settings) -> Cell:

@@ -137,16 +137,22 @@ def _text(value: float) -> str:
     return significant(value).replace("-", "−", 1) if value < 0 else significant(value)
 
 
-def table(found: list[Judged]) -> Table:
-    """A line per claim and reading, by group."""
+def table(found: list[Judged], view: View) -> Table:
+    """A line per claim and reading, by group. view: the profile whose results are judged."""
+    small = (
+        "a 2-D mixture, closed forms, and the paper's own printed tables: none of them confirms or refutes a claim about 20B parameters "
+    )
+    small += "on photographs; the last column says what would. "
+    if view.of_a_world:
+        here = f"Here means the embedded world (networks of 1.2 and 1.4M parameters on rendered shapes), {small}"
+    else:
+        here = f"Here means the rows of {profiles(view)}, networks of up to {view.largest / 1e9:.3g}B parameters; and, where a test is of "
+        here += f"them, small networks on rendered shapes, {small}"
     caption = (
         "What the paper claims, and what was found here. "
         f"{HOLDS}: the interval, or an exact number, is on the claim's side; {FAILS}: on the other; {UNDECIDED}: the interval includes "
         f"both, or there is none; {NOT_RUN}: the records are not there yet, the command makes them; {FULL}: nothing small can tell. "
-        "Here means the embedded world (networks of 1.2 and 1.4M parameters on rendered shapes), a 2-D mixture, closed forms, and the "
-        "paper's own printed tables: none of them confirms or refutes a claim about 20B parameters on photographs; the last column says "
-        "what would. "
-        "Quotation marks: the words as printed."
+        f"{here}Quotation marks: the words as printed."
     )
     out = Table("claims", "Claims of the paper and verdicts", caption, list(COLUMNS), panels=[("", list(PANELS))])
     last, group = "", ""
@@ -217,14 +223,27 @@ report sets {claims} of its claims against what was measured here: profile *{pro
 
 {verdicts}
 
+{limits}
+
+On the left: claims and verdicts, tables, figures, the audit of the paper's own tables. Every page opens offline.
+"""
+
+
+WORLD = """\
 **What this can show.** {description} Training is real, the data's truth is known exactly, every method has the same budget, and each number
 has its seeds and interval. So it shows how an objective behaves.
 
 **What it cannot show.** A network of a million parameters that draws small scenes of coloured shapes neither confirms nor refutes a claim
-about 20 billion parameters and photographs. Where only that would decide, the verdict says so, with the command.
+about 20 billion parameters and photographs. Where only that would decide, the verdict says so, with the command."""
+LARGE = """\
+**What this can show.** {description} Every method has the same budget, and each number has its seeds and interval.
 
-On the left: claims and verdicts, tables, figures, the audit of the paper's own tables. Every page opens offline.
-"""
+**What it cannot show.** Verdicts on rows of this profile hold for its teacher, data, resolution and evaluators; those that read another
+profile, a mixture or closed forms say so beside the number. Where another profile would decide, the verdict names its command."""
+
+
+def profiles(view: View) -> str:
+    return ", ".join(map(str, view.all_values("profile")))
 
 
 def front(found: list[Judged], view: View, description: str) -> str:
@@ -235,11 +254,11 @@ def front(found: list[Judged], view: View, description: str) -> str:
     commits, hardware = ([str(value) for value in view.all_values(name)] for name in ("git_commit", "hardware"))
     return FRONT.format(
         claims=len({one.claim.id for one in found}),
-        profile=", ".join(map(str, view.all_values("profile"))),
+        profile=profiles(view),
         commits=("commit " if len(commits) == 1 else "commits ") + ", ".join(commits),
         hardware="; ".join(hardware),
         verdicts="\n".join(lines),
-        description=description,
+        limits=(WORLD if view.of_a_world else LARGE).format(description=description),
     )
 
 
@@ -271,7 +290,7 @@ def main() -> None:
     guidance = {one.profile: one.guidance for one, _ in sources}
     evidence = Evidence(views, published.load(), Plan(config), args.results / "ablations", args.theory, guidance, args.speed)
     found = judge(read(), evidence)
-    for name, content in all_formats(table(found)).items():
+    for name, content in all_formats(table(found, views[config.profile])).items():
         write_atomic(args.out / name, content)
     write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description))
     with matplotlib.rc_context(plotting.STYLE):

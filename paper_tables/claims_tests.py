@@ -12,7 +12,7 @@
 | passes | the profile | network evaluations of `versus`, guidance counted, over the row's |
 | training | records | a cost of training of row over that of `versus` is above `at_least` |
 | diverged | records | how many runs of `rows` diverged |
-| ablation | ablations/ | cell minus `versus`, paired over prompts, is above 0 |
+| ablation | ablations/ | cell minus `versus`, or the pair of `elsewhere` that the profile's grid has, paired over prompts, is above 0 |
 | audit | published/ | the check of the paper's own tables finds nothing |
 | printed_difference | published/ | the difference of two printed GenEval scores is above 0, its error that of the benchmark's prompts |
 | full_scale | nothing | never here |
@@ -303,9 +303,11 @@ def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
         return not_run(f"a profile with the ablation {test['grid']}, such as workflows/config/world.yaml,")
     grid = evidence.grid(test["grid"])
     cells = {cell.name: cell for cell in grid.cells}
-    names = [grid.ablation.name(test[which]) for which in ("cell", "versus")]
-    if absent := [name for name in names if name not in cells]:
-        raise UserError(f"claims.yaml: grid {test['grid']} has no cell {absent[0]!r}; known: {', '.join(cells)}")
+    # Profiles vary the same thing by settings of their own: the first pair that this one's grid has.
+    pairs = [[grid.ablation.name(one[which]) for which in ("cell", "versus")] for one in (test, *test.get("elsewhere", []))]
+    names = next((pair for pair in pairs if set(pair) <= cells.keys()), None)
+    if names is None:
+        return not_run(f"a profile whose ablation {test['grid']} has {' and '.join(pairs[0])}, such as workflows/config/world.yaml,")
     first, second = (cells[name].per_prompt for name in names)
     if first is None or second is None:
         return not_run(f"snakemake ablation_{test['grid']}")

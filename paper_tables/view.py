@@ -48,6 +48,9 @@ def family_rank(family: str) -> tuple[int, str]:
     return (order.index(family) if family in order else len(FAMILIES), family)
 
 
+WORLD_SIZE = 1e8  # parameters: the networks of the embedded worlds have a hundredth of it, the smallest of the paper six times as many
+
+
 class View:
     """All numbers of one results folder.
 
@@ -307,6 +310,16 @@ class View:
     def all_values(self, name: str) -> list[Any]:
         """Every distinct value of a record's field, in order of appearance."""
         return list(dict.fromkeys(value for one in self.found if (value := getattr(one.record, name)) not in (None, "")))
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest measured network; 0 where no record tells."""
+        return max((int(value) for value in self.all_values("parameters") if value), default=0)
+
+    @property
+    def of_a_world(self) -> bool:
+        """Whether what was measured are small networks that draw an embedded world, as far as the records tell."""
+        return self.largest < WORLD_SIZE
 
 
 def per_prompt(found: Sequence[Record]) -> PerPrompt | None:

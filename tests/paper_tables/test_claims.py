@@ -14,7 +14,7 @@ import pytest
 from apex.ablations import Plan
 from apex.config import load
 from apex.errors import UserError
-from paper_tables import ablations, claims, published
+from paper_tables import ablations, claims, published, tables_paper
 from paper_tables.claims_tests import FAILS, FULL, HOLDS, NOT_RUN, TESTS, UNDECIDED, Evidence, judged
 from paper_tables.stats import Summary
 from paper_tables.view import View
@@ -216,8 +216,54 @@ def test_ablations_are_compared_prompt_by_prompt(
     score_cell(tmp_path / "ablations", "apex", 0, 0.3)
     score_cell(tmp_path / "ablations", "apex,a=1.0", 0, 0.6)
     assert verdict(test, evidence()) == FAILS
-    with pytest.raises(UserError, match=r"grid table7 has no cell 'apex,a=7\.0'"):
-        verdict(test | {"versus": {"params.a": 7.0}}, evidence())
+
+
+def test_a_profile_that_varies_the_same_thing_by_other_settings_has_its_own_cells(
+    evidence: Callable[..., Evidence], score_cell: Callable[..., None], tmp_path: Path
+) -> None:
+    """Where its grid has none of them the test is not run, and the rest of the ledger is made."""
+    score_cell(tmp_path / "ablations", "apex", 0, 0.6)
+    score_cell(tmp_path / "ablations", "apex,a=1.0", 0, 0.3)
+    test = {"kind": "ablation", "grid": "table7", "cell": {}, "versus": {"params.a": 7.0}}
+    outcome = TESTS["ablation"](test, evidence())
+    assert outcome.verdict == NOT_RUN and "a profile whose ablation table7 has apex and apex,a=7.0, such as" in outcome.source
+    assert (
+        verdict(test | {"elsewhere": [{"cell": {"params.a": 7.0}, "versus": {}}, {"cell": {}, "versus": {"params.a": 1.0}}]}, evidence())
+        == HOLDS
+    )
+
+
+def test_every_cell_that_a_claim_names_is_one_of_a_shipped_profile() -> None:
+    """The first pair of a test of the world's, those of `elsewhere` of a full-scale one's."""
+    plans = {name: Plan(load(Path(f"workflows/config/{name}.yaml"))) for name in ("world", "sana_0_6b", "qwen_image_lora_r64")}
+
+    def names(name: str, test: dict, pair: dict) -> set[str]:
+        grid = plans[name].found.grids.get(test["grid"])
+        return {grid.name(pair[which]) for which in ("cell", "versus")} if grid else {"no such grid"}
+
+    tests = [test for claim in claims.read() for test in claim.tests if test["kind"] == "ablation"]
+    assert len(tests) > 10 and sum(len(test.get("elsewhere", [])) for test in tests) == 5
+    for test in tests:
+        assert names("world", test, test) <= set(plans["world"].names(test["grid"]))
+        for pair in test.get("elsewhere", []):
+            there = [name for name in plans if test["grid"] in plans[name].found.grids and name != "world"]
+            assert any(names(name, test, pair) <= set(plans[name].names(test["grid"])) for name in there), (test["grid"], pair)
+
+
+def test_a_large_profile_is_not_called_a_world(make_results: Callable[..., Path], tmp_path: Path) -> None:
+    view = View.load(make_results(rows={("apex", 1): 0.5}))
+    for one in view.found:
+        one.record.parameters = 591_747_872
+    caption, words = claims.table([], view).caption, claims.front([], view, "A profile.")
+    assert "networks of up to 0.592B parameters" in caption and "Here means the embedded world" not in caption
+    assert "million parameters" not in words and "hold for its teacher, data, resolution and evaluators" in words
+    assert (
+        "embedded world's" not in tables_paper.remark(view)
+        and "the world's six tasks" not in tables_paper.table2(view, published.load()).caption
+    )
+    for one in view.found:
+        one.record.parameters = 1_285_136
+    assert "Here means the embedded world" in claims.table([], view).caption and "million parameters" in claims.front([], view, "")
 
 
 def test_cells_of_one_seed_borrow_the_training_noise_of_their_grid(
