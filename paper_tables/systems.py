@@ -145,16 +145,17 @@ def table(timed: Timed, data: Published) -> Table:
 def draw(timed: Timed, data: Published) -> Figure:
     """A panel per resolution, a bar per system at its fewest steps, a part per stage; the published latency where sizes are the same."""
     sides = sorted({side for _, side, _ in timed.records})
-    panels = []
-    for side in sides:
-        names = dict.fromkeys(name for name, at, _ in keys(timed) if at == side and any(key[:2] == (name, side) for key in timed.records))
-        panels.append([(name, side, min(nfe for other, at, nfe in timed.records if (other, at) == (name, side))) for name in names])
-    height = 0.26 * max(map(len, panels)) + 1.7
+    fewest = {(name, side): min(nfe for other, at, nfe in timed.records if (other, at) == (name, side)) for name, side, _ in timed.records}
+    names = list(dict.fromkeys(name for name, side, _ in keys(timed) if (name, side) in fewest))  # a line each, the same in both panels
+    steps = [min(fewest[name, side] for side in sides if (name, side) in fewest) for name in names]
+    height = 0.26 * len(names) + 1.7
     figure = Figure(figsize=(10.4, height))
-    limit = sorted(found.value for panel in panels for key in panel if (found := timed.get(key, "speed/latency_b1_s")))
-    for at, panel in enumerate(panels):
-        axes = figure.add_axes((0.215 + 0.41 * at, 0.95 / height, 0.365, 1 - 1.75 / height))
-        for level, key in enumerate(panel):
+    bars = [(name, side, nfe) for (name, side), nfe in fewest.items()]
+    limit = sorted(found.value for key in bars if (found := timed.get(key, "speed/latency_b1_s")))
+    for at, side in enumerate(sides):
+        axes = figure.add_axes((0.215 + 0.395 * at, 0.95 / height, 0.365, 1 - 1.75 / height))
+        panel = [(level, (name, side, fewest[name, side])) for level, name in enumerate(names) if (name, side) in fewest]
+        for level, key in panel:
             start = 0.0
             for stage, color in STAGES.items():
                 if found := timed.get(key, f"speed/stage/{stage}_b1_s"):
@@ -167,13 +168,14 @@ def draw(timed: Timed, data: Published) -> Figure:
                 axes.text(0, level, " " + (timed.records[key].details["failed"] or "no number"), va="center", fontsize=7)
             elif start > 1.05 * _edge(limit):
                 axes.text(_edge(limit), level, f"{significant(start)} s  ", va="center", ha="right", fontsize=8, color="white")
-        labels = [key[0] + (f", {key[2]} steps" if key[2] != 1 else "") for key in panel]
-        axes.set_yticks(range(len(panel)), labels if not at or labels != [k[0] for k in panels[0]] else [])
+        labels = [name + (f", {nfe} steps" if nfe != 1 else "") for name, nfe in zip(names, steps, strict=True)]
+        axes.set_yticks([] if at else range(len(names)), [] if at else labels)
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, _edge(limit))
-        axes.invert_yaxis()
         axes.grid(visible=False)
         axes.set_xlabel("seconds a call, batch 1")
-        axes.set_title(f"{sides[at]} px" + ("" if timed.full() else f", built small on {timed.records[panel[0]].details['pixels']} px"))
+        small = timed.records[panel[0][1]].details["pixels"]
+        axes.set_title(f"{side} px" + ("" if timed.full() else f", built small on {small} px"))
     machines = "; ".join(sorted({record.hardware for record in timed.records.values()}))
     figure.suptitle(f"Prompt to image, one step unless said: {machines}", x=0.01, ha="left", fontsize=11)
     shown: dict[str, dict[str, Any]] = {stage: {"color": color, "linewidth": 6} for stage, color in STAGES.items()}
