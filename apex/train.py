@@ -89,7 +89,11 @@ class Loop:
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
         pipeline, self.captions = self.frozen_parts(cache, embeddings)
-        self.latents, self.index, self.texts = cache.latents, cache.caption_index, cache.captions
+        self.latents, self.index = cache.latents, cache.caption_index
+        # Before anything is trained: a prompt file with a fault is one line now, and not at the end.
+        prompts = {split: sampling.prompts_path(split) for split in sampling.sampled}
+        counts = torch.bincount(cache.caption_index, minlength=len(cache.captions)).tolist()
+        self.prompts_seen = overlaps(prompts, cache.captions, counts)
         shape = tuple(cache.latents.shape[1:])
         longest = self.captions.longest()
         student, teacher = self.networks()
@@ -603,11 +607,7 @@ class Loop:
             "trainable_parameters": self.parameters["trainable"],
             "latent_size": self.latents.shape[-1],
             "shift_visibility": self.visibility,
-            "prompts_seen": overlaps(
-                {split: self.profile.prompts_path(split) for split in self.profile.sampled},
-                self.texts,
-                torch.bincount(self.index, minlength=len(self.texts)).tolist(),
-            ),
+            "prompts_seen": self.prompts_seen,
             "training": {
                 "flops": self.flops,
                 "forward_equivalents": round(self.spent()),

@@ -595,6 +595,9 @@ def test_the_record_says_which_prompts_are_training_captions(make_loop, tiny_cac
     assert found.keys() == {"own"}
     assert (found["own"]["prompts"], found["own"]["prompts_seen"], found["own"]["samples"]) == (2, 1, len(cache.latents))
     assert found["own"]["samples_seen"] == int((cache.caption_index == common).sum()) > 1
+    prompts.write_text("no JSON\n")
+    with pytest.raises(UserError, match=r"prompts\.jsonl, line 1"):  # before a step is trained
+        make_loop("fm", prompts={"sets": sets}, splits={"own": ["geneval"]}, evaluators=["geneval"])
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
