@@ -139,10 +139,8 @@ def _text(value: float) -> str:
 
 def table(found: list[Judged], view: View) -> Table:
     """A line per claim and reading, by group. view: the profile whose results are judged."""
-    small = (
-        "a 2-D mixture, closed forms, and the paper's own printed tables: none of them confirms or refutes a claim about 20B parameters "
-    )
-    small += "on photographs; the last column says what would. "
+    small = "a 2-D mixture, closed forms, and the paper's own printed tables: none of them confirms or refutes a claim about 20B "
+    small += "parameters on photographs; the last column says what would. "
     if view.of_a_world:
         here = f"Here means the embedded world (networks of 1.2 and 1.4M parameters on rendered shapes), {small}"
     else:
