@@ -7,10 +7,11 @@ import http.server
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from tests.servers import running
 
 COMMIT = "c0ffee" * 6 + "c0de"
 REVISIONS = ("main", "v1", COMMIT)
@@ -95,14 +96,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-@contextmanager
-def serving(folder: Path) -> Iterator[Hub]:
+def serving(folder: Path) -> AbstractContextManager[Hub]:
     """A hub that runs until the block ends."""
-    with Hub(folder) as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield made
-        finally:
-            made.shutdown()
-            thread.join()
+    return running(Hub(folder))

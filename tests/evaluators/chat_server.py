@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from tests.servers import running
 
 GOOD = "Consistency: 2\nRealism: 1\nAesthetic Quality: 1"
 
@@ -66,14 +68,6 @@ def completion(text: object, **more: object) -> bytes:
     return json.dumps({"model": "judge-2024", "choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}).encode()
 
 
-@contextmanager
-def serving() -> Iterator[Server]:
+def serving() -> AbstractContextManager[Server]:
     """A server that runs until the block ends."""
-    with Server() as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield made
-        finally:
-            made.shutdown()
-            thread.join()
+    return running(Server())
