@@ -115,6 +115,7 @@ class Loop:
             wrapped = self.accelerator.prepare_model(student, device_placement=False, evaluation_mode=True)
         else:
             wrapped = self.accelerator.prepare(student)
+        self.wrapped = wrapped
         base = teacher if teacher is not None else Base(student) if run.tuning == "lora" else None
         costs = self.costs(base, shape, longest)
         costs["ema"] = costs["student"]
@@ -351,10 +352,13 @@ class Loop:
             self.flops = self.ledger.flops()
 
     def trial(self, watched: AbstractContextManager | None = None) -> None:
-        """One forward and backward pass, inside `watched`, that leaves no trace in the run."""
+        """One forward and backward pass, inside `watched`, that leaves no trace in the run, also where it fails half way."""
         passes, buffers = self.ledger.state()["passes"], {k: v.clone() for k, v in self.trained().items() if k.split(".")[0] in self.extra}
+        # Gradients are not averaged: DDP would wait for the rest of an average that a failing pass has begun. A split network's are, for
+        # they would be held whole otherwise.
+        own = nullcontext() if self.sharded else self.accelerator.no_sync(self.wrapped)
         try:
-            with torch.random.fork_rng(), watched or nullcontext(), self.accelerator.autocast():
+            with torch.random.fork_rng(), own, watched or nullcontext(), self.accelerator.autocast():
                 out = self.checked(self.method.losses(self.batch(0), self.nets, self.method.cycle() - 1))
                 for loss in out.losses.values():
                     self.accelerator.backward(loss)

@@ -730,6 +730,36 @@ def test_two_processes_hold_the_same_weights_after_averaging_their_gradients(two
         torch.testing.assert_close(a["trained"][k], v, rtol=1e-3, atol=2e-5, msg=k)
 
 
+BROKEN = PROCESS.replace(
+    "    loop.fit(3)",
+    """
+    def refuse(gradient):
+        raise RuntimeError("it has no deterministic kernel")
+    middle = [p for p in loop.student.parameters() if p.requires_grad][5].register_hook(refuse)
+    try:
+        loop.trial()
+        raise SystemExit("the trial should have failed")
+    except RuntimeError as error:
+        assert "deterministic" in str(error), error
+    middle.remove()
+    loop.fit(3)""",
+)
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_leaves_no_trace_in_two_processes(two_processes, tiny_cache, processes, tmp_path):
+    """In the middle of a backward pass: the next one's gradients are averaged as if it had not been."""
+    import yaml
+
+    profile = yaml.safe_load((two_processes / "p.yaml").read_text())
+    del profile["rows"]["shift"]
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(profile | {"methods": ["fm"]}))
+    done = processes(BROKEN.format(path=sys.path), [str(tmp_path / "p.yaml"), str(tiny_cache), str(tmp_path)])
+    assert [d.returncode for d in done] == [0, 0], "\n".join(d.stdout for d in done)
+    for rank in (0, 1):
+        assert same(state_of(tmp_path, "fm", rank)["trained"], state_of(two_processes, "fm", rank)["trained"])
+
+
 @pytest.mark.slow
 def test_two_processes_agree_on_what_is_spent(two_processes):
     a, b = (state_of(two_processes, "shift", rank) for rank in (0, 1))
