@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -75,6 +76,25 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether 99 in 100 of the weights are within 2% of the way that one step takes them.
+
+    A copy on the device can have other strides, by which some processors' libraries round otherwise; and a weight without a gradient,
+    such as the bias of a key projection, Adam moves by the sign of its rounding.
+    """
+    far = sum(int(((a[k].float() - b[k].float()).abs() > 5e-5).sum()) for k in a)
+    return a.keys() == b.keys() and far <= 0.01 * sum(v.numel() for v in a.values())
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_runs_of_two_seeds_are_not_close(make_loop, tmp_path, tuning: str):
+    for seed in (0, 1):
+        loop = make_loop("apex", resume=f"{seed}", tuning=tuning, seed=seed, **SETTINGS)
+        loop.fit(2)
+        loop.export(tmp_path / f"run-{seed}")
+    assert not close(saved(tmp_path / "run-0"), saved(tmp_path / "run-1"))
+
+
 CASES = [*((name, "full") for name in methods.available()), ("apex", "lora"), ("lcm", "lora")]
 
 
@@ -93,7 +113,7 @@ def test_every_method_trains_resumes_and_is_exported_with_the_cpus_numbers(make_
         [row["loss"] for row in on_cpu.rows if "loss" in row], rel=1e-4
     )
     if getattr(loop.method.params, "derivative", "") != "jvp":  # torch takes another way to an exact derivative where it is watched
-        assert same(saved(tmp_path / "cpu"), saved(tmp_path / "gpu"))
+        assert close(saved(tmp_path / "cpu"), saved(tmp_path / "gpu"))
 
 
 WAYS = {
@@ -116,7 +136,7 @@ def test_apex_trains_in_every_way(make_loop, qwen_pipeline, tmp_path, way: str, 
             loop = make_loop("apex", resume=place, tuning=tuning, **settings)
             loop.fit(2)
             loop.export(tmp_path / f"run-{place}")
-    assert same(saved(tmp_path / "run-cpu"), saved(tmp_path / "run-gpu"))
+    assert close(saved(tmp_path / "run-cpu"), saved(tmp_path / "run-gpu"))
 
 
 def test_a_rows_steps_are_measured_with_the_kernels_of_a_run(tiny_profile, monkeypatch):
@@ -193,7 +213,7 @@ def test_a_run_is_sampled_with_the_cpus_images(make_loop, tmp_path, monkeypatch,
     pictures = [sorted((tmp_path / device).rglob("*.png")) for device in ("cpu", "cuda")]
     assert pictures[0] and len(pictures[0]) == len(pictures[1])
     for a, b in zip(*pictures, strict=True):
-        assert Image.open(a).tobytes() == Image.open(b).tobytes()
+        np.testing.assert_allclose(*(np.asarray(Image.open(file), dtype=float) for file in (a, b)), atol=1)  # grey levels
 
 
 def test_data_is_prepared_with_the_cpus_numbers(tiny_pipeline, tiny_cache, tiny_profile, tmp_path, monkeypatch):
