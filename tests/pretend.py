@@ -2,8 +2,7 @@
 
 What would fail on a card for its tensors' places fails here: an operation on tensors of two devices, a CPU generator asked for random
 numbers on the GPU, `numpy()` of a tensor that is there. Kernels, precisions, speed and memory are the CPU's, so that the numbers are those
-of the same call on the CPU, to rounding: a copy can have other strides. Nothing is learnt of a GPU's. Not followed: TorchScript, other
-threads, tensor subclasses.
+of the same call on the CPU, bit for bit; nothing is learnt of a GPU's. Not followed: TorchScript, other threads, tensor subclasses.
 
     with pretend_gpu():
         torch.zeros(2, device="cuda") + torch.zeros(2)  # RuntimeError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -76,23 +75,13 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether 99 in 100 of the weights are within 2% of the way that one step takes them.
-
-    A copy on the device can have other strides, by which some processors' libraries round otherwise; and a weight without a gradient,
-    such as the bias of a key projection, Adam moves by the sign of its rounding.
-    """
-    far = sum(int(((a[k].float() - b[k].float()).abs() > 5e-5).sum()) for k in a)
-    return a.keys() == b.keys() and far <= 0.01 * sum(v.numel() for v in a.values())
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_runs_of_two_seeds_are_not_close(make_loop, tmp_path, tuning: str):
-    for seed in (0, 1):
-        loop = make_loop("apex", resume=f"{seed}", tuning=tuning, seed=seed, **SETTINGS)
-        loop.fit(2)
-        loop.export(tmp_path / f"run-{seed}")
-    assert not close(saved(tmp_path / "run-0"), saved(tmp_path / "run-1"))
+def settled(loop):
+    """The loop, its weights in memory of their own: a frozen weight may lie in a mapped file, and some processors' libraries round by where
+    a weight begins. What is copied to a device does not lie there."""
+    for network in filter(None, (loop.student, loop.teacher)):
+        for parameter in network.parameters():
+            parameter.data = parameter.data.clone()
+    return loop
 
 
 CASES = [*((name, "full") for name in methods.available()), ("apex", "lora"), ("lcm", "lora")]
@@ -100,7 +89,7 @@ CASES = [*((name, "full") for name in methods.available()), ("apex", "lora"), ("
 
 @pytest.mark.parametrize(("method", "tuning"), CASES)
 def test_every_method_trains_resumes_and_is_exported_with_the_cpus_numbers(make_loop, tmp_path, method: str, tuning: str):
-    on_cpu = make_loop(method, resume="cpu", tuning=tuning, **SETTINGS)
+    on_cpu = settled(make_loop(method, resume="cpu", tuning=tuning, **SETTINGS))
     on_cpu.fit(2)
     on_cpu.export(tmp_path / "cpu")
     with pretend_gpu():
@@ -113,7 +102,7 @@ def test_every_method_trains_resumes_and_is_exported_with_the_cpus_numbers(make_
         [row["loss"] for row in on_cpu.rows if "loss" in row], rel=1e-4
     )
     if getattr(loop.method.params, "derivative", "") != "jvp":  # torch takes another way to an exact derivative where it is watched
-        assert close(saved(tmp_path / "cpu"), saved(tmp_path / "gpu"))
+        assert same(saved(tmp_path / "cpu"), saved(tmp_path / "gpu"))
 
 
 WAYS = {
@@ -133,10 +122,10 @@ def test_apex_trains_in_every_way(make_loop, qwen_pipeline, tmp_path, way: str, 
     settings |= {"pipeline": str(qwen_pipeline)} if way == "Qwen-Image" else {}
     for place in ("cpu", "gpu"):
         with pretend_gpu() if place == "gpu" else torch.enable_grad():
-            loop = make_loop("apex", resume=place, tuning=tuning, **settings)
+            loop = settled(make_loop("apex", resume=place, tuning=tuning, **settings))
             loop.fit(2)
             loop.export(tmp_path / f"run-{place}")
-    assert close(saved(tmp_path / "run-cpu"), saved(tmp_path / "run-gpu"))
+    assert same(saved(tmp_path / "run-cpu"), saved(tmp_path / "run-gpu"))
 
 
 def test_a_rows_steps_are_measured_with_the_kernels_of_a_run(tiny_profile, monkeypatch):
@@ -213,7 +202,7 @@ def test_a_run_is_sampled_with_the_cpus_images(make_loop, tmp_path, monkeypatch,
     pictures = [sorted((tmp_path / device).rglob("*.png")) for device in ("cpu", "cuda")]
     assert pictures[0] and len(pictures[0]) == len(pictures[1])
     for a, b in zip(*pictures, strict=True):
-        np.testing.assert_allclose(*(np.asarray(Image.open(file), dtype=float) for file in (a, b)), atol=1)  # grey levels
+        assert Image.open(a).tobytes() == Image.open(b).tobytes()
 
 
 def test_data_is_prepared_with_the_cpus_numbers(tiny_pipeline, tiny_cache, tiny_profile, tmp_path, monkeypatch):
