@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,24 +12,10 @@ import yaml
 
 from apex.data.shards import open_samples
 from tests.apex.hub_server import COMMIT, serving
+from tests.data.conftest import as_listed
 from tests.workflow.conftest import Workflow
 
 CONFIGS = Path(__file__).parents[2] / "workflows/config"
-
-
-def as_sharegpt(shards: Path, out: Path) -> None:
-    """A data set in the layout that ShareGPT-4o-Image is published in."""
-    from PIL import Image
-
-    (out / "image").mkdir(parents=True)
-    rows = []
-    for sample in open_samples(shards):
-        Image.fromarray(sample.image).save(out / f"image/{sample.key}.png")
-        rows.append({"input_prompt": sample.caption, "output_image": f"image/{sample.key}.png"})
-    with tarfile.open(out / "text_to_image_part_0.tar", "w") as tar:
-        tar.add(out / "image", "image")
-    shutil.rmtree(out / "image")
-    (out / "text_to_image.json").write_text(json.dumps(rows))
 
 
 @pytest.mark.slow
@@ -47,7 +32,8 @@ def test_from_hub_and_data_to_the_last_page(
     settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     data = tmp_path / settings["data"]["source"]
     if name.startswith("qwen"):
-        as_sharegpt(tiny_shards, data)
+        data.parent.mkdir()
+        as_listed(list(open_samples(tiny_shards)), data)
     else:
         shutil.copytree(tiny_shards, data)
     captions = [sample.caption for sample in open_samples(data)]
