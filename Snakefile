@@ -13,7 +13,7 @@
 #     snakemake plan --configfile ...                      memory, FLOPs and hours of a profile's runs, before anything is spent
 #     snakemake measure --configfile ...                   a few steps of every row on this machine, with random weights, beside the plan
 #     snakemake speed                                      the systems of Table 1 timed on this machine, with nothing to download
-#     snakemake cards                                      a model card for every run, with what was measured of it
+#     snakemake cards                                      model cards again, with what was measured of every run
 #     snakemake synthesise                                 the training set that the profile's teacher draws (data.source: teacher)
 #     snakemake -n                                         what there is to do
 #
@@ -61,6 +61,7 @@ rule all:
         PLAN.audit,
         PLAN.claims,
         PLAN.figures,
+        PLAN.cards if CONFIG.methods else [],
 
 
 rule pretrained:

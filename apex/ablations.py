@@ -106,21 +106,17 @@ class Plan:
         self.found = read(config)
         self.cells: dict[str, Cell] = {}
         for name, ablation in self.found.grids.items():
-            self._check_own(name, ablation)
+            self._know_the_data(ablation)
             for settings in ablation.settings():
                 cell = self.cell(ablation, settings)
                 if self.cells.setdefault(cell.name, cell) != cell:
                     raise UserError(f"{config.ablations}: grids.{name}: two cells are called {cell.name!r}; name other settings")
 
-    def _check_own(self, name: str, ablation: Ablation) -> None:
-        """A cell with the data that are called the row's own trains on the profile's, so these must be the same."""
+    def _know_the_data(self, ablation: Ablation) -> None:
+        """The row's own data are the profile's, also where a call or a copy of the profile has changed them."""
         for key in DATA:
-            profile = getattr(self.config.data, key.removeprefix("data."))
-            if key in ablation.own and ablation.own[key] != profile:
-                raise UserError(
-                    f"{self.config.ablations}: grids.{name}.own.{key}: found {ablation.own[key]}, expected the profile's, {profile}; "
-                    "change it there, or leave the ablations out with `ablations: ''`"
-                )
+            if key in ablation.own:
+                ablation.own[key] = getattr(self.config.data, key.removeprefix("data."))
 
     def cell(self, ablation: Ablation, settings: Settings) -> Cell:
         """The cell of a grid with these settings."""

@@ -3,10 +3,11 @@
     python -m paper_tables.build --results results/world --out results/world/tables
 
 Writes comparison (all methods by family and NFE), paired (each against apex, prompt by prompt), cost (budget, memory and time of
-training), stability (how each training went), sweep (from one step to many), relative (each row beside the guided 25-step teacher),
-world (all measurements), with `--committed DIR` repeated (these results beside those), and table1 to table4 (the paper's shape,
-published and measured side by side), each as .md, .tex, .csv and .html, and all.tex, which inputs them. Records are enough: no images,
-no weights, no torch. With `--config FILE`, rows that the profile names and that were not run stand there as "not run".
+training), stability (how each training went), sweep (from one step to many), relative (each row beside the guided teacher at 25 steps,
+or at its most), world (all measurements), with `--committed DIR` repeated (these results beside those), and table1 to table4 (the
+paper's shape, published and measured side by side), each as .md, .tex, .csv and .html, and all.tex, which inputs them. Records are
+enough: no images, no weights, no torch. With `--config FILE`, rows that the profile names and that were not run stand there as "not
+run", and a column of what the profile does not measure is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import expected, published
-from paper_tables.render import Table, all_formats, latex_document
+from paper_tables.cells import COVERAGE
+from paper_tables.render import Column, Table, all_formats, latex_document
 from paper_tables.tables_cost import cost
 from paper_tables.tables_methods import comparison, paired
 from paper_tables.tables_paper import table1, table2, table3, table4
@@ -31,7 +33,16 @@ from paper_tables.view import View
 
 def tables(view: View, data: published.Published) -> list[Table]:
     made = [comparison(view), paired(view), cost(view), stability(view), sweep(view), relative(view), world(view), repeated(view)]
-    return [*filter(None, made), *(make(view, data) for make in (table1, table2, table3, table4))]
+    made += [make(view, data) for make in (table1, table2, table3, table4)]
+    return [table.without([column.key for column in table.columns if _unasked(view, column)]) for table in made if table]
+
+
+def _unasked(view: View, column: Column) -> bool:
+    """Whether a column is of what this profile does not measure: coverage needs renders, `unseen` a prompt set of the world."""
+    name = column.key.removeprefix("our_").partition("_")[0]
+    if name in COVERAGE:
+        return not view.measures("coverage")
+    return name in ("seen", "unseen") and not view.measures("geneval", "unseen")
 
 
 def main() -> None:

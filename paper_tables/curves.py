@@ -30,7 +30,7 @@ from paper_tables.plotting import (
 from paper_tables.records import read_object, runs
 from paper_tables.stats import Summary
 from paper_tables.tables_sweep import MANY, SWEPT, sweep_points, swept_rows
-from paper_tables.view import TASK_NAMES, TEACHER, View
+from paper_tables.view import TASK_NAMES, View
 
 WEAK, STRONG = 0.1, 3.0  # of the probe, as `apex.train` judges it
 
@@ -108,14 +108,15 @@ def _nfe_axis(axes: Axes, ticks: list[int], room: float = 1.25) -> None:
     axes.set_xlim(ticks[0] / 1.25, ticks[-1] * room)
 
 
-LEVELS = {"teacher, 25 steps": (TEACHER, TEACHER_COLOR, (0, (5, 3))), "real renders": (("real", 0), "#8a9199", (0, (1, 2)))}
-
-
 def against_nfe(view: View) -> Figure | None:
     """Metrics of the distilled rows over the compared NFEs: a column per family, the other families' lines pale behind it.
 
-    The guided 25-step teacher and the real renders are levels.
+    The guided teacher of many steps and the real renders are levels.
     """
+    levels = {
+        f"teacher, {view.teacher[1]} steps": (view.teacher, TEACHER_COLOR, (0, (5, 3))),
+        "real renders": (("real", 0), "#8a9199", (0, (1, 2))),
+    }
     lines = {
         (row, metric, split): [point for point in _points(view, row, metric, split) if point[0] in view.compared]
         for row in view.rows
@@ -128,14 +129,14 @@ def against_nfe(view: View) -> Figure | None:
         return None
     names = [family if place == 0 else "" for place in range(len(chosen)) for family in families]
     title = f"Metrics against NFE (number of steps), {view.split} set, 95% intervals; pale: the other families"
-    figure, found = panels(names, len(families), title, max(2.5, 7.0 / len(families)), 1.6, len(drawn) + len(LEVELS), 0.5)
+    figure, found = panels(names, len(families), title, max(2.5, 7.0 / len(families)), 1.6, len(drawn) + len(levels), 0.5)
     look, shown = row_looks(view), {}
     for index, axes in enumerate(found):
         (metric, head, split), family = chosen[index // len(families)], families[index % len(families)]
         if index % len(families) == 0:
             axes.set_ylabel(head)
             axes.yaxis.set_label_coords(-0.4 / (axes.get_position().width * figure.get_figwidth()), 0.5)
-        for name, (key, shade, dash) in LEVELS.items():
+        for name, (key, shade, dash) in levels.items():
             if level := view.get(key, metric, split or None):
                 shown[name] = {"color": shade, "linestyle": dash}
                 axes.axhline(level.value, linewidth=1.1, zorder=1, **shown[name])
@@ -156,7 +157,7 @@ def against_nfe(view: View) -> Figure | None:
         elif metric == "fid":
             axes.set_yscale("log")
             plain_ticks(axes.yaxis, *axes.get_ylim())
-    legend(figure, {row: shown[row] for row in (*view.rows, *LEVELS) if row in shown})
+    legend(figure, {row: shown[row] for row in (*view.rows, *levels) if row in shown})
     if absent := [row for row in view.not_run if row not in drawn]:
         footer(figure, absent)
     return figure

@@ -41,6 +41,7 @@ class Expected:
         published: numbers that other texts state of methods. They stand in the comparison as lines of their own and enter no mean,
             interval, rank or figure: what they were measured with differs.
         tuning: the committed record of what tuning tried, where the profile's settings are from.
+        references: rows of no network. evaluators, splits: what is measured, and the prompt sets that are sampled.
     """
 
     rows: dict[str, Declared]
@@ -52,6 +53,9 @@ class Expected:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     tuning: Path | None = None
+    references: tuple[str, ...] = ()
+    evaluators: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> Expected:
@@ -74,6 +78,9 @@ class Expected:
             config.checkpoint_rows,
             tuple(config.published),
             Path("results", "reference", config.profile, "tune", "tuning.json"),
+            tuple(config.references),
+            tuple(config.evaluators),
+            tuple(config.sampled),
         )
 
     def seeds(self, row: str, nfe: int) -> int | None:

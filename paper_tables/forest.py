@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from paper_tables import tables_cost
 from paper_tables.plotting import FAINT, INK, PALE, TEACHER_COLOR, Look, ink, legend, plain_ticks, row_looks, wrapped
 from paper_tables.stats import Summary
-from paper_tables.tables_methods import BASELINE
 from paper_tables.tables_repeat import METRICS, beside
-from paper_tables.view import TASK_NAMES, TASKS, TEACHER, Key, View
+from paper_tables.view import TASK_NAMES, TASKS, Key, View
 
 LINE, NAMES, HEAD, FOOT = 0.215, 1.25, 0.78, 0.62  # inches: a row, the column of names, above and below the panels
 STEPS = ("o", "s", "D", "^", "v", "P")  # a mark per NFE
@@ -120,28 +119,27 @@ def step_legend(figure: Figure, nfes: Sequence[int]) -> None:
 
 
 def paired(view: View) -> Figure | None:
-    """GenEval of every row minus that of `apex`, a panel per NFE: filled on the test prompts, hollow on unseen combinations."""
+    """GenEval of every row minus that of the baseline, a panel per NFE: filled on the test prompts, hollow on unseen combinations."""
     splits = ((None, 0.0), ("unseen", 0.24))
-    nfes = [nfe for nfe in view.compared if (BASELINE, nfe) in view.methods]
-    rows = [row for row in view.rows if row != BASELINE and any((row, nfe) in view.methods for nfe in nfes)]
+    nfes = [nfe for nfe in view.compared if (view.baseline, nfe) in view.methods]
+    rows = [row for row in view.rows if row != view.baseline and any((row, nfe) in view.methods for nfe in nfes)]
     known = {
         (row, nfe, split): found
         for row in rows
         for nfe in nfes
         for split, _ in splits
-        if (row, nfe) in view.methods and (found := view.difference((row, nfe), (BASELINE, nfe), "geneval/overall", split))
+        if (row, nfe) in view.methods and (found := view.difference((row, nfe), (view.baseline, nfe), "geneval/overall", split))
     }
     if not known:
         return None
     look = row_looks(view)
-    title = (
-        f"GenEval of every row minus {BASELINE}'s at the same NFE, 95% intervals; filled: {view.split} prompts, hollow: unseen combinations"
-    )
+    unseen = ", hollow: unseen combinations" if any(split for *_, split in known) else ""
+    title = f"GenEval of every row minus {view.baseline}'s at the same NFE, 95% intervals; filled: {view.split} prompts{unseen}"
     figure, found, level = frame(families(view, rows, look), [f"NFE {nfe}" for nfe in nfes], title, [10.2 / len(nfes)] * len(nfes))
     ends = [end for one in known.values() for end in (one.value, one.low, one.high) if end is not None]
     for axes, nfe in zip(found, nfes, strict=True):
-        axes.axvline(0, color=look[BASELINE].color, linewidth=1.0, zorder=1)
-        axes.set(xlim=(min([*ends, -0.05]) - 0.04, max([*ends, 0.05]) + 0.04), xlabel=f"row − {BASELINE}")
+        axes.axvline(0, color=look[view.baseline].color, linewidth=1.0, zorder=1)
+        axes.set(xlim=(min([*ends, -0.05]) - 0.04, max([*ends, 0.05]) + 0.04), xlabel=f"row − {view.baseline}")
         for row in rows:
             for split, down in splits:
                 if one := known.get((row, nfe, split)):
@@ -150,7 +148,7 @@ def paired(view: View) -> Figure | None:
                     axes.plot([one.value], [level[row] + down], marker="o", markersize=5.5 if split is None else 4, color=look[row].color,
                               markerfacecolor=face, linestyle="", zorder=3)  # fmt: skip
             if (row, nfe, None) not in known:
-                say(axes, level[row], _why(view, (row, nfe)) if view.evaluators((BASELINE, nfe)) else f"{BASELINE}: not run")
+                say(axes, level[row], _why(view, (row, nfe)) if view.evaluators((view.baseline, nfe)) else f"{view.baseline}: not run")
     return figure
 
 
@@ -200,7 +198,7 @@ RELATIVE = (
 
 
 def relative(view: View) -> Figure | None:
-    """Every row's numbers over the guided 25-step teacher's, a panel per metric, a mark per NFE."""
+    """Every row's numbers over the guided teacher's of many steps, a panel per metric, a mark per NFE."""
     rows, nfes = view.rows, view.compared
     known = {
         (row, nfe, place): found
@@ -213,7 +211,7 @@ def relative(view: View) -> Figure | None:
     if not chosen:
         return None
     look = row_looks(view)
-    title = f"Every row over the guided {TEACHER[1]}-step teacher, {view.split} set: 1 is as good, 95% intervals"
+    title = f"Every row over the guided {view.teacher[1]}-step teacher, {view.split} set: 1 is as good, 95% intervals"
     heads, widths = [RELATIVE[place][1] for place in chosen], [RELATIVE[place][3] for place in chosen]
     figure, found, level = frame(families(view, rows, look), heads, title, widths, len(nfes))
     for axes, place in zip(found, chosen, strict=True):
@@ -251,16 +249,13 @@ def _few_ticks(axes: Axes, low: float, high: float) -> None:
 # ------------------------------------------------------------------------------------------------- GenEval by task
 
 
-LEVELS: tuple[Key, ...] = (("real", 0), TEACHER, ("shuffled", 0))
-
-
 def tasks(view: View) -> Figure | None:
     """GenEval by task and overall, a panel per NFE: dark is high. Above the rows: real renders, the guided teacher, another prompt's."""
     nfes = [nfe for nfe in view.compared if any(view.get((row, nfe), "geneval/overall") for row in view.rows)]
     if not nfes:
         return None
     look = row_looks(view)
-    levels = [key for key in LEVELS if view.get(key, "geneval/overall")]
+    levels = [key for key in (("real", 0), view.teacher, ("shuffled", 0)) if view.get(key, "geneval/overall")]
     names = {key: key[0] if not key[1] else f"{key[0]}, {key[1]}" for key in levels}
     groups = [("levels", [(names[key], look[key[0]].color) for key in levels])] if levels else []
     rows = view.rows

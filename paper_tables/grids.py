@@ -21,12 +21,12 @@ from PIL import Image, ImageDraw, ImageFont
 from apex.errors import UserError
 from paper_tables.cells import row_name
 from paper_tables.plotting import ink, row_looks
-from paper_tables.view import EXTERNAL, TASKS, TEACHER, Key, View
+from paper_tables.view import EXTERNAL, TASKS, Key, View
 
 LARGEST, ABOUT = 128, 110  # pixels of one picture's side
 GAP, LABEL_WIDTH, LINE, HEADING = 5, 150, 17, 24
 COLUMNS, SAMPLES = 12, 4  # prompts of a grid; images of one prompt where a grid shows several
-SHOWN: tuple[Key, ...] = (("real", 0), ("mean", 0), TEACHER)  # above the methods, to compare with
+REFERENCES: tuple[Key, ...] = (("real", 0), ("mean", 0))  # above the methods, to compare with; below them the teacher
 INK, PALE, MISSING = "#1b1f24", "#5f6770", "#eef0f2"
 
 
@@ -231,13 +231,13 @@ def _below(key: Key, folder: Path, usual: int | None) -> str:
 
 
 def rows_at(view: View, folders: dict[Key, Path], nfe: int, usual: int | None = None, elsewhere: bool = False) -> list[Row]:
-    """What is compared at one NFE: real renders, the teacher with 25 and with as many steps, every method by family.
+    """What is compared at one NFE: real renders, the teacher with many and with as many steps, every method by family.
 
     elsewhere: also rows of images from elsewhere whose NFE is not compared. usual: the seed that needs no mention.
     """
     look = row_looks(view)
     usual = next((seed_of(folder) for folder in folders.values()), None) if usual is None else usual
-    levels = [key for key in dict.fromkeys([*SHOWN, ("teacher", nfe)]) if key in folders]
+    levels = [key for key in dict.fromkeys([*REFERENCES, view.teacher, ("teacher", nfe)]) if key in folders]
     found = [Row(key, row_name(key, view), _below(key, folders[key], usual)) for key in levels]
     groups = dict(view.grouped(nfe))
     if elsewhere:
@@ -304,8 +304,8 @@ def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Im
     folders = {key: seeds[seed] for key, seeds in sorted(mine.items()) if seed in seeds}
     if len(folders) < 2:
         return None
-    folders |= {key: min(every[key].items())[1] for key in SHOWN[:1] if key in every}
-    order = sorted(folders, key=lambda key: (key not in SHOWN, key[1]))
+    folders |= {key: min(every[key].items())[1] for key in REFERENCES[:1] if key in every}
+    order = sorted(folders, key=lambda key: (key not in REFERENCES, key[1]))
     rows = [Row(key, row_name(key, view), _below(key, folders[key], seed)) for key in order]
     prompts = prompts_of(folders, rows)
     words = f"{name}, {view.split} set, seed {seed}: the same prompts and seed at every NFE; prompts chosen by place in the list"

@@ -10,7 +10,7 @@ from pathlib import Path
 from paper_tables import audit, build, published, tuning
 from paper_tables.render import html_fragment
 from paper_tables.render import page as html_page
-from paper_tables.view import TEACHER, View
+from paper_tables.view import View
 
 # Figure -> its title and what to see in it. `sweep_<row>` and `grid_nfe<K>` come beside these.
 CAPTIONS = {
@@ -20,8 +20,8 @@ CAPTIONS = {
     "grid_samples": ("Four samples", "Four images of one prompt: a collapsed generator draws one picture four times."),
     "tasks": ("GenEval by task", "Dark is high."),
     "coverage_quality": ("Coverage against quality", "Spread and recall of a prompt's images against GenEval."),
-    "nfe": ("Metrics against NFE", "Dashed: the guided 25-step teacher; dotted: real renders."),
-    "paired": ("Every row against apex", "Left of the line: below apex. An interval that holds zero parts nothing."),
+    "nfe": ("Metrics against NFE", "Dashed: the guided teacher of many steps; dotted: real renders."),
+    "paired": ("Every row against APEX", "Left of the line: below it. An interval that holds zero parts nothing."),
     "cost": ("What training costs", "Where the budget goes, what stands in memory, and how long it takes."),
     "quality_memory": ("Quality against memory", "What a discriminator or a fake-score network adds lies to the right."),
     "quality_budget": ("Quality against the training budget", "What more training gives."),
@@ -97,18 +97,18 @@ def headline(view: View) -> str:
     rows = sorted(known, key=lambda row: -known[row].value)
     if len(rows) > MOST_SENTENCES:
         best = {view.families[row]: row for row in reversed(rows)}
-        rows = [row for row in rows if row in (*best.values(), "apex")]
+        rows = [row for row in rows if row in (*best.values(), view.baseline)]
     out = []
     for row in rows:
         score, share, spread = known[row], view.relative((row, 1), "geneval/overall"), view.get((row, 1), "coverage/spread")
         words = f"<b>{html.escape(row)}</b> at NFE 1: GenEval {score.value:.2f}"
         if share and share.low is not None:
-            words += f", {share.value:.2f} [{share.low:.2f}, {share.high:.2f}] of the guided 25-step teacher's"
+            words += f", {share.value:.2f} [{share.low:.2f}, {share.high:.2f}] of the guided {view.teacher[1]}-step teacher's"
         out.append(words + (f"; spread {spread.value:.2f}" if spread else "") + ".")
     if len(rows) < len(known):
         out.append(f"These are the best of each family of {len(known)} rows; all of them are below.")
     levels = {
-        "guided teacher, 25 steps": TEACHER,
+        f"guided teacher, {view.teacher[1]} steps": view.teacher,
         "teacher, 1 step": ("teacher", 1),
         "real renders": ("real", 0),
         "renders of another prompt": ("shuffled", 0),

@@ -13,9 +13,10 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from paper_tables.stats import Summary
 
@@ -62,6 +63,12 @@ class Table:
 
     def cell(self, line: Line, key: str) -> Cell:
         return line.cells.get(key, Cell(""))
+
+    def without(self, keys: Collection[str]) -> Self:
+        """The table less these columns, in every panel."""
+        columns = [column for column in self.columns if column.key not in keys]
+        panels = [(title, [key for key in shown if key not in keys]) for title, shown in self.panels]
+        return replace(self, columns=columns, panels=panels)
 
     def views(self) -> list[tuple[str, list[Column]]]:
         """(heading, columns) of each panel."""

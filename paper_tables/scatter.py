@@ -13,7 +13,7 @@ from paper_tables.plotting import FAINT, PALE, Label, Look, footer, label_column
 from paper_tables.stats import Summary
 from paper_tables.tables_cost import CONTROL_ROW
 from paper_tables.tuning import read as read_tuning
-from paper_tables.view import REFERENCE_NAMES, TEACHER, Key, View
+from paper_tables.view import REFERENCE_NAMES, Key, View
 
 FEW = 16  # points that can each have a label of their own
 QUALITY = "geneval/overall"
@@ -135,7 +135,7 @@ def coverage_quality(view: View) -> Figure | None:
     Where there are many rows, a column per family, the others pale behind.
     """
     nfe = view.compared[0] if view.compared else 0
-    levels: list[Key] = [("real", 0), TEACHER]
+    levels: list[Key] = [("real", 0), view.teacher]
     found = {metric: {key: (x, y) for key in [*view.methods, *levels] if (key in levels or key[1] == nfe)
                       and (x := view.get(key, QUALITY)) and (y := view.get(key, metric))} for metric, _ in COVERAGE}  # fmt: skip
     chosen = [(metric, name) for metric, name in COVERAGE if any(key not in levels for key in found[metric])]

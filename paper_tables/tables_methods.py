@@ -9,9 +9,8 @@ from paper_tables import cells, stats
 from paper_tables.cells import COVERAGE, measured, missing, number, why_missing
 from paper_tables.render import Cell, Column, Line, Table
 from paper_tables.tables_paper import remark
-from paper_tables.view import REFERENCE_NAMES, TASK_NAMES, TASKS, TEACHER, Key, View
+from paper_tables.view import REFERENCE_NAMES, TASK_NAMES, TASKS, Key, View
 
-BASELINE = "apex"  # what every other method is compared with
 # key, head, group, metric, decimals (None: three significant digits), better: 1 high, -1 low, 0 not judged
 SCORES = (
     ("throughput", "images/s ↑", "speed", "speed/throughput_b10_sps", None, 0),
@@ -138,7 +137,7 @@ def comparison(view: View) -> Table:
     )
     said = f"{remark(view)} {seen_in_training(view)}".strip()
     table = Table("comparison", "All methods", caption, columns, remark=said, panels=PANELS)
-    levels = [key for key in view.keys if key[0] in REFERENCE_NAMES or (key[0] == "teacher" and key[1] >= TEACHER[1])]
+    levels = [key for key in view.keys if key[0] in REFERENCE_NAMES or (key[0] == "teacher" and key[1] >= view.teacher[1])]
     for index, key in enumerate(levels):
         table.lines.append(Line(_line(view, key), "Levels: the ceiling, the floors, the teacher" if index == 0 else ""))
     for nfe in view.compared:
@@ -175,8 +174,8 @@ def _plain(view: View, key: Key, metric: str, split: str | None) -> Cell:
     found = view.get(key, metric, split)
     if found:
         return number(found, 2, interval=False)
-    if key[0] == BASELINE and key not in view.methods:
-        return missing(f"Does not apply: {BASELINE} is not sampled at this NFE.")
+    if key[0] == view.baseline and key not in view.methods:
+        return missing(f"Does not apply: {view.baseline} is not sampled at this NFE.")
     return missing(cells.TEST_ALONE if split and view.images_only(key[0]) else why_missing(view, key, "geneval"))
 
 
@@ -188,25 +187,25 @@ def _noise(view: View) -> str:
 
 
 def paired(view: View) -> Table:
-    """Every method against `apex` at the same NFE."""
-    columns = [Column("row", "row", numeric=False), Column("nfe", "NFE")]
+    """Every method against the view's baseline at the same NFE."""
+    columns, base = [Column("row", "row", numeric=False), Column("nfe", "NFE")], view.baseline
     for prefix, group in (("", "GenEval"), ("unseen_", "GenEval, unseen combinations")):
-        columns += [Column(f"{prefix}value", "row", group), Column(f"{prefix}baseline", BASELINE, group)]
-        columns += [Column(f"{prefix}difference", f"row − {BASELINE}", group), Column(f"{prefix}verdict", "verdict", group, numeric=False)]
+        columns += [Column(f"{prefix}value", "row", group), Column(f"{prefix}baseline", base, group)]
+        columns += [Column(f"{prefix}difference", f"row − {base}", group), Column(f"{prefix}verdict", "verdict", group, numeric=False)]
     columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
     caption = (
-        f"Each method against {BASELINE} at the same NFE: the difference of GenEval over the same prompts ({view.split} set), with the 95% "
+        f"Each method against {base} at the same NFE: the difference of GenEval over the same prompts ({view.split} set), with the 95% "
         "interval of a paired bootstrap over prompts within task, joined with Student's interval over seeds. win: the row is above "
-        f"{BASELINE}; loss: below; tie: the interval holds zero. With one seed the interval does not hold training noise{_noise(view)}, so "
+        f"{base}; loss: below; tie: the interval holds zero. With one seed the interval does not hold training noise{_noise(view)}, so "
         "a win or a loss may be the seed's; the claims' verdicts take it in. n: images per seed; seeds: the fewer of the two."
     )
-    table = Table("paired", f"Every method against {BASELINE}", caption, columns, remark=remark(view))
+    table = Table("paired", f"Every method against {base}", caption, columns, remark=remark(view))
     for nfe in sorted({*view.compared, *(nfe for row, nfe in view.methods if view.images_only(row))}):
         lines, counts = [], {"win": 0, "tie": 0, "loss": 0}
         for family, keys in view.grouped(nfe):
-            others = [key for key in keys if key[0] != BASELINE]
+            others = [key for key in keys if key[0] != view.baseline]
             for index, key in enumerate(others):
-                line = _against(view, key, (BASELINE, nfe))
+                line = _against(view, key, (view.baseline, nfe))
                 lines.append(Line(line, f"NFE {nfe}: {family}" if index == 0 else ""))
                 if (text := line["verdict"].text) in counts and not view.images_only(key[0]):
                     counts[text] += 1

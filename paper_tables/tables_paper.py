@@ -123,17 +123,18 @@ def _table(view: View, data: Published, name: str, title: str, caption: str, col
     return table
 
 
-PUBLISHED_WORDS = (
-    "For a measured row, “published” is the range over the paper's rows of its method at its NFE. Spread, precision and recall: "
-    "whether the images of a prompt vary as real ones do, which GenEval does not see. n: images per seed."
-)
+def published_words(view: View) -> str:
+    words = "For a measured row, “published” is the range over the paper's rows of its method at its NFE. "
+    if view.measures("coverage"):
+        words += "Spread, precision and recall: whether the images of a prompt vary as real ones do, which GenEval does not see. "
+    return words + "n: images per seed."
 
 
 def table1(view: View, data: Published) -> Table:
     """Table 1: speed and quality at NFE 2 and NFE 1."""
     caption = (
         "Table 1 of arXiv 2604.12322v1 beside what was measured here. Throughput at batch 10, latency at batch 1, end to end. "
-        + PUBLISHED_WORDS
+        + published_words(view)
     )
     return _table(view, data, "table1", "The paper's Table 1: speed and quality of few-step models", caption, TABLE1)
 
@@ -143,7 +144,7 @@ def table2(view: View, data: Published) -> Table:
     where = " on the world's six tasks of the same names" if view.of_a_world else ""
     caption = (
         f"Table 2 of arXiv 2604.12322v1 (GenEval; overall is the mean of the six tasks) beside what was measured here{where}. "
-        + PUBLISHED_WORDS
+        + published_words(view)
     )
     return _table(view, data, "table2", "The paper's Table 2: GenEval by task", caption, TABLE2)
 
@@ -156,11 +157,11 @@ NEEDS_A_JUDGE = (
 
 def table3(view: View, data: Published) -> Table:
     """Table 3: DPG-Bench by category."""
-    caption = "Table 3 of arXiv 2604.12322v1 (DPG-Bench), digits as printed. " + NEEDS_A_JUDGE.format(prefix="dpg") + PUBLISHED_WORDS
+    caption = "Table 3 of arXiv 2604.12322v1 (DPG-Bench), digits as printed. " + NEEDS_A_JUDGE.format(prefix="dpg") + published_words(view)
     return _table(view, data, "table3", "The paper's Table 3: DPG-Bench", caption, TABLE3)
 
 
 def table4(view: View, data: Published) -> Table:
     """Table 4: WISE by category."""
-    caption = "Table 4 of arXiv 2604.12322v1 (WISE), digits as printed. " + NEEDS_A_JUDGE.format(prefix="wise") + PUBLISHED_WORDS
+    caption = "Table 4 of arXiv 2604.12322v1 (WISE), digits as printed. " + NEEDS_A_JUDGE.format(prefix="wise") + published_words(view)
     return _table(view, data, "table4", "The paper's Table 4: WISE", caption, TABLE4)

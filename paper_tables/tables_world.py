@@ -6,7 +6,7 @@ from paper_tables import cells
 from paper_tables.cells import COVERAGE, measured, missing, number, plain, why_missing
 from paper_tables.render import Cell, Column, Line, Table
 from paper_tables.tables_paper import remark
-from paper_tables.view import REFERENCE_NAMES, TASK_NAMES, TASKS, TEACHER, Key, View
+from paper_tables.view import REFERENCE_NAMES, TASK_NAMES, TASKS, Key, View
 
 # key, head, group, metric, decimals (None: three significant digits)
 SCORES = (
@@ -34,8 +34,8 @@ TRAINING = (
 NAMES, BEHIND = ["row", "nfe"], [*COVERAGE, "n", "seeds"]
 SPEED = ["latency", "throughput", "speed_memory", "text_s", "denoise_s", "decode_s"]
 PANELS = [
-    ("(a) Quality and coverage", [*NAMES, "overall", "unseen", "fid", "fid_floor", "kid", "clip_score", *BEHIND]),
-    ("(b) GenEval by task, seen and unseen combinations", [*NAMES, *TASKS, "seen", "unseen", *BEHIND]),
+    ("(a) Quality", [*NAMES, "overall", "unseen", "fid", "fid_floor", "kid", "clip_score", *BEHIND]),
+    ("(b) GenEval by task", [*NAMES, *TASKS, "seen", "unseen", *BEHIND]),
     ("(c) Speed and size", [*NAMES, *SPEED, "parameters", "trainable", *BEHIND, "hardware"]),
     ("(d) Cost of training, mean over seeds", [*NAMES, *(key for key, *_ in TRAINING), "trainable", *BEHIND]),
 ]
@@ -67,16 +67,20 @@ def world(view: View) -> Table:
     columns += [Column(name, head, "training") for name, head, _ in TRAINING]
     columns += [*cells.common_columns(), Column("hardware", "hardware", numeric=False)]
     tasks = ", ".join(TASK_NAMES[task] for task in view.unseen_tasks)
-    caption = (
+    words = (
         f"Every row at every NFE, prompts of the {view.split} set. NFE counts steps; a guided step of the teacher runs the network twice. "
-        "Unseen: GenEval on combinations that no training image showed"
-        + (f"; seen: the same tasks ({tasks}) of the {view.split} set. " if tasks else ". ")
-        + "FID's floor is real against real at the same n. Spread, precision and recall say whether the images of a prompt vary as real "
-        "ones do: GenEval does not see a model that always draws the same picture. n: images per seed. "
-        "Latency is at batch 1, throughput at batch 10; their bounds are quartiles."
     )
+    if view.measures("geneval", "unseen"):
+        words += "Unseen: GenEval on combinations that no training image showed"
+        words += f"; seen: the same tasks ({tasks}) of the {view.split} set. " if tasks else ". "
+    words += "FID's floor is real against real at the same n. "
+    if view.measures("coverage"):
+        words += "Spread, precision and recall say whether the images of a prompt vary as real "
+        words += "ones do: GenEval does not see a model that always draws the same picture. "
+    words += "n: images per seed. Latency is at batch 1, throughput at batch 10; their bounds are quartiles."
     lines = [Line(_row(view, key)) for key in view.keys]
-    return Table("world", "World: all measurements", caption, columns, remark=remark(view), lines=lines, panels=PANELS)
+    title = "World: all measurements" if view.of_a_world else "All measurements"
+    return Table("world", title, words, columns, remark=remark(view), lines=lines, panels=PANELS)
 
 
 RELATIVE = (
@@ -90,17 +94,18 @@ RELATIVE = (
 
 
 def relative(view: View) -> Table:
-    """Every row as a share of the guided 25-step teacher."""
+    """Every row as a share of the guided teacher of many steps."""
+    steps = view.teacher[1]
     columns = [Column("row", "row", numeric=False), Column("nfe", "NFE"), *(Column(name, head) for name, head, *_ in RELATIVE)]
     columns += [Column("n", "n"), Column("seeds", "seeds")]
     caption = (
-        f"Each row's number over the guided 25-step teacher's, prompts of the {view.split} set: 1 means equal. GenEval is compared "
+        f"Each row's number over the guided {steps}-step teacher's, prompts of the {view.split} set: 1 means equal. GenEval is compared "
         "prompt by prompt (bootstrap over prompts within task, the same prompts for both); the other intervals take the two as "
         "independent, which makes them too wide. An interval that holds 1 tells nothing apart. n: images per seed."
     )
-    table = Table("relative", "Against the guided 25-step teacher", caption, columns, remark=remark(view))
+    table = Table("relative", f"Against the guided {steps}-step teacher", caption, columns, remark=remark(view))
     for key in view.keys:
-        if key == TEACHER:
+        if key == view.teacher:
             continue
         behind = cells.common_cells(view, key)
         line = cells.name_cells(view, key) | {"n": behind["n"], "seeds": behind["seeds"]}
@@ -112,8 +117,8 @@ def relative(view: View) -> Table:
                 line[name] = missing(_why_unseen(view, key))
             elif view.get(key, metric, split or None) is None:
                 line[name] = missing(why_missing(view, key, metric.split("/")[0]))
-            elif view.get(TEACHER, metric, split or None) is None:
-                line[name] = missing("The guided 25-step teacher has no such number in this results folder.")
+            elif view.get(view.teacher, metric, split or None) is None:
+                line[name] = missing(f"The guided {steps}-step teacher has no such number in this results folder.")
             else:
                 line[name] = missing("Does not apply: the teacher's number is zero.")
         table.lines.append(Line(line))

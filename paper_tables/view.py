@@ -57,9 +57,11 @@ class View:
     Attributes:
         split: the prompt set that tables speak of: test, or the first there is.
         keys: every (row, NFE) of the tables, with or without a record: references, teacher, methods.
+        teacher: what rows are set beside: the guided teacher at 25 steps, else at the most steps that it has.
         methods: those of `keys` that are neither reference nor teacher, by family, name and NFE: the recorded and the expected ones.
         rows: their names, in that order.
         unseen_tasks: the tasks that the unseen prompts have; `seen` is a mean over the same.
+        baseline: what every other row is compared with: `apex`, or its LoRA where a profile trains nothing else.
         made: the records of making (made.json) of every trained row that has one.
         logs: their training logs, by row and seed.
         tuning: tuning.json of these results, or the committed one that the profile's settings are from.
@@ -90,16 +92,19 @@ class View:
         wanted = {(row.row, nfe) for row in expected.rows.values() for nfe in row.seeds} if expected else set()
         wanted |= {(external.row, external.nfe) for external in expected.external.values()} if expected else set()
         wanted |= {(one.row, nfe) for one in expected.checkpoints.values() for nfe in one.nfe} if expected else set()
-        teachers = {*TEACHERS, *(key for key in self._by_key if key[0] == "teacher")}
-        teachers |= {("teacher", nfe) for nfe in expected.teacher_nfe} if expected else set()
+        teachers = {("teacher", nfe) for nfe in expected.teacher_nfe} if expected else {*TEACHERS}
+        teachers |= {key for key in self._by_key if key[0] == "teacher"}
+        references = [key for key in REFERENCES if not expected or key[0] in expected.references or key in self._by_key]
         self._by_row: dict[str, list[records.Found]] = defaultdict(list)
         for one in found:
             self._by_row[one.record.row].append(one)
         keys = {*wanted, *self._by_key} - teachers - {*REFERENCES}
         self.families = {row: self._family(row) for row in {row for row, _ in keys}}
         self.methods: list[Key] = sorted(keys, key=lambda key: (family_rank(self.families[key[0]]), key))
+        self.teacher: Key = TEACHER if TEACHER in teachers or not teachers else max(teachers)
         self.rows = list(dict.fromkeys(row for row, _ in self.methods))
-        self.keys: list[Key] = [*REFERENCES, *sorted(teachers, key=lambda key: -key[1]), *self.methods]
+        self.baseline = self.variant("apex") or "apex"
+        self.keys: list[Key] = [*references, *sorted(teachers, key=lambda key: -key[1]), *self.methods]
         unseen = {name for _, _, split, name in self._metrics if split == "unseen"}
         self.unseen_tasks = tuple(task for task in TASKS if f"geneval/{task}" in unseen)
 
@@ -126,6 +131,12 @@ class View:
         if not told and name in ("family", "citation"):
             told = described(self.about(row, "method"), self.expected.files if self.expected else ()).get(name, "")
         return told
+
+    def variant(self, method: str) -> str | None:
+        """A row's name, or where there is no row of that name the one that trains the method of that name with LoRA."""
+        if method in self.rows:
+            return method
+        return next((row for row in self.rows if self.about(row, "method") == method and self.about(row, "tuning") == "lora"), None)
 
     def _family(self, row: str) -> str:
         return EXTERNAL if self.images_only(row) else family_name(self.about(row, "family"))
@@ -169,6 +180,13 @@ class View:
         ours = [row for row in self.rows if self.families[row] != EXTERNAL] or self.rows
         nfes = [nfe for row, nfe in self.methods if row in ours]
         return sorted({nfe for nfe in nfes if nfe and 2 * nfes.count(nfe) >= len(ours)})
+
+    def measures(self, evaluator: str, split: str = "") -> bool:
+        """Whether a record is of that evaluator, on that prompt set where one is named, or the profile asks for it."""
+        if any(one.record.evaluator == evaluator and split in ("", one.split) for one in self.found):
+            return True
+        asked = self.expected
+        return not asked or (evaluator in asked.evaluators and (not split or split in asked.splits))
 
     def recorded(self, row: str) -> bool:
         """Whether the row has any record."""
@@ -240,8 +258,8 @@ class View:
         return over_seeds([_mean_of(metrics) for metrics in zip(*(found.values() for found in by_task), strict=True)])
 
     def relative(self, key: Key, metric: str, split: str | None = None) -> Summary | None:
-        """The number over the guided 25-step teacher's."""
-        return self.ratio(key, TEACHER, metric, split)
+        """The number over that of `teacher`."""
+        return self.ratio(key, self.teacher, metric, split)
 
     def ratio(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
         """`key` over `other`. GenEval's overall is compared prompt by prompt where the records allow."""
@@ -310,6 +328,11 @@ class View:
     def all_values(self, name: str) -> list[Any]:
         """Every distinct value of a record's field, in order of appearance."""
         return list(dict.fromkeys(value for one in self.found if (value := getattr(one.record, name)) not in (None, "")))
+
+    @property
+    def backbones(self) -> set[str]:
+        """The classes of network that were trained."""
+        return {one.record.backbone for one in self.found if one.record.training and one.record.backbone}
 
     @property
     def largest(self) -> int:

@@ -47,6 +47,7 @@ class Plan:
         self.tables = f"{self.root}/tables"
         self.audit = f"{self.root}/audit"
         self.claims = f"{self.root}/claims"
+        self.cards = f"{self.root}/cards"
         self.calibration = f"{self.root}/calibration"
         self.figures = f"{self.root}/figures"
         self.gallery = f"{self.root}/pictures.html"
@@ -179,9 +180,11 @@ class Plan:
 def overrides(settings: Mapping[str, Any]) -> list[str]:
     """`key=value` strings for `apex.config.load` from what stood behind Snakemake's `--config`.
 
-    `methods=apex,fm`, `train='{batch_size: 32}'` and `set='train.batch_size=32 budget.forward_equivalents=1e5'` all work.
+    `methods=apex,fm`, `train='{batch_size: 32}'` and `set='train.batch_size=32 budget.forward_equivalents=1e5'` all work, and so does
+    `hub=` (`hub="''"` is the same to Snakemake): the empty text for a key that takes a text.
     """
     flat: list[str] = []
+    texts = {name for name, field in Config.model_fields.items() if field.annotation is str}
 
     def read(value: Any) -> Any:
         """Snakemake leaves every scalar inside brackets a string."""
@@ -197,6 +200,8 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
             for name, inner in value.items():
                 walk(inner, f"{key}.{name}" if key else str(name))
         else:
+            if value == "" or (value is None and key in texts):
+                value = "''"
             text = "" if value is None else value if isinstance(value, str) else json.dumps(read(value))
             flat.append(f"{key}={text}")
 

@@ -15,7 +15,8 @@ from apex.ablations import Plan
 from apex.config import load
 from apex.errors import UserError
 from paper_tables import ablations, claims, published, tables_paper
-from paper_tables.claims_tests import FAILS, FULL, HOLDS, NOT_RUN, TESTS, UNDECIDED, Evidence, judged
+from paper_tables.claims_tests import FAILS, FULL, HOLDS, NOT_RUN, OF_RECORDS, TESTS, UNDECIDED, Evidence, judged
+from paper_tables.expected import Expected
 from paper_tables.stats import Summary
 from paper_tables.view import View
 
@@ -57,12 +58,17 @@ def test_the_ledger_has_every_group_and_says_what_would_decide() -> None:
 
 
 def test_every_row_and_cell_of_the_ledger_is_one_that_the_profiles_run(plan: Plan) -> None:
-    known = {name: {*load(f"workflows/config/{name}.yaml").all_methods, "teacher"} for name in ("world", "world_qwen")}
+    configs = {path.stem: load(path) for path in Path("workflows/config").glob("*.yaml")}
+    known = {name: {*config.all_methods, *config.checkpoint_rows, "teacher"} for name, config in configs.items()}
+    known["sana_0_6b"].add("flux-schnell")  # docs/full_scale.md: a row that its user adds
     for claim in claims.read():
         for test in claim.tests:
-            rows = known[test.get("profile", "world")]
-            if test["kind"] in ("difference", "ratio", "speedup", "training", "passes"):
-                assert {test["row"], test["versus"]} <= rows, claim.id
+            rows = known[test.get("profile", "sana_0_6b" if "scale" in test else "world")]
+            if test["kind"] in OF_RECORDS and test["kind"] != "diverged":
+                assert {test["row"], test.get("versus", test["row"])} <= rows, claim.id
+            if test["kind"] == "reported":
+                (row,) = [r for r in published.load()["table1"] if (published.label(r), r["nfe"]) == (test["printed"], str(test["nfe"]))]
+                assert row["geneval"]
             if test["kind"] == "diverged":
                 assert set(test["rows"]) <= rows, claim.id
             if test["kind"] == "ablation":
@@ -266,6 +272,83 @@ def test_a_large_profile_is_not_called_a_world(make_results: Callable[..., Path]
     assert "Here means the embedded world" in claims.table([], view).caption and "million parameters" in claims.front([], view, "")
 
 
+LARGE = Path("workflows/config/qwen_image_lora_r64.yaml")
+SCORES = {
+    ("apex-lora", 1): 0.9, ("apex-lora", 2): 0.91, ("rcgm-lora", 1): 0.5, ("twinflow-lora", 1): 0.86,
+    ("teacher", 50): 0.8, ("teacher", 1): 0.1, ("teacher-stock", 50): 0.95,
+}  # fmt: skip
+
+
+@pytest.fixture
+def large(make_results: Callable[..., Path], plan: Plan, tmp_path: Path) -> Callable[..., Evidence]:
+    """large(scores): what the profile of the paper's headline row says, whose rows are all LoRA, beside the world of its class."""
+
+    def make(scores: dict[tuple[str, int], float] = SCORES, profile: str = "qwen_image_lora_r64") -> Evidence:
+        config = load(LARGE)
+        view = View.load(make_results(f"large{len(list(tmp_path.iterdir()))}", rows=scores), Expected.of(config))
+        small = View.load(make_results("small", rows={("apex", 1): 0.1, ("apex-lora", 1): 0.1, ("teacher", 50): 0.8, ("teacher", 25): 0.8}))
+        for one in (*view.found, *small.found):
+            one.record.backbone = "qwen_image"
+        for one in view.found:
+            one.record.parameters = 20_430_401_088
+            one.record.tuning = "lora" if one.record.row.endswith("-lora") else one.record.tuning
+        views, guidance = {profile: view, "world_qwen": small}, {profile: 4.0, "world_qwen": 2.5}
+        return Evidence(views, published.load(), plan, tmp_path / "ablations", tmp_path / "theory", guidance)
+
+    return make
+
+
+def test_a_profile_is_judged_by_its_own_rows_whatever_it_calls_them(large: Callable[..., Evidence]) -> None:
+    """The headline profile trains LoRA alone: `apex` is `apex-lora` there, its teacher has 50 steps, the world of its class is silent."""
+    found = [one for one in claims.judge(claims.read(), large()) if one.claim.group in ("quality", "compatibility")]
+    told = {(one.claim.id, one.reading): one.outcome for one in found}
+    assert told["above_the_teacher", "apex-lora"].verdict == HOLDS
+    stock = told["above_the_teacher", "apex-lora, against the teacher's own pipeline"]
+    assert stock.verdict == FAILS and "apex-lora at 1 minus teacher-stock at 50" in stock.effect
+    assert told["above_the_teacher_lora", "apex"].value == pytest.approx(0.1), "its own 0.9 and 0.8, not the world's"
+    assert "apex-lora at 1 over teacher at 50" in told["one_step_generator", "apex-lora"].effect
+    assert (told["above_rcgm", "apex-lora"].verdict, "minus rcgm-lora at 1" in told["above_rcgm", "apex-lora"].effect) == (HOLDS, True)
+    assert "apex-lora at 2 minus apex-lora at 1" in told["more_steps", "apex-lora"].effect
+    missing = told["above_consistency", "apex-lora against lcm"]
+    assert (missing.verdict, missing.source) == (NOT_RUN, "a profile with the row lcm")
+    assert [one.reading for one in found if one.claim.id == "lora"] == ["apex"], "two tests that are one here are asked once"
+
+
+def test_a_printed_number_is_set_beside_the_profile_that_has_its_row(large: Callable[..., Evidence]) -> None:
+    test = next(one for claim in claims.read() for one in claim.tests if one.get("printed") == "APEX 20B LoRA r=64")
+
+    def judged_at(quality: float, **changes: Any) -> Any:
+        given = large({("apex-lora", 1): quality})
+        for one in given.views[given.first].found:
+            one.record.details |= changes
+        return TESTS["reported"](test, given)
+
+    near, bad = judged_at(0.88), judged_at(0.8)  # each with an interval of 0.03
+    assert (near.verdict, bad.verdict) == (UNDECIDED, FAILS) and near.value == pytest.approx(-0.01)
+    assert bad.effect.startswith("geneval/overall: apex-lora at 1, 0.8, minus the printed 0.89")
+    assert judged_at(0.9).verdict == HOLDS
+    other = judged_at(0.8, comparable=False, differs=["another detector"])
+    assert other.verdict == UNDECIDED and other.effect.endswith("not measured alike: another detector")
+    elsewhere = TESTS["reported"](test, large(profile="mine"))
+    assert (elsewhere.verdict, elsewhere.source) == (
+        NOT_RUN, "snakemake all --configfile workflows/config/qwen_image_lora_r64.yaml"
+    )  # fmt: skip
+    with pytest.raises(UserError, match="table1 has 0 rows 'nobody' at NFE 1, expected one"):
+        TESTS["reported"](test | {"printed": "nobody"}, large())
+
+
+def test_hours_of_training_are_those_of_the_records(large: Callable[..., Evidence]) -> None:
+    test = next(one for claim in claims.read() for one in claim.tests if one["kind"] == "hours")
+    found = TESTS["hours"](test, large())
+    assert found.verdict == HOLDS and found.value == pytest.approx(1180.5 / 3600)
+    assert TESTS["hours"](test | {"at_most": 0.3}, large()).verdict == FAILS
+
+
+def test_what_needs_full_scale_is_not_asked_of_a_world(evidence: Callable[..., Evidence]) -> None:
+    asked = [(one.claim.id, one.reading) for one in claims.judge(claims.read(), evidence()) if one.outcome.verdict == FULL]
+    assert {name for name, _ in asked} == {"above_the_teacher", "reported", "flux_schnell", "six_hours"}
+
+
 def test_cells_of_one_seed_borrow_the_training_noise_of_their_grid(
     evidence: Callable[..., Evidence], score_cell: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -338,7 +421,7 @@ def test_a_difference_of_printed_scores_has_the_error_of_its_prompts(evidence: C
 
 GOOD = {
     "id": "one", "group": "quality", "location": "abstract", "verbatim": False, "says": "something long enough", "confirm": "if so",
-    "refute": "if not", "tests": [{"kind": "full_scale"}],
+    "refute": "if not", "tests": [{"kind": "audit", "check": "teacher"}],
 }  # fmt: skip
 
 

@@ -58,7 +58,23 @@ def test_nothing_is_made_again_where_nothing_changed(flow, tiny_pipeline):
 def test_another_nfe_samples_and_scores_without_training(flow):
     code, output = flow.run("all", "--dry-run", "--config", "nfe=1,2")
     assert code == 0, output
-    assert planned(output) == {"all": 1, "sample": 1, "evaluate": 1, "collect": 1, "build_tables": 1, "draw_figures": 1, "judge": 1}
+    drawn = {"collect": 1, "build_tables": 1, "draw_figures": 1, "judge": 1, "write_cards": 1}
+    assert planned(output) == {"all": 1, "sample": 1, "evaluate": 1, **drawn}
+
+
+def test_every_run_has_a_card_with_what_was_measured(flow):
+    (value,) = {row["value"] for row in numbers(flow) if (row["split"], row["metric"]) == ("test", "geneval/overall")}
+    text = (flow.results / "cards/fm.md").read_text()
+    assert re.search(rf"\| GenEval \| 1 \| {float(value):.2g}\d* ", text) and "Not measured yet" not in text
+
+
+def test_what_takes_the_records_that_are_there_is_not_mixed_with_what_makes_them(flow):
+    """It has no inputs, and would run first."""
+    code, output = flow.run("cards", "all", "--config", "nfe=1,2")
+    assert code != 0 and "cards: of the records that are there, and this call has" in output, output
+    assert "ask for the others first, then for `snakemake cards`" in output
+    code, output = flow.run("cards", "tables")
+    assert code == 0, output
 
 
 def test_another_budget_trains_again_from_the_same_data(flow):
@@ -73,6 +89,7 @@ def test_another_budget_trains_again_from_the_same_data(flow):
         "build_tables": 1,
         "draw_figures": 1,
         "judge": 1,
+        "write_cards": 1,
     }
 
 

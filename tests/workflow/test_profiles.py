@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snakemake.cli import parse_config
 
 from apex import config as configuration
 from apex.config import Config, Pretraining, check_params, fingerprint, load, locate
@@ -147,6 +148,15 @@ def test_dotted_settings_and_external_folders_behind_snakemakes_config(profile):
     config = load(profile(), overrides(given))
     assert config.train.batch_size == 8 and config.budget.forward_equivalents == 7
     assert config.external[0].images == "a folder"
+
+
+@pytest.mark.parametrize("empty", ["", "''", '""'])
+def test_a_text_can_be_emptied_behind_snakemakes_config(profile, empty):
+    """As Snakemake reads its command line: None of `hub=` and `hub="''"`, an empty text within brackets."""
+    path = profile("profile: mine\nhub: owner/name\nablations: grids.yaml\nevaluation: {fid: {reference: folder, resolution: 24}}\n")
+    given = parse_config([f"hub={empty}", f"ablations={empty}", "evaluation={fid: {reference: '', resolution: null}}"])
+    config = load(path, overrides(given))
+    assert (config.hub, config.ablations, config.evaluation.fid.reference, config.evaluation.fid.resolution) == ("", "", "", None)
 
 
 def test_a_profile_changes_only_the_time_grids_that_it_names(profile):

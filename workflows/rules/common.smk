@@ -262,6 +262,11 @@ def claim_commands(results, out=PLAN.root):
     ]
 
 
+def cards_command(results):
+    """From the runs and records in `results` to the model cards of this profile."""
+    return f"python -m paper_tables.cards --results {results} --out {PLAN.cards} {arguments(_file, overrides(_settings))}"
+
+
 def reference_commands():
     """What this profile's results have, to the committed reference; then its tables and figures from the whole of it."""
     about, out = arguments(_file, overrides(_settings)), PLAN.reference
@@ -297,6 +302,12 @@ onstart:
         _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
         if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
             raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
+        # These have no inputs, so they would run before what the same call still has to make.
+        _takes = sorted(_rules & {"tables", "figures", "claims", "cards", "reference"})
+        _makes = {file for job in _jobs for file in job.output} & {PLAN.metrics, *PLAN.records(full=True)}
+        if _takes and _makes:
+            _said = f"{' and '.join(_takes)}: of the records that are there, and this call has {len(_makes)} files yet to make"
+            raise UserError(f"{_said}; ask for the others first, then for `snakemake {' '.join(_takes)}`")
         if _lacking := PLAN.unready(
             {Path(file).stem for job in _jobs for file in job.output if file.endswith(".json")}
         ):

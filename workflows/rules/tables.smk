@@ -94,6 +94,24 @@ rule draw_figures:
         "{params.committed} > {log} 2>&1"
 
 
+# A model card for every run, with what was measured of it; part of `all`.
+rule write_cards:
+    input:
+        PLAN.metrics,
+    output:
+        directory(PLAN.cards),
+    log:
+        f"{PLAN.root}/logs/cards.log",
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        results=lambda wildcards, output: os.path.dirname(output[0]),
+        expected=digest(CONFIG.as_profile()),
+    shell:
+        "python -m paper_tables.cards --results {params.results} --out {output} {params.config} > {log} 2>&1"
+
+
 # Targets without inputs: they take the records that are there and never train.
 rule tables:
     log:
@@ -117,18 +135,15 @@ rule figures:
         "{params.command} 2>&1 | tee {log}"
 
 
-# A model card for every run that there is, with what was measured of it.
 rule cards:
     log:
         f"{PLAN.root}/logs/cards.log",
     conda:
         ENVIRONMENT
     params:
-        config=arguments(_file, overrides(_settings)),
-        results=RECORDED,
-        out=f"{PLAN.root}/cards",
+        command=cards_command(RECORDED),
     shell:
-        "python -m paper_tables.cards --results {params.results} --out {params.out} {params.config} 2>&1 | tee {log}"
+        "{params.command} 2>&1 | tee {log}"
 
 
 # The whole matrix: more rows, seeds and NFEs (the profile's `full`), in the same folder of results, then tables and figures of all.
@@ -141,7 +156,7 @@ rule full:
     conda:
         ENVIRONMENT
     params:
-        commands=" && ".join(table_commands(PLAN.root)),
+        commands=" && ".join([*table_commands(PLAN.root), cards_command(PLAN.root)]),
     shell:
         "({params.commands}) 2>&1 | tee {log}"
 
