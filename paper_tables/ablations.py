@@ -76,7 +76,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid with its cells; `shown`: the settings that differ between them, which are the table's first columns."""
+    """A grid with its cells; `shown`: the settings that differ between them, which are the table's first columns. coverage: whether it is
+    measured, which needs renders."""
 
     name: str
     ablation: Ablation
@@ -84,6 +85,7 @@ class Grid:
     control: str
     share: float
     nfe: int
+    coverage: bool = True
 
     @property
     def shown(self) -> list[str]:
@@ -118,7 +120,8 @@ def load_grid(plan: Plan, name: str, results: Path) -> Grid:
                 if (path := place / "run" / "made.json").is_file():
                     found["made"][int(match[1])] = read_object(path)
         cells.append(Trial(ablation.name(settings), settings, **found))
-    return Grid(name, ablation, cells, plan.control(name), plan.found.share, plan.found.nfe)
+    covered = "coverage" in plan.config.evaluators or any(cell.coverage for cell in cells)
+    return Grid(name, ablation, cells, plan.control(name), plan.found.share, plan.found.nfe, covered)
 
 
 def ends(grid: Grid, seeds: list[int]) -> list[str]:
@@ -186,7 +189,7 @@ def table(grid: Grid, data: Published) -> Table:
     columns = [Column(key, short(key), numeric=False) for key in grid.shown]
     columns += [Column(f"pub_{name}", name, "published GenEval") for name in theirs]
     columns += [Column("geneval", "GenEval ↑", "measured here"), Column("difference", "minus control", "measured here")]
-    columns += [Column(name, f"{name} ↑", "measured here") for name in COVERAGE]
+    columns += [Column(name, f"{name} ↑", "measured here") for name in COVERAGE if grid.coverage]
     columns += [Column("visibility", "shift's visibility", "measured here")] if any(c.visibility is not None for c in grid.cells) else []
     columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
     caption = (
@@ -206,7 +209,7 @@ def table(grid: Grid, data: Published) -> Table:
         score = cell.score(OVERALL)
         line["geneval"] = number(score, 3) if score else missing(why)
         line["difference"] = _difference(cell, grid, why)
-        for name in COVERAGE:
+        for name in COVERAGE if grid.coverage else ():
             line[name] = number(one, 2, interval=False) if (one := cell.score(f"coverage/{name}")) else missing(why)
         line["visibility"] = plain(cell.visibility, why, 2)
         line["n"] = Cell(str(score.n), Summary(score.n)) if score else missing(why)
@@ -257,14 +260,16 @@ def draw(grid: Grid, data: Published) -> Figure:
     names = {cell.name: label(grid, cell) + (" (control)" if cell.name == grid.control else "") for cell in grid.cells}
     look = plotting.looks({grid.ablation.row: grid.family})[grid.ablation.row]
     seen = any(cell.visibility is not None for cell in grid.cells)
-    heads = ["GenEval ↑", "coverage: spread ↑", *(["visibility of the shift"] if seen else [])]
+    metrics = [OVERALL, *(["coverage/spread"] if grid.coverage else [])]
+    heads = ["GenEval ↑", "coverage: spread ↑"][: len(metrics)] + (["visibility of the shift"] if seen else [])
     groups = [(grid.ablation.row, [(name, plotting.INK if name.endswith("(control)") else look.color) for cell, name in names.items()])]
     wide = max(len(name) for name in names.values()) * 0.068 + 0.35
     budget = "" if "share" in grid.shown else f"; {grid.share:g} of the budget"
     title = f"{grid.ablation.title}{budget}; NFE {grid.nfe}" + ("; ×: the paper's numbers" if grid.ablation.paper else "")
     figure, found, level = frame(groups, heads, title, [4.4, 2.2, 2.2][: len(heads)], names=max(1.25, wide))
     found[0].set(xlim=(-0.02, 1.02))
-    found[1].set(xlim=(-0.02, 1.1))
+    if grid.coverage:
+        found[1].set(xlim=(-0.02, 1.1))
     control = grid.of_control.score(OVERALL)
     if control:
         found[0].axvline(control.value, color=plotting.PALE, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
@@ -272,19 +277,19 @@ def draw(grid: Grid, data: Published) -> Figure:
         at, color = level[names[cell.name]], look.color
         for text in printed(grid, cell, data).values():
             found[0].plot([float(text)], [at], marker="x", markersize=4.5, color=plotting.PALE, linestyle="", zorder=2)
-        for axes, metric in zip(found, (OVERALL, "coverage/spread"), strict=False):
+        for axes, metric in zip(found, metrics, strict=False):
             if one := cell.score(metric):
                 bar(axes, one, at, color)
                 axes.plot([one.value], [at], marker="X" if cell.stopped else "o", markersize=5.5, color=color, linestyle="", zorder=3)
             else:
                 say(axes, at, "not run")
         if seen and cell.visibility is not None:
-            found[2].plot([cell.visibility], [at], marker="o", markersize=5, color=color, linestyle="", zorder=3)
+            found[-1].plot([cell.visibility], [at], marker="o", markersize=5, color=color, linestyle="", zorder=3)
     if seen:
         most = max(1.0, *(cell.visibility for cell in grid.cells if cell.visibility is not None))
-        found[2].set(xlim=(-0.03 * most, 1.06 * most))  # no dot is cut by an edge
-        found[2].axvline(1, color=plotting.PALE, linewidth=0.8, zorder=1)
-        found[2].set_xlabel("1: another caption", fontsize=8)
+        found[-1].set(xlim=(-0.03 * most, 1.06 * most))  # no dot is cut by an edge
+        found[-1].axvline(1, color=plotting.PALE, linewidth=0.8, zorder=1)
+        found[-1].set_xlabel("1: another caption", fontsize=8)
     return figure
 
 

@@ -62,6 +62,12 @@ def lines(folder: Path, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / f"{name}.csv").open()))
 
 
+def test_a_profile_without_renders_has_no_coverage_of_its_cells(data: published.Published, tmp_path: Path) -> None:
+    grid = ablations.load_grid(Plan(load(Path("workflows/config/sana_0_6b.yaml"))), "geneval_data", tmp_path)
+    assert not {column.key for column in ablations.table(grid, data).columns} & {"spread", "recall"}
+    assert not any("coverage" in axes.get_title(loc="left") for axes in ablations.draw(grid, data).axes)
+
+
 def test_what_was_run_stands_beside_what_was_not(
     plan: Plan, score_cell: Callable[..., None], run: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -7,13 +7,14 @@ import html
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from apex.config import load
-from paper_tables import build, cells, published
+from paper_tables import build, cells, figures, published
 from paper_tables.expected import Expected
 from paper_tables.render import Cell, Column, Line, Table, html_fragment, tex_escape, to_latex, to_markdown
 from paper_tables.stats import Summary
@@ -171,6 +172,45 @@ def test_without_the_teacher_there_is_nothing_to_compare_with(make_results: Call
     line = line_of(tables_of(make_results(rows={("apex", 1): 0.7}))["relative"], ("apex", 1))
     assert line["overall"].text == "not run"
     assert line["overall"].note == "The guided 25-step teacher has no such number in this results folder."
+
+
+LORA_ALONE = """
+profile: large
+methods: [apex-lora, rcgm-lora]
+rows: {apex-lora: {method: apex, tuning: lora}, rcgm-lora: {method: rcgm, tuning: lora}}
+nfe: [1, 2]
+teacher_nfe: [1, 50]
+references: []
+evaluators: [geneval, speed]
+splits: {test: [geneval, speed]}
+"""
+
+
+def test_a_profile_without_renders_and_without_apex_itself_has_its_own_columns_and_rows(
+    make_results: Callable[..., Path], tmp_path: Path, run: Callable[..., int]
+) -> None:
+    """As those of the paper's largest model: no coverage, no unseen prompts, no references; the teacher at 50 steps, `apex-lora`."""
+    (tmp_path / "large.yaml").write_text(LORA_ALONE)
+    scores = {("apex-lora", 1): 0.6, ("apex-lora", 2): 0.7, ("rcgm-lora", 1): 0.3, ("teacher", 50): 0.8, ("teacher", 1): 0.1}
+    rows = ("apex-lora", "rcgm-lora", "teacher")
+    results = make_results(rows=scores, skip=[(row, name) for row in rows for name in ("coverage", "fid", "clip_score")])
+    for unseen in results.glob("records/*/*/*/unseen"):
+        shutil.rmtree(unseen)
+    found = tables_of(results, tmp_path / "large.yaml")
+    for table in found.values():
+        keys = {column.key.removeprefix("our_") for column in table.columns}
+        assert not keys & {"spread", "precision", "recall", "seen", "unseen", "unseen_value"}, table.name
+        assert {key for _, shown in table.panels for key in shown} <= {column.key for column in table.columns}
+        assert "Spread" not in table.caption and "Unseen" not in table.caption, table.name
+    assert not {line.cells["row"].text for line in found["world"].lines} & {*WORDS.values()} - {"teacher (guidance 2.5)"}
+    assert line_of(found["relative"], ("apex-lora", 1))["overall"].summary.value == pytest.approx(0.6 / 0.8)
+    assert found["relative"].title == "Against the guided 50-step teacher"
+    assert found["paired"].title == "Every method against apex-lora"
+    assert line_of(found["paired"], ("rcgm-lora", 1))["difference"].summary.value == pytest.approx(-0.3)
+    out = tmp_path / "figures"
+    assert run(figures.main, "--results", results, "--out", out, "--config", tmp_path / "large.yaml") == 0
+    assert {"paired.png", "relative.png", "tasks.png"} <= {path.name for path in out.iterdir()}
+    assert "of the guided 50-step teacher's" in (out / "index.html").read_text()
 
 
 def test_a_missing_seed_is_counted(make_results: Callable[..., Path]) -> None:
