@@ -16,6 +16,11 @@ LIMITS = {
     "cannot do, show wrongly or should not show.",
 }
 OPTIMIZERS = {"adamw": "AdamW", "adamw8bit": "AdamW with moments of 8 bits"}
+SAMPLED = {
+    "few": "fresh noise between steps, `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)` in stock diffusers",
+    "any": "no fresh noise between steps",
+    "multi": "Euler's steps",
+}
 LICENCE = {
     "world": "Teacher, data and weights were made by this suite from nothing.",
     "": "Its weights are changed from the teacher's, so the teacher's licence holds for them, and the terms of the training data besides.",
@@ -56,7 +61,10 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     run, training, train = made["run"], made["training"], made["run"]["train"]
     data, teacher = run["data"], made.get("hub") or f"`{run['pipeline']}`"
     rank = f" of rank {run['lora']['rank']}" if run.get("lora") else ""
-    source = f"{data['scenes']:,} rendered scenes" if data["source"] == "world" else data["source"]
+    source = {
+        "world": f"{data.get('scenes', 0):,} rendered scenes",
+        "teacher": "{count:,} pictures that the teacher drew in {steps} steps".format_map(data.get("teacher") or {"count": 0, "steps": 0}),
+    }.get(data["source"], data["source"])
     stock = "; ".join(f"`{where}`: NFE {', '.join(map(str, nfes))}" for where, nfes in recipe["stock"].items() if nfes)
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
@@ -93,8 +101,7 @@ quartiles.
 
 {grids}
 
-Sampled as `{recipe["mode"]}`: few draws fresh noise between steps (`FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)`), any goes
-on without, multi is Euler.
+Sampled as `{recipe["mode"]}`: {SAMPLED[recipe["mode"]]}.
 
 ## Limits
 

@@ -96,29 +96,29 @@ class Evidence:
     def own(self, test: dict[str, Any]) -> dict[str, Any]:
         """The test in the words of the profile that is judged.
 
-        A test of another profile with the same class of network is a test of this one; `apex` is its LoRA where nothing else trains that
-        method; of an NFE that the profile does not have the row's most stand in, and of the teacher's 25 the NFE of `View.teacher`.
+        A test of another profile's `backbone` is one of this profile where its networks are of that class. `apex` is its LoRA where
+        nothing else trains that method. Where a row has not the NFE that is asked for its most stands in, for the teacher's only if
+        that is more: a claim is not tested against a weaker teacher.
         """
         if test["kind"] not in OF_RECORDS:
             return test
-        out, ours = dict(test), self.views[self.first]
-        there = self.views.get(out.get("profile", self.first))
-        if there and there.backbones & ours.backbones:
+        out = {key: value for key, value in test.items() if key != "backbone"}
+        if test.get("backbone") in self.views[self.first].backbones:
             out.pop("profile", None)
         view = self.view(out)
         if view is None:
             return out
-        for name in ("row", "versus"):
-            if name in out:
-                out[name] = view.variant(out[name]) or out[name]
+        names = dict.fromkeys([out[key] for key in ("row", "versus") if key in out] + out.get("rows", []))
+        renamed = {name: view.variant(name) or name for name in names}
+        for key in {"row", "versus"} & out.keys():
+            out[key] = renamed[out[key]]
         if "rows" in out:
-            out["rows"] = [view.variant(row) or row for row in out["rows"]]
+            out["rows"] = [renamed[row] for row in out["rows"]]
         for row, nfe in (("row", "nfe"), ("versus", "versus_nfe")):
-            has = [key[1] for key in view.keys if key[0] == out.get(row)]
-            if out.get(nfe, 1) > 1 and has and out[nfe] not in has:
-                out[nfe] = view.teacher[1] if out[row] == "teacher" else max(has)
-        renamed = [(test[name], out[name]) for name in ("row", "versus") if name in out and test[name] != out[name]]
-        for old, new in renamed:
+            most = max((key[1] for key in view.keys if key[0] == out.get(row)), default=0)
+            if nfe in out and out[nfe] > 1 and most and (out[row], out[nfe]) not in view.keys:
+                out[nfe] = most if out[row] != "teacher" or most > out[nfe] else out[nfe]
+        for old, new in renamed.items():
             out["reading"] = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", new, out.get("reading", ""))
         return out
 

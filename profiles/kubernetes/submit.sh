@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Creates one Kubernetes job and prints its name. Snakemake calls it: rule, CPUs, memory in MB, GPUs, minutes, the job's script.
+# Creates one Kubernetes job and prints its name. Snakemake calls it: rule, CPUs, memory in MB, GPUs, minutes, what the job makes, its script.
 # Yours to change: the volume's claim and path, the image (bash, and Python where .venv was made with it; for GPUs what the driver needs), and
 # whatever your cluster wants of a pod (tolerations, a node selector, a priority class).
 set -euo pipefail
-rule=$1 cpus=$2 mem_mb=$3 gpus=$4 minutes=$5 script=$6
+rule=$1 cpus=$2 mem_mb=$3 gpus=$4 minutes=$5 output=$6 script=$7
+
+# What makes the same files has the same name: a job that a killed Snakemake left running is ended first, with its pod, and not doubled.
+name=${rule//_/-}-$(sha1sum <<< "$PWD $output" | head -c 10)
+kubectl delete job "$name" --ignore-not-found --cascade=foreground --wait=false >&2
+while [ -n "$(kubectl get job "$name" --ignore-not-found --output name)" ]; do sleep 1; done
 
 kubectl create --output name --filename - << JOB | sed 's,.*/,,'
 apiVersion: batch/v1
 kind: Job
 metadata:
-  generateName: ${rule//_/-}-
+  name: $name
   labels: {app: apex}
 spec:
   backoffLimit: 0                     # Snakemake tries again (retries in config.yaml)

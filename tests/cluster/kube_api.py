@@ -203,6 +203,7 @@ class Cluster:
             del self.jobs[name]
             if pod.process and pod.code is None:
                 pod.stop()
+                pod.process.wait()  # as with --cascade=foreground: the job is gone when its pod is
         return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
 
 

@@ -140,7 +140,8 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
     return {
         "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row,
         "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, MATRIX.get(row, ("test",))[0]),
-        "variant": "", "tuning": "none" if not trained else "lora" if row.endswith("-lora") else "full", "backbone": "renderer" if reference else "sana", "profile": "synthetic",
+        "variant": "", "tuning": "none" if not trained else "lora" if row.endswith("-lora") else "full",
+        "backbone": "renderer" if reference else "sana", "profile": "synthetic",
         "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0,
         "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
         "git_commit": "abcdef012345", "config_hash": "0123456789ab", "hardware": "Test CPU, 2 cores", "versions": {"python": "3.11"},

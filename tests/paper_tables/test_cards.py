@@ -52,6 +52,8 @@ def test_the_head_is_what_the_hub_reads() -> None:
     assert "nothing about photographs" in plain
     assert "| optimiser | AdamW, learning rate" in plain and "prompts in training" not in plain
     about["run"]["train"]["optimizer"] = "adamw8bit"
+    about["run"]["data"] |= {"source": "teacher", "teacher": {"prompts": "p.txt", "count": 60000, "steps": 50}}
+    assert "| data | 60,000 pictures that the teacher drew in 50 steps, 32 px |" in card.text(about, recipe)
     about["run"]["data"]["source"] = "data/blip3o_60k"
     about["training"]["stopped"] = "the loss is nan at step 9"
     text = card.text(about | {"tuning": "lora", "hub": "Qwen/Qwen-Image@abc"}, recipe)

@@ -309,6 +309,10 @@ def test_a_profile_is_judged_by_its_own_rows_whatever_it_calls_them(large: Calla
     assert "apex-lora at 1 over teacher at 50" in told["one_step_generator", "apex-lora"].effect
     assert (told["above_rcgm", "apex-lora"].verdict, "minus rcgm-lora at 1" in told["above_rcgm", "apex-lora"].effect) == (HOLDS, True)
     assert "apex-lora at 2 minus apex-lora at 1" in told["more_steps", "apex-lora"].effect
+    weaker = claims.judge(claims.read(), large({("apex-lora", 1): 0.9, ("teacher", 4): 0.2}))
+    speed = {one.reading: one.outcome for one in weaker if one.claim.id in ("speedup", "above_the_teacher")}
+    assert speed["apex-lora, network evaluations"].value == 100 and speed["apex-lora, seconds"].verdict == NOT_RUN
+    assert speed["apex-lora"].verdict == NOT_RUN, "a teacher of four steps is not the one of the claim"
     missing = told["above_consistency", "apex-lora against lcm"]
     assert (missing.verdict, missing.source) == (NOT_RUN, "a profile with the row lcm")
     assert [one.reading for one in found if one.claim.id == "lora"] == ["apex"], "two tests that are one here are asked once"

@@ -12,14 +12,20 @@ import yaml
 from tests.cluster import kube_api
 
 PROFILE = Path(__file__).parents[2] / "profiles/kubernetes"
-SUBMIT = ("ablation_score", "2", "64000", "1", "240", "/apex/.snakemake/tmp.1/snakejob.sh")
+MADE = "results/world/ablations/apex,a=-0.5/seed0/records/geneval.json"
+SUBMIT = ("ablation_score", "2", "64000", "1", "240", MADE, "/apex/.snakemake/tmp.1/snakejob.sh")
 
 
 @pytest.fixture
 def call(tmp_path: Path):
-    """call(script, *arguments, answer, code): a script of the profile, finished, where kubectl answers so; its stdin is kept in a file."""
+    """call(script, *arguments, answer, code): a script of the profile, finished, where kubectl answers so; what it was called with and its
+    stdin are kept in files. A job that is asked for by name alone is there once, where there is a file `left`."""
     kubectl = tmp_path / "kubectl"
-    kubectl.write_text('#!/bin/sh\necho "$@" > "$0.called"\n[ "$1" != create ] || cat > "$0.stdin"\nprintf "%s" "$ANSWER"\nexit "$CODE"\n')
+    kubectl.write_text(
+        '#!/bin/sh\necho "$@" >> "$0.called"\n[ "$1" != create ] || cat > "$0.stdin"\n'
+        'case "$*" in "get "*" --output name") cat "$0.left" 2> /dev/null; rm -f "$0.left"; exit ;; delete*) exit ;; esac\n'
+        'printf "%s" "$ANSWER"\nexit "$CODE"\n'
+    )
     kubectl.chmod(0o755)
 
     def run(script: str, *arguments: str, answer: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -36,7 +42,25 @@ def test_a_job_asks_for_what_its_rule_asks_for_and_is_taken(call, tmp_path: Path
     assert pod.asked == {"cpu": 2, "memory": 64e9, "nvidia.com/gpu": 1}
     assert (pod.deadline, pod.command, pod.mounts) == (240 * 60, ["bash", SUBMIT[-1]], [str(tmp_path), "/apex"])
     assert job["spec"]["backoffLimit"] == 0 and "activeDeadlineSeconds" not in job["spec"]  # a job's would count its time in the queue
-    kube_api.label(job["metadata"]["generateName"] + "x7k2p", "metadata.name")
+    kube_api.label(job["metadata"]["name"], "metadata.name")
+
+
+def test_what_makes_the_same_files_is_one_job(call, tmp_path: Path) -> None:
+    """A job that a killed Snakemake left is ended before, pod and all; another output, rule or checkout has another name."""
+
+    def named(*arguments: str) -> str:
+        assert call("submit.sh", *arguments, answer="job.batch/x").returncode == 0
+        return yaml.safe_load((tmp_path / "kubectl.stdin").read_text())["metadata"]["name"]
+
+    (tmp_path / "kubectl.left").write_text("job.batch/left\n")
+    name = named(*SUBMIT)
+    asked = f"get job {name} --ignore-not-found --output name"
+    calls = (tmp_path / "kubectl.called").read_text().splitlines()
+    assert calls[:3] == [f"delete job {name} --ignore-not-found --cascade=foreground --wait=false", asked, asked]
+    assert calls[3].startswith("create ") and len(calls) == 4
+    assert named(*SUBMIT[:-1], "/apex/.snakemake/tmp.2/snakejob.sh") == name
+    assert named(*SUBMIT[:-2], MADE.replace("seed0", "seed1"), SUBMIT[-1]) != name
+    assert named("train", *SUBMIT[1:]) != name
 
 
 @pytest.mark.parametrize(
