@@ -17,18 +17,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apex import methods, optimizers
 from apex.backbones.base import Backbone
-from apex.budget import count_calls, fused_attention, measure_cost
+from apex.budget import Cost, count_calls, fused_attention, measure_cost
 from apex.conditioning import Condition
 from apex.config import Config, RunConfig, check_params, load
 from apex.data.cache import pixels_per_latent
@@ -128,6 +128,21 @@ def _from_folder(folder: Path, resolution: int) -> Shape:
 
 
 # ------------------------------------------------------------------------------------------------------ what is measured
+
+
+_MEASURED: dict[Hashable, Any] = {}
+
+
+def once(what: str, network: nn.Module, shape: Shape, measure: Callable[[], Any]) -> Any:
+    """What `measure` says of the network, kept for the next that is alike: rows share architectures, and what would mend a run's memory
+    is tried on one. A pass of 20B parameters takes seconds also where nothing is computed."""
+    inner = getattr(network, "transformer", network)
+    settings = (type(inner), getattr(network, "target_time", ""), network.training, getattr(inner, "gradient_checkpointing", False))
+    weights = tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in network.named_parameters())
+    key = (what, shape.latent, shape.tokens, shape.width, settings, weights)
+    if key not in _MEASURED:
+        _MEASURED[key] = measure()
+    return _MEASURED[key]
 
 
 @dataclass(frozen=True)
@@ -282,15 +297,19 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
         memory["gathered"] = 2 * max(size(block.parameters()) for block in student.blocks)  # the next comes while one is at work
     found = Estimate(run.row, run.method, sum(p.numel() for p in student.parameters()), sum(p.numel() for p in trained), memory)
 
+    def cost(network: Backbone) -> Cost:
+        exact = measure_cost(network, shape.latent, shape.condition(1, network.transformer.dtype))
+        return Cost(measure=lambda kind: once(kind, network, shape, lambda: exact[kind]))
+
     counted = calls(run, student.family)
-    costs = {"student": measure_cost(student, shape.latent, shape.condition(1, student.transformer.dtype))}
-    costs |= {"ema": costs["student"], "teacher": measure_cost(shape.make(), shape.latent, shape.condition(1))}
+    costs = {"student": cost(student), "teacher": cost(shape.make())}
+    costs["ema"] = costs["student"]
     unit, per_sample = costs["teacher"].forward, 0.0
     for kind, networks in counted.book.items():
         for name, passes in networks.items():
             module = extra.get(name)
             if name not in costs and isinstance(module, Backbone):
-                costs[name] = measure_cost(module, shape.latent, shape.condition(1))
+                costs[name] = cost(module)
             if name in costs:
                 per_sample += passes * costs[name][kind]
             elif module is not None and any(p.ndim > 1 for p in module.parameters()) and name not in found.uncounted:
@@ -307,7 +326,7 @@ def estimate(run: RunConfig, shape: Shape, rate: float | None, share: float = SH
     if train.gradient_checkpointing:
         network.transformer.enable_gradient_checkpointing()
         network.train()
-    each = activations(network, shape, dtype)
+    each = once("activations", network, shape, lambda: activations(network, shape, dtype))
     alive = train.batch_size * counted.alive
     transient = each.inference * counted.quiet * train.batch_size
     memory["step"] = (each.fixed + max(each.peak * alive, each.kept * alive + transient)) / gb
