@@ -96,14 +96,15 @@ class Evidence:
     def own(self, test: dict[str, Any]) -> dict[str, Any]:
         """The test in the words of the profile that is judged.
 
-        A test of another profile's `backbone` is one of this profile where its networks are of that class. `apex` is its LoRA where
-        nothing else trains that method. Where a row has not the NFE that is asked for its most stands in, for the teacher's only if
-        that is more: a claim is not tested against a weaker teacher.
+        A test of another profile's `backbone` is one of this profile where its networks are of that class and it has the rows. `apex` is
+        its LoRA where nothing else trains that method. Where a row has not the NFE that is asked for its most stands in, for the
+        teacher's only if that is more: a claim is not tested against a weaker teacher.
         """
         if test["kind"] not in OF_RECORDS:
             return test
-        out = {key: value for key, value in test.items() if key != "backbone"}
-        if test.get("backbone") in self.views[self.first].backbones:
+        out, ours = {key: value for key, value in test.items() if key != "backbone"}, self.views[self.first]
+        rows = {test[key] for key in ("row", "versus") if key in test} - {"teacher"}
+        if test.get("backbone") in ours.backbones and all(map(ours.variant, rows)):
             out.pop("profile", None)
         view = self.view(out)
         if view is None:

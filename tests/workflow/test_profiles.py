@@ -150,6 +150,17 @@ def test_dotted_settings_and_external_folders_behind_snakemakes_config(profile):
     assert config.external[0].images == "a folder"
 
 
+def test_what_the_full_scale_page_shows_is_a_profile(profile):
+    """Its blocks of YAML, each on top of a profile that it speaks of."""
+    page = (configuration.ROOT / "docs" / "full_scale.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"^ *```yaml\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)]
+    assert [set(block) for block in blocks] == [{"data"}, {"checkpoints"}]
+    ours = yaml.safe_load((configuration.ROOT / "workflows/config/sana_0_6b.yaml").read_text())
+    drawn, rows = (load(profile(yaml.safe_dump(ours | block))) for block in blocks)
+    assert (drawn.data.source, drawn.data.teacher.count) == ("teacher", 60000)
+    assert {"sana-sprint-0.6b", "flux-schnell", "qwen-image-lightning"} <= set(rows.checkpoint_rows)
+
+
 @pytest.mark.parametrize("empty", ["", "''", '""'])
 def test_a_text_can_be_emptied_behind_snakemakes_config(profile, empty):
     """As Snakemake reads its command line: None of `hub=` and `hub="''"`, an empty text within brackets."""
