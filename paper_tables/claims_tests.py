@@ -97,20 +97,25 @@ class Evidence:
         """The test in the words of the profile that is judged.
 
         A test of another profile's `backbone` is one of this profile where its networks are of that class and it has the rows. `apex` is
-        its LoRA where nothing else trains that method. Where a row has not the NFE that is asked for its most stands in, for the
-        teacher's only if that is more: a claim is not tested against a weaker teacher.
+        its LoRA where nothing else trains that method and the two are not compared. Where a row has not the NFE that is asked for, its
+        most stands in; for the teacher's only if that is more, for a claim is not tested against a weaker teacher.
         """
         if test["kind"] not in OF_RECORDS:
             return test
         out, ours = {key: value for key, value in test.items() if key != "backbone"}, self.views[self.first]
-        rows = {test[key] for key in ("row", "versus") if key in test} - {"teacher"}
-        if test.get("backbone") in ours.backbones and all(map(ours.variant, rows)):
+        names = dict.fromkeys([test[key] for key in ("row", "versus") if key in test] + test.get("rows", []))
+
+        def called(view: View) -> dict[str, str]:
+            """The names that the view has of these rows; none where two would be one."""
+            found = {name: own for name in names if (own := "teacher" if name == "teacher" else view.variant(name))}
+            return found if len({*found.values()}) == len(found) else {}
+
+        if test.get("backbone") in ours.backbones and called(ours).keys() == names.keys():
             out.pop("profile", None)
         view = self.view(out)
         if view is None:
             return out
-        names = dict.fromkeys([out[key] for key in ("row", "versus") if key in out] + out.get("rows", []))
-        renamed = {name: view.variant(name) or name for name in names}
+        renamed = dict(zip(names, names, strict=True)) | called(view)
         for key in {"row", "versus"} & out.keys():
             out[key] = renamed[out[key]]
         if "rows" in out:

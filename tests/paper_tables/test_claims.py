@@ -318,6 +318,8 @@ def test_a_profile_is_judged_by_its_own_rows_whatever_it_calls_them(large: Calla
     assert told["other_backbones", "apex-lora, settings of the first architecture"].verdict == HOLDS
     lowered = told["other_backbones", "apex, learning rate lowered once it had collapsed"]
     assert lowered.source.endswith("workflows/config/world_qwen.yaml"), "of a row that it has not the world of its class is asked"
+    itself = told["lora_as_good", "apex"]
+    assert (itself.verdict, itself.source) == (NOT_RUN, "a profile with the row apex"), "a LoRA is not as good as itself"
     assert [one.reading for one in found if one.claim.id == "lora"] == ["apex"], "two tests that are one here are asked once"
 
 
