@@ -264,7 +264,9 @@ def claim_commands(results, out=PLAN.root):
 
 def cards_command(results):
     """From the runs and records in `results` to the model cards of this profile."""
-    return f"python -m paper_tables.cards --results {results} --out {PLAN.cards} {arguments(_file, overrides(_settings))}"
+    return (
+        f"python -m paper_tables.cards --results {results} --out {PLAN.cards} {arguments(_file, overrides(_settings))}"
+    )
 
 
 def reference_commands():
