@@ -64,6 +64,8 @@ def test_from_hub_and_data_to_the_last_page(
         and "| teacher-stock | 2 |" in table
         and "test: 1 of 2 prompts are training captions word for word" in table
     )
-    assert "verdict" in (flow.results / "claims/claims.md").read_text() and (flow.results / "figures/index.html").is_file()
+    assert f"| {row} | not run |" in (flow.results / "claims/claims.md").read_text(), "its own row is asked, whatever its name"
+    assert "seconds an image, batch 1 | 1 |" in (flow.results / f"cards/{row}.md").read_text()
+    assert (flow.results / "figures/index.html").is_file()
     code, output = flow.run("all")
     assert code == 0 and "Nothing to be done" in output, output
