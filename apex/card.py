@@ -21,6 +21,21 @@ SAMPLED = {
     "any": "no fresh noise between steps",
     "multi": "Euler's steps",
 }
+# Family -> the stock pipeline, its transformer's class, and what the call needs besides.
+STOCK = {
+    "sana": ("SanaPipeline", "SanaTransformer2DModel", ", guidance_scale=1.0"),
+    "qwen_image": ("QwenImagePipeline", "QwenImageTransformer2DModel", ""),
+}
+CODE = """
+```python
+from diffusers import FlowMatchEulerDiscreteScheduler, {names}
+
+pipe = {pipeline}.from_pretrained("{teacher}")
+{load}
+pipe.scheduler = FlowMatchEulerDiscreteScheduler({scheduler})
+image = pipe("a red circle left of a blue square", sigmas={sigmas}, height={side}, width={side}{call}).images[0]
+```
+"""
 LICENCE = {
     "world": "Teacher, data and weights were made by this suite from nothing.",
     "": "Its weights are changed from the teacher's, so the teacher's licence holds for them, and the terms of the training data besides.",
@@ -46,6 +61,28 @@ def front_matter(made: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
 
 
+def code(made: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """The lines of stock diffusers that draw with the run at its fewest steps, from its folder; '' where there are none: the world's text
+    encoder is this suite's, and some slots of stock networks take what no stock pipeline gives."""
+    place = next((where for where, nfes in recipe["stock"].items() if nfes and " " not in where), "")
+    if not place or kind(made) or recipe["family"] not in STOCK:
+        return ""
+    pipeline, transformer, call = STOCK[recipe["family"]]
+    nfe = min(recipe["stock"][place])
+    lora = recipe["tuning"] == "lora"
+    load = 'pipe.transformer.load_lora_adapter("lora", prefix=None, weight_name="pytorch_lora_weights.safetensors")'
+    return CODE.format(
+        names=pipeline if lora else f"{pipeline}, {transformer}",
+        pipeline=pipeline,
+        teacher=(made.get("hub") or made["run"]["pipeline"]).partition("@")[0],
+        load=load if lora else f'pipe.transformer = {transformer}.from_pretrained("{place}")',
+        scheduler="shift=1.0, stochastic_sampling=True" if recipe["mode"] == "few" and nfe > 1 else "shift=1.0",
+        sigmas=recipe["sigmas"][str(nfe)],
+        side=made["run"]["data"]["resolution"],
+        call=call,
+    )
+
+
 def numbers_table(numbers: Sequence[Mapping[str, str]]) -> str:
     """Metrics as Markdown: metric, NFE, value with its interval, n, seeds."""
     head = ("metric", "NFE", "value", "n", "seeds")
@@ -65,7 +102,8 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
         "world": f"{data.get('scenes', 0):,} rendered scenes",
         "teacher": "{count:,} pictures that the teacher drew in {steps} steps".format_map(data.get("teacher") or {"count": 0, "steps": 0}),
     }.get(data["source"], data["source"])
-    stock = "; ".join(f"`{where}`: NFE {', '.join(map(str, nfes))}" for where, nfes in recipe["stock"].items() if nfes)
+    places = {"transformer": "lora"} if recipe["tuning"] == "lora" else {}
+    stock = "; ".join(f"`{places.get(where, where)}`: NFE {', '.join(map(str, nfes))}" for where, nfes in recipe["stock"].items() if nfes)
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
@@ -98,7 +136,7 @@ quartiles.
 ## Use in stock diffusers
 
 {stock or "No NFE without this suite."}
-
+{code(made, recipe)}
 {grids}
 
 Sampled as `{recipe["mode"]}`: {SAMPLED[recipe["mode"]]}.

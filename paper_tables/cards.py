@@ -20,6 +20,8 @@ METRICS = {
     "geneval/overall": "GenEval",
     "fid": "FID",
     "clip_score": "CLIP score",
+    "dpg/overall": "DPG-Bench",
+    "wise/overall": "WISE",
     "coverage/recall": "coverage, recall",
     "speed/latency_b1_s": "seconds an image, batch 1",
 }

@@ -63,6 +63,17 @@ def test_the_head_is_what_the_hub_reads() -> None:
     assert "AdamW with moments of 8 bits, learning rate" in text
 
 
+def test_a_lora_is_loaded_from_its_own_folder() -> None:
+    about, recipe = (read_object(REFERENCE / f"runs/apex-lora/seed0/{name}.json") for name in ("made", "sampling"))
+    plain = card.text(about, recipe)
+    assert "`lora`: NFE 1, 2, 4" in plain and "`transformer`" not in plain
+    assert "```python" not in plain, "no stock pipeline has the world's text encoder"
+    about["run"]["data"] |= {"source": "data/blip3o_60k", "resolution": 512}
+    text = card.text(about | {"hub": "Owner/Sana@abc"}, recipe)
+    assert 'SanaPipeline.from_pretrained("Owner/Sana")' in text and 'load_lora_adapter("lora", prefix=None' in text
+    assert "sigmas=[1.0], height=512, width=512, guidance_scale=1.0)" in text
+
+
 def test_what_students_have_seen_of_the_prompts_is_said() -> None:
     """In the card of each run, and under the table of all, where rows of other data are spoken for by the one that has seen most."""
     few, many = (overlap.overlap(["a photo of a cat", "a photo of a dog"], captions) for captions in (["a cat"], ["a photo of a cat", "b"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -136,7 +137,7 @@ STOCK = {
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, tmp_path: Path, name: str) -> None:
+def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, tmp_path: Path, name: str, monkeypatch) -> None:
     """And `python -m apex.sample --pipeline RUN --prompt ...` draws it too."""
     (row, kind), (data, changes) = STOCK[name], small(name)
     run, prompt = tmp_path / "run", "a red circle left of a blue square"
@@ -156,6 +157,14 @@ def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, t
     given = {"latents": noise} | told if kind is SanaPipeline else {"latents": pack(noise)}
     theirs = pipe(prompt, sigmas=[0.999], height=32, width=32, **given).images[0]
     assert int(np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max()) <= 1
+
+    # The lines of the run's card, from the folder that it lies in.
+    (lines,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    assert "height=32, width=32" in lines and prompt in lines
+    monkeypatch.chdir(run)
+    given.pop("guidance_scale", None)  # the card says it
+    exec(lines.replace(f'"{prompt}"', f'"{prompt}", **given'), drawn := {"given": given})
+    assert np.array_equal(np.asarray(drawn["image"]), np.asarray(theirs))
 
 
 def test_a_prompt_needs_a_pipeline_and_no_profile(tmp_path: Path, capsys) -> None:
