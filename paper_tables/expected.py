@@ -42,6 +42,7 @@ class Expected:
             interval, rank or figure: what they were measured with differs.
         tuning: the committed record of what tuning tried, where the profile's settings are from.
         references: rows of no network. evaluators, splits: what is measured, and the prompt sets that are sampled.
+        stock_teachers: checkpoints that are the profile's teacher through its own pipeline.
     """
 
     rows: dict[str, Declared]
@@ -56,6 +57,7 @@ class Expected:
     references: tuple[str, ...] = ()
     evaluators: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    stock_teachers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> Expected:
@@ -81,6 +83,7 @@ class Expected:
             tuple(config.references),
             tuple(config.evaluators),
             tuple(config.sampled),
+            tuple(one.row for one in config.checkpoints if one.pipeline == "teacher" and not (one.lora or one.lora_hub)),
         )
 
     def seeds(self, row: str, nfe: int) -> int | None:

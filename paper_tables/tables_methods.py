@@ -107,7 +107,7 @@ def _published(view: View) -> list[Line]:
 
 def _elsewhere(view: View) -> list[Line]:
     """Rows of images at NFEs at which nothing else is compared."""
-    keys = [key for key in view.methods if view.images_only(key[0]) and key[1] not in view.compared]
+    keys = [key for key in view.methods if view.images_only(key[0]) and key[1] not in view.compared and key not in view.stock_teachers]
     return [Line(_line(view, key), "Images from elsewhere, at other NFEs" if index == 0 else "") for index, key in enumerate(keys)]
 
 
@@ -138,7 +138,7 @@ def comparison(view: View) -> Table:
     said = f"{remark(view)} {seen_in_training(view)}".strip()
     table = Table("comparison", "All methods", caption, columns, remark=said, panels=PANELS)
     levels = [key for key in view.keys if key[0] in REFERENCE_NAMES or (key[0] == "teacher" and key[1] >= view.teacher[1])]
-    for index, key in enumerate(levels):
+    for index, key in enumerate([*levels, *view.stock_teachers]):
         table.lines.append(Line(_line(view, key), "Levels: the ceiling, the floors, the teacher" if index == 0 else ""))
     for nfe in view.compared:
         table.lines += _block(view, nfe)

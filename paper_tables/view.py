@@ -149,6 +149,12 @@ class View:
         known = any(record.family or record.tuning or record.training for record in records)
         return bool(records) and not known and row not in self.made and row not in REFERENCE_NAMES
 
+    @property
+    def stock_teachers(self) -> list[Key]:
+        """The teacher as its users call it, at steps of its own: rows of `pipeline: teacher` at NFEs that are not compared."""
+        rows = self.expected.stock_teachers if self.expected else ()
+        return [key for key in self.methods if key[0] in rows and key[1] not in self.compared]
+
     def source(self, row: str) -> str:
         """Where a row's images are from, of its records or the profile; '' if unknown."""
         told = ((one.record.details.get("made") or {}).get("source") for one in self._by_row.get(row, []))

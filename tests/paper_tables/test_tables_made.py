@@ -183,6 +183,7 @@ teacher_nfe: [1, 50]
 references: []
 evaluators: [geneval, speed]
 splits: {test: [geneval, speed]}
+checkpoints: [{row: teacher-stock, pipeline: teacher, nfe: [50], source: its own pipeline}]
 """
 
 
@@ -192,7 +193,8 @@ def test_a_profile_without_renders_and_without_apex_itself_has_its_own_columns_a
     """As those of the paper's largest model: no coverage, no unseen prompts, no references; the teacher at 50 steps, `apex-lora`."""
     (tmp_path / "large.yaml").write_text(LORA_ALONE)
     scores = {("apex-lora", 1): 0.6, ("apex-lora", 2): 0.7, ("rcgm-lora", 1): 0.3, ("teacher", 50): 0.8, ("teacher", 1): 0.1}
-    rows = ("apex-lora", "rcgm-lora", "teacher")
+    scores |= {("teacher-stock", 50): 0.85}
+    rows = ("apex-lora", "rcgm-lora", "teacher", "teacher-stock")
     results = make_results(rows=scores, skip=[(row, name) for row in rows for name in ("coverage", "fid", "clip_score")])
     for unseen in results.glob("records/*/*/*/unseen"):
         shutil.rmtree(unseen)
@@ -207,6 +209,9 @@ def test_a_profile_without_renders_and_without_apex_itself_has_its_own_columns_a
     assert found["relative"].title == "Against the guided 50-step teacher"
     assert found["paired"].title == "Every method against apex-lora"
     assert line_of(found["paired"], ("rcgm-lora", 1))["difference"].summary.value == pytest.approx(-0.3)
+    levels = [line.cells["row"].text for line in found["comparison"].lines[:2]]
+    assert levels == ["teacher (guidance 2.5)", "teacher-stock"] and found["comparison"].lines[2].section.startswith("NFE 1:")
+    assert [line.cells["row"].text for line in found["comparison"].lines].count("teacher-stock") == 1
     out = tmp_path / "figures"
     assert run(figures.main, "--results", results, "--out", out, "--config", tmp_path / "large.yaml") == 0
     assert {"paired.png", "relative.png", "tasks.png"} <= {path.name for path in out.iterdir()}
