@@ -98,10 +98,13 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     run, training, train = made["run"], made["training"], made["run"]["train"]
     data, teacher = run["data"], made.get("hub") or f"`{run['pipeline']}`"
     rank = f" of rank {run['lora']['rank']}" if run.get("lora") else ""
-    source = {
-        "world": f"{data.get('scenes', 0):,} rendered scenes",
-        "teacher": "{count:,} pictures that the teacher drew in {steps} steps".format_map(data.get("teacher") or {"count": 0, "steps": 0}),
-    }.get(data["source"], data["source"])
+    source = data["source"]
+    if source == "world":
+        source = f"{data['scenes']:,} rendered scenes"
+    elif source == "teacher":
+        drawn = data["teacher"]
+        many = f"{drawn['count']:,} pictures" if drawn.get("count") else "a picture of every prompt"
+        source = f"{many} that the teacher drew in {drawn['steps']} steps"
     places = {"transformer": "lora"} if recipe["tuning"] == "lora" else {}
     stock = "; ".join(f"`{places.get(where, where)}`: NFE {', '.join(map(str, nfes))}" for where, nfes in recipe["stock"].items() if nfes)
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())

@@ -54,7 +54,10 @@ def test_the_head_is_what_the_hub_reads() -> None:
     about["run"]["train"]["optimizer"] = "adamw8bit"
     about["run"]["data"] |= {"source": "teacher", "teacher": {"prompts": "p.txt", "count": 60000, "steps": 50}}
     assert "| data | 60,000 pictures that the teacher drew in 50 steps, 32 px |" in card.text(about, recipe)
-    about["run"]["data"]["source"] = "data/blip3o_60k"
+    about["run"]["data"]["teacher"]["count"] = None
+    assert "| data | a picture of every prompt that the teacher drew in 50 steps, 32 px |" in card.text(about, recipe)
+    about["run"]["data"]["source"] = "data/blip3o_60k"  # a cell of an ablation, of a profile whose teacher drew
+    assert "| data | data/blip3o_60k, 32 px |" in card.text(about, recipe)
     about["training"]["stopped"] = "the loss is nan at step 9"
     text = card.text(about | {"tuning": "lora", "hub": "Qwen/Qwen-Image@abc"}, recipe)
     head = yaml.safe_load(text.split("---\n")[1])
