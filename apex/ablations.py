@@ -134,6 +134,8 @@ class Plan:
                 raise UserError(f"{self.config.ablations}: cell {name!r}: {key} needs {needs}, not {self.config.data.source}")
         changes = [f"budget.forward_equivalents={share * self.config.budget.forward_equivalents!r}", f"rows.{CELL}={json.dumps(row)}"]
         changes += [f"{key}={value}" for key, value in data.items()]
+        if "data.source" in data and self.config.data.teacher:
+            changes.append("data.teacher=null")  # it goes with `teacher` alone
         return Cell(name, tuple(changes), "-".join(map(_text, data.values())), data.get("data.source", ""))
 
     def names(self, name: str) -> list[str]:

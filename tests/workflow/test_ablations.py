@@ -158,6 +158,11 @@ def test_a_cell_on_other_images_has_a_folder_and_latents_of_its_own(plan):
     found = Plan(load(plan.file))
     assert {name: cell.source for name, cell in found.cells.items()} == {"small": "", "small,source=their-pictures": "their/pictures"}
     assert found.found.grids["g"].own == {"data.source": "mine"}, "of a profile whose data were changed, they are the row's own"
+    drawn = Plan(load(plan.file, ["data={source: teacher, teacher: {prompts: p.txt}}"]))
+    cell = drawn.cells["small,source=their-pictures"]
+    changed = load(plan.file, ["data={source: teacher, teacher: {prompts: p.txt}}", *cell.changes])
+    assert (changed.data.source, changed.data.teacher) == ("their/pictures", None)
+    assert load(plan.file, drawn.cells["small"].changes).data.source == "mine"
 
 
 # ------------------------------------------------------------------------------------------------------ a small one
