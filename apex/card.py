@@ -9,6 +9,7 @@ import yaml
 
 from apex.data import overlap
 
+LORA_FILE = "pytorch_lora_weights.safetensors"  # in a run's folder `lora`
 LIMITS = {
     "world": "It draws rendered scenes of coloured shapes at the size that it was trained at, and nothing else. Its scores are of "
     "detectors that know this world alone: they compare rows of one table, and say nothing about photographs.",
@@ -70,7 +71,7 @@ def code(made: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     pipeline, transformer, call = STOCK[recipe["family"]]
     nfe = min(recipe["stock"][place])
     lora = recipe["tuning"] == "lora"
-    load = 'pipe.transformer.load_lora_adapter("lora", prefix=None, weight_name="pytorch_lora_weights.safetensors")'
+    load = f'pipe.transformer.load_lora_adapter("lora", prefix=None, weight_name="{LORA_FILE}")'
     return CODE.format(
         names=pipeline if lora else f"{pipeline}, {transformer}",
         pipeline=pipeline,

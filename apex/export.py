@@ -17,8 +17,7 @@ from typing import Any
 from apex import card
 from apex.backbones.base import Backbone
 from apex.backbones.sana import SanaBackbone
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
+from apex.card import LORA_FILE
 
 
 def stock_nfes(backbone: Backbone, nfes: list[int]) -> dict[str, list[int]]:

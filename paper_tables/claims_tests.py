@@ -122,8 +122,9 @@ class Evidence:
             out["rows"] = [renamed[row] for row in out["rows"]]
         for row, nfe in (("row", "nfe"), ("versus", "versus_nfe")):
             most = max((key[1] for key in view.keys if key[0] == out.get(row)), default=0)
-            if nfe in out and out[nfe] > 1 and most and (out[row], out[nfe]) not in view.keys:
-                out[nfe] = most if out[row] != "teacher" or most > out[nfe] else out[nfe]
+            lacks = out.get(nfe, 1) > 1 and most and (out[row], out[nfe]) not in view.keys
+            if lacks and (out[row] != "teacher" or most > out[nfe]):
+                out[nfe] = most
         for old, new in renamed.items():
             out["reading"] = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", new, out.get("reading", ""))
         return out

@@ -255,10 +255,11 @@ def tasks(view: View) -> Figure | None:
     if not nfes:
         return None
     look = row_looks(view)
-    levels = [key for key in (("real", 0), view.teacher, *view.stock_teachers, ("shuffled", 0)) if view.get(key, "geneval/overall")]
+    stock = view.stock_teachers
+    levels = [key for key in (("real", 0), view.teacher, *stock, ("shuffled", 0)) if view.get(key, "geneval/overall")]
     names = {key: key[0] if not key[1] else f"{key[0]}, {key[1]}" for key in levels}
     groups = [("levels", [(names[key], look[key[0]].color) for key in levels])] if levels else []
-    rows = [row for row in view.rows if any(name == row and (name, nfe) not in view.stock_teachers for name, nfe in view.methods)]
+    rows = [row for row in view.rows if any(name == row and (name, nfe) not in stock for name, nfe in view.methods)]
     title = f"GenEval by task, {view.split} set"
     columns = [*TASKS, "overall"]
     figure, found, level = frame(

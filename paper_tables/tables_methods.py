@@ -107,7 +107,8 @@ def _published(view: View) -> list[Line]:
 
 def _elsewhere(view: View) -> list[Line]:
     """Rows of images at NFEs at which nothing else is compared."""
-    keys = [key for key in view.methods if view.images_only(key[0]) and key[1] not in view.compared and key not in view.stock_teachers]
+    stock = view.stock_teachers
+    keys = [key for key in view.methods if view.images_only(key[0]) and key[1] not in view.compared and key not in stock]
     return [Line(_line(view, key), "Images from elsewhere, at other NFEs" if index == 0 else "") for index, key in enumerate(keys)]
 
 

@@ -156,7 +156,7 @@ rule full:
     conda:
         ENVIRONMENT
     params:
-        commands=" && ".join([*table_commands(PLAN.root), cards_command(PLAN.root)]),
+        commands=" && ".join([*table_commands(PLAN.root), *([cards_command(PLAN.root)] if CONFIG.all_methods else [])]),
     shell:
         "({params.commands}) 2>&1 | tee {log}"
 
