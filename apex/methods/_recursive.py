@@ -39,7 +39,7 @@ class RecursiveParams(Params):
     recursion_network: Literal["ema", "online"] = Field("ema", description="F_r of the recursion; public: EMA, online if EMA is 0 or 1")
     order: int = Field(1, ge=1, le=4, description="legs N of the recursive consistency target; public: 1 or 2")
     interval: float = Field(0.01, gt=0, lt=0.5, description="D of the recursive consistency target, in time")
-    residual_clip: float = Field(1.0, gt=0, description="clip of the residual R; public: 1")
+    residual_clip: float = Field(1.0, gt=0, description="clip of the real parts' residual R; the fake part has none; public: 1")
     near_width: float = Field(0.05, ge=0, le=1, description="r of the near part lies within this share of t; public: 0.05")
 
 
@@ -73,7 +73,7 @@ class Recursive(Method):
         """t and r per sample, (B,)."""
         t, u = batch.uniform(len(part)), batch.uniform(len(part))
         part = part.to(t.device)
-        width = torch.where(part == NEAR, self.params.near_width, 1.0)
+        width = torch.ones_like(t).masked_fill(part == NEAR, self.params.near_width)
         r = torch.where(part == FAKE, t, t - u * width * t)
         one = part == ONE_STEP
         return torch.where(one, torch.ones_like(t), t), torch.where(one, torch.zeros_like(r), r)
@@ -116,7 +116,7 @@ class Recursive(Method):
 
         with torch.no_grad():
             guided = self.guided(batch, nets, x_t, t, velocity, between)
-            residual = predicted.detach() - guided  # on the fake part: plain flow matching
+            residual, target = predicted.detach() - guided, velocity.clone()
             if len(real):
                 recursion, cond_real = nets.named(p.recursion_network), batch.cond[real]
                 residual[real] = losses.recursive_residual(
@@ -129,7 +129,8 @@ class Recursive(Method):
                     order=p.order,
                     step=p.interval,
                 )
-            target = predicted.detach() - residual.clamp(-p.residual_clip, p.residual_clip)
+                # The fake part keeps its plain flow-matching target z - x: the public code clips the recursive target alone.
+                target[real] = predicted.detach()[real] - residual[real].clamp(-p.residual_clip, p.residual_clip)
             weight = torch.where(part == FAKE, torch.ones_like(t), losses.interval_weight(t, r))
 
         loss = (losses.adaptive_distance(predicted, target) * weight).mean()

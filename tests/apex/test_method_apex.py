@@ -22,14 +22,19 @@ def shifted(cond: Condition, a: Tensor, b: Tensor) -> Condition:
     return Condition(cond.embeds, cond.mask, a.expand(shape), b.expand(shape))
 
 
-def by_hand(batch, drawn: list[Tensor], p: ApexParams, nets: dict, a: Tensor, b: Tensor) -> Tensor:
-    """The objective as the public code has it (method.md's table and points 1 to 4), one sample after the other."""
+def by_hand(batch, drawn: list[Tensor], p: ApexParams, nets: dict, a: Tensor, b: Tensor, only: int | None = None) -> Tensor:
+    """The public step's definition, one sample after the other. only: all samples belong to this part.
+
+    1. Guided target v_hat where 0 < t < 1 on the real parts. 2. Recursive target sg F - clip(R) on the real parts; the fake
+    part keeps the flow-matching target z - x, which nothing clips. 3. Base loss: mean over the batch of the adaptive distance
+    times the interval's weight (fake part: 1). 4. Rectification on the one-step part, a mean over its quarter of the batch.
+    """
     drawn = list(drawn)
     parts = 4 if p.rectification > 0 else 3
     count = len(batch)
-    part = [i * parts // count for i in range(count)]
+    part = [i * parts // count if only is None else only for i in range(count)]
     t_drawn, u, noise = drawn.pop(0), drawn.pop(0), drawn.pop(0)
-    fake_noise = drawn.pop(0) if parts == 4 else None
+    fake_noise = drawn.pop(0) if FAKE in part else None
     student, base, fakes, sign = nets["online"], [], 0, -1 if p.negative_time else 1
     rectified = []
     for i in range(count):
@@ -54,16 +59,17 @@ def by_hand(batch, drawn: list[Tensor], p: ApexParams, nets: dict, a: Tensor, b:
             if part[i] in (NEAR, ANY):
                 f_g = nets[p.guidance_network]
                 v_hat = v + p.rho * (f_g(x_t, t, c, t) - f_g(x_t, t, null, t))
-            if part[i] == FAKE or float(t - r) < p.interval:
-                residual = own - v_hat
-            else:
+            target = v
+            if part[i] != FAKE and float(t - r) < p.interval:
+                target = own - (own - v_hat).clamp(-p.residual_clip, p.residual_clip)
+            elif part[i] != FAKE:
                 f_r, now, total = nets[p.recursion_network], (t - p.interval).maximum(r), 0
                 x_k, leg = x_t - p.interval * v_hat, (now - r) / p.order
                 for _ in range(p.order):
                     f = f_r(x_k, now, c, now - leg)
                     total, x_k, now = total + leg * f, x_k - leg * f, now - leg
                 residual = ((t - r) * own - total) / p.interval - v_hat
-            target = own - residual.clamp(-p.residual_clip, p.residual_clip)
+                target = own - residual.clamp(-p.residual_clip, p.residual_clip)
         weight = 1.0 if part[i] == FAKE else math.tan((1 - float(t - r)) * math.pi / 2.5) + 1
         base.append(distance(prediction, target) * weight)
         if part[i] == ONE_STEP and parts == 4:
@@ -78,7 +84,7 @@ def by_hand(batch, drawn: list[Tensor], p: ApexParams, nets: dict, a: Tensor, b:
                 force = student(x_s, sign * s_k, shifted(c, a, b), sign * s_k) - student(x_s, s_k, c, s_k)
                 force = force.clamp(-p.rectification_clip, p.rectification_clip)
             terms.append(distance(prediction, prediction.detach() - force))
-        loss = loss + p.rectification * torch.stack(terms).mean()
+        loss = loss + p.rectification * torch.stack(terms).sum() * parts / count
     assert not drawn
     return loss
 
@@ -114,8 +120,10 @@ def test_every_setting_is_tried():
     assert all(ApexParams.model_fields[k].default != v for k, v in OTHER.items())
 
 
-def run(make_toy, batch, params: dict, watch=None):
+def run(make_toy, batch, params: dict, watch=None, only: int | None = None):
     method = Apex(params)
+    if only is not None:
+        method.assign = lambda batch: torch.full((len(batch),), only)
     nets = {"online": make_toy(seed=1), "ema": make_toy(seed=2), "teacher": make_toy(seed=3)}
     extra = {name: module.double() for name, module in method.extra_networks(None).items()}
     wrapped = {k: watch(v, no_grad=k != "online") for k, v in nets.items()} if watch else nets
@@ -126,21 +134,54 @@ def run(make_toy, batch, params: dict, watch=None):
 @pytest.mark.parametrize("count", [8, 12])
 @pytest.mark.parametrize("params", CASES, ids=str)
 def test_the_loss_and_its_gradients_are_those_written_out(make_toy, make_batch, params: dict, count: int):
-    batch = make_batch(count, seed=4)
-    method, nets, shift, _, out = run(make_toy, batch, params)
-    assert set(out.losses) == {"student"}
+    assert set(compare(make_toy, make_batch(count, seed=4), params).losses) == {"student"}
+
+
+NETWORKS = {"base": ("teacher", "online"), "ema": ("ema", "ema"), "online": ("online", "online")}  # the public code's three choices
+
+
+@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize("order", [1, 2, 4])
+@pytest.mark.parametrize("part", [ONE_STEP, NEAR, ANY, FAKE])
+def test_each_part_is_the_public_steps(make_toy, make_batch, part: int, order: int, networks: str):
+    """The base loss of one part alone, clipped residuals among its elements."""
+    guidance, recursion = NETWORKS[networks]
+    params = {"guidance_network": guidance, "recursion_network": recursion, "order": order, "interval": 0.02, "residual_clip": 1.0}
+    out = compare(make_toy, make_batch(8, seed=5), params | {"near_width": 0.5}, only=part)
+    assert float(out.logs["base"]) > 0.1
+
+
+@pytest.mark.parametrize("clip", [0.05, 100.0])
+@pytest.mark.parametrize("negative_time", [False, True])
+def test_the_rectification_is_the_public_steps(make_toy, make_batch, clip: float, negative_time: bool):
+    params = {"base_weight": 0.0, "rectification_clip": clip, "negative_time": negative_time}
+    out = compare(make_toy, make_batch(8, seed=6), params, only=ONE_STEP)
+    assert float(out.logs["rectification"]) > 1e-3
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1.0])
+def test_the_fake_parts_target_is_not_clipped(make_toy, make_batch, clip: float):
+    """Its loss is the flow matching of the student's samples, whatever the clip: in the public code only real parts have one."""
+    found = [run(make_toy, make_batch(8, seed=7), {"residual_clip": c}, only=FAKE)[-1] for c in (clip, 1e6)]
+    assert torch.equal(found[0].losses["student"], found[1].losses["student"])
+    assert float(found[0].logs["residual/fake"]) > clip**2  # beyond the clip, so that it would have mattered
+
+
+def compare(make_toy, batch, params: dict, only: int | None = None):
+    """Checks loss and gradients of the method against `by_hand`; returns the method's step."""
+    method, nets, shift, _, out = run(make_toy, batch, params, only=only)
     p = method.params
     a, b = (torch.tensor(v, dtype=F64, requires_grad=p.learn_shift) for v in (p.a, p.b))
-    expected = by_hand(batch, batch.drawn, p, nets, a, b)
-    # near_width is a float32 number in the method: 1e-9 in t - r, times 1 / D.
-    torch.testing.assert_close(out.losses["student"], expected, rtol=1e-6, atol=1e-9)
+    expected = by_hand(batch, batch.drawn, p, nets, a, b, only)
+    torch.testing.assert_close(out.losses["student"], expected, rtol=1e-9, atol=1e-12)
 
     trained = list(nets["online"].parameters())
     mine = torch.autograd.grad(out.losses["student"], [*trained, *([shift.a, shift.b] if p.learn_shift else [])])
     theirs = torch.autograd.grad(expected, [*trained, *([a, b] if p.learn_shift else [])])
     for x, y in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
     assert all(q.grad is None for name in ("ema", "teacher") for q in nets[name].parameters())
+    return out
 
 
 @pytest.mark.parametrize("name", [k for k in OTHER if k not in ("learn_shift", "shift_place")])
