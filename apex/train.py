@@ -592,6 +592,7 @@ class Loop:
             "method": self.method.name,
             "family": self.method.family,
             "citation": self.method.citation,
+            "revision": self.method.revision,
             "variant": self.run.variant,
             "tuning": self.run.tuning,
             "backbone": self.student.family,

@@ -146,6 +146,7 @@ class Recursive(Method):
 class SelfAdversarial(Recursive):
     """Adds the fake part and the rectification."""
 
+    revision = 2  # 1 clipped the fake part's residual too
     Params: ClassVar[type[SelfAdversarialParams]] = SelfAdversarialParams
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:

@@ -166,6 +166,8 @@ class Method:
         sample_mode: how its student is sampled ("few", "any", "multi"; see `flow.sample`).
         needs: of "ema", "teacher": the networks that it queries; what is not needed is not kept or run.
         tunings: which of "full", "lora" it supports. no_lora: why not LoRA, for the refusal.
+        revision: raised by every correction of the objective; runs of a lower one are marked in the tables
+            (paper_tables/corrections.yaml says what was corrected).
         one_step: whether one step of its student is meant to follow the data's distribution (False for controls).
     """
 
@@ -178,6 +180,7 @@ class Method:
     tunings: ClassVar[tuple[str, ...]] = ("full", "lora")
     no_lora: ClassVar[str] = ""
     one_step: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
     Params: ClassVar[type[Params]] = Params
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
