@@ -141,7 +141,10 @@ class Wise(Settings):
     prompts: str = Field("", description="folder of its three files; '': the fetched ones")
     instruction: str = Field("", description="YAML with the judge's instruction; '': this suite's wording")
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; '': the server needs none")
-    attempts: int = Field(3, ge=1, description="how often an answer that cannot be read is asked for")
+    parser: Literal["official", "tolerant"] = Field("official", description="what reads the answers; official: as the benchmark's script")
+    attempts: int | None = Field(
+        None, ge=1, description="how often an answer that lacks a score is asked for; null: as the official script, 1, of 2026 3"
+    )
     partial: bool = Field(False, description="score images that lack prompts of the benchmark")
 
     def assets(self) -> Assets:

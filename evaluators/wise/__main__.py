@@ -26,10 +26,10 @@ from evaluators.journal import Journal
 from evaluators.result import Metric
 from evaluators.statistics import bootstrap_weights, bootstrapped, mean_of_prompts
 from evaluators.wise.endpoint import Endpoint
-from evaluators.wise.judge import TEMPERATURE, Instruction, Judge, jobs_of, malformed, read_scores
+from evaluators.wise.judge import PARSERS, TEMPERATURE, Instruction, Judge, jobs_of, malformed, read_scores
 from evaluators.wise.versions import VERSIONS, Version, load
 
-VERSION = "1"
+VERSION = "2"
 
 
 def metrics(version: Version, categories: np.ndarray, sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> list[Metric]:
@@ -55,12 +55,12 @@ def metrics(version: Version, categories: np.ndarray, sums: np.ndarray, counts: 
     return [bootstrapped(f"{version.prefix}/{name}", value, drawn[name], "score", images[name]) for name, value in values.items()]
 
 
-def totals(version: Version, texts: list[list[str]], zero: bool) -> tuple[np.ndarray, np.ndarray]:
+def totals(version: Version, texts: list[list[str]], zero: bool, parser: str = PARSERS[0]) -> tuple[np.ndarray, np.ndarray]:
     """Per prompt the sum of its images' scores and their number; answers that lack a score count with 0 in its place, or not at all."""
     sums, counts = np.zeros(len(texts)), np.zeros(len(texts))
     for p, answers in enumerate(texts):
         for text in answers:
-            parts = read_scores(version, text)
+            parts = read_scores(version, text, parser)
             if zero or parts.keys() == version.parts.keys():
                 sums[p] += version.score(parts)
                 counts[p] += 1
@@ -84,7 +84,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--instruction", type=Path, help="YAML with the judge's instruction (default: ours)")
     parser.add_argument("--workers", type=int, default=8, help="requests at once (default: 8)")
-    parser.add_argument("--attempts", type=int, default=3, help="how often an answer that cannot be read is asked for (default: 3)")
+    parser.add_argument("--parser", choices=PARSERS, default=PARSERS[0], help="what reads the answers (default: as the official script)")
+    parser.add_argument(
+        "--attempts", type=int, help="how often an answer that lacks a score is asked for (default: as the official script, 1; 2026: 3)"
+    )
     parser.add_argument("--tries", type=int, default=8, help="how often a request that fails is made (default: 8)")
     parser.add_argument("--timeout", type=float, default=120, help="seconds without an answer (default: 120)")
     parser.add_argument("--layout", choices=("auto", "geneval", "flat"), default="auto", help="of the folder (default: what is there)")
@@ -96,9 +99,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
-    for name in ("workers", "attempts", "tries"):
-        at_least_one(name, getattr(args, name))
     version = VERSIONS[args.version]
+    attempts = version.attempts if args.attempts is None else args.attempts
+    for name, count in (("workers", args.workers), ("attempts", attempts), ("tries", args.tries)):
+        at_least_one(name, count)
     prompts, files = load(version, args.prompts)
     instruction = Instruction.read(version, args.instruction)
     texts = {name: prompt.text for name, prompt in prompts.items()}
@@ -106,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     images = matched.images
     key = key_of(args)
     endpoint = Endpoint(args.endpoint or version.endpoint, key, args.timeout, args.tries, args.seed)
-    judge = Judge(version, instruction, args.model or version.model, args.attempts)
+    judge = Judge(version, instruction, args.model or version.model, attempts, args.parser)
     jobs = jobs_of([prompts[name] for name in matched.ids], images.files)
     with Journal(args.answers or args.out.parent / "answers", "wise", judge.identity(endpoint.host)) as journal:
         to_ask = {job.key for job in jobs if judge.is_open(job, journal)}
@@ -114,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         print(
             f"wise: {len(jobs)} images of {len(matched.ids)} prompts, {len(jobs) - len(to_ask)} answered or equal to another; "
             f"{len(to_ask)} requests to {judge.model} at {endpoint.host}, {size / 2**20:.1f} MiB of images; "
-            f"at most {args.attempts} times that where answers cannot be read",
+            f"at most {attempts} times that where answers cannot be read",
             file=sys.stderr,
         )
         if args.dry_run:
@@ -127,32 +131,52 @@ def run(args: argparse.Namespace) -> None:
     texts_of = [[a["text"] for a in answers[end - len(mine) : end]] for end, mine in zip(ends, images.files, strict=True)]
     categories = np.array([prompts[name].category for name in matched.ids])
     weights = bootstrap_weights(categories.tolist(), seed=args.seed)
-    sums, counts = totals(version, texts_of, version.zero)
+    sums, counts = totals(version, texts_of, version.zero, args.parser)
     found = metrics(version, categories, sums, counts, weights)
     bounds = {}
     for name, zero in (("counted_as_0", True), ("left_out", False)):
-        each = metrics(version, categories, *totals(version, texts_of, zero), weights[:2])
+        each = metrics(version, categories, *totals(version, texts_of, zero, args.parser), weights[:2])
         bounds[name] = {m.metric: m.value for m in each}
+    other = next(name for name in PARSERS if name != args.parser)
+    each = metrics(version, categories, *totals(version, texts_of, version.zero, other), weights[:2])
+    by_other = {
+        "parser": other,
+        "answers_read_otherwise": sum(read_scores(version, a["text"]) != read_scores(version, a["text"], "tolerant") for a in answers),
+        **{m.metric: m.value for m in each},
+    }
     reported = Counter(answer["model"] for answer in answers)
     once = {job.key: answer for job, answer in zip(jobs, answers, strict=True)}.values()
-    bad = malformed(version, jobs, answers)
+    bad = malformed(version, jobs, answers, args.parser)
     if bad["count"]:
         rule = "count as 0 in what they lack" if version.zero else "are left out"
         print(f"wise: {bad['count']} answers lack a score and {rule}, such as {bad['examples'][0]['answer'][:60]!r}", file=sys.stderr)
+    differs = {
+        "another judge": list(reported) != [version.model],
+        "our wording of the instruction": instruction.ours,
+        "tolerant parser": args.parser != PARSERS[0],
+        f"up to {attempts} attempts where the official script makes {version.attempts}": attempts != version.attempts,
+        f"{len(matched.missing)} prompts missing": bool(matched.missing),
+        f"{len(matched.rewritten)} prompts rewritten": bool(matched.rewritten),
+        f"{len(images.files[0])} images a prompt": len(images.files[0]) != 1,
+    }
     details = {
         "protocol": f"WISE {version.name}",
         "judge": {"model": judge.model, "reported": dict(reported), "host": endpoint.host, "temperature": TEMPERATURE},
         "instruction": {"sha256": instruction.sha256, "ours": instruction.ours},
-        "comparable": list(reported) == [version.model] and not instruction.ours and matched.whole and len(images.files[0]) == 1,
+        "parser": args.parser,
+        "comparable": not any(differs.values()),
+        "differs": [words for words, true in differs.items() if true],
         "prompt_files": files,
         "images_per_prompt": len(images.files[0]),
         "prompts_missing": len(matched.missing),
         "prompts_rewritten": len(matched.rewritten),
         "malformed": {**bad, "rule": "counted_as_0" if version.zero else "left_out", **bounds},
+        "by_the_other_parser": by_other,
         "requests": sum(a["attempts"] for a in once),
         "tokens": {way: sum(a["tokens"][k] for a in once) for k, way in enumerate(("in", "out"))},
         "parts": {
-            name: round(float(np.mean([read_scores(version, a["text"]).get(name, 0) for a in answers])), 4) for name in version.parts
+            name: round(float(np.mean([read_scores(version, a["text"], args.parser).get(name, 0) for a in answers])), 4)
+            for name in version.parts
         },
         "per_prompt": [
             {"prompt_id": int(name), "score": round(float(s / c), 4) if c else None}

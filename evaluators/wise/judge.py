@@ -57,11 +57,37 @@ class Instruction:
         return re.sub(r"\{prompt\}|\{explanation\}", lambda place: put_in[place[0]], self.user)
 
 
-def read_scores(version: Version, text: str) -> dict[str, int]:
-    """The scores that an answer gives: whole numbers from 0 to the best one, under the version's names.
+PARSERS = ("official", "tolerant")
 
-    A score that is out of range, or given twice with two values, is not there. Of 2026 a line that is nothing but 0 or 1 is one too.
+
+def read_scores(version: Version, text: str, parser: str = PARSERS[0]) -> dict[str, int]:
+    """The scores that an answer gives, by the version's names; one that cannot be read is not there.
+
+    Args:
+        parser: `official` reads what the benchmark's own script reads. 2025: the name, up to two asterisks, a colon or none, and one digit,
+            whichever it is; of several the last. 2026: the first 0 or 1 behind the name, else the only line that is nothing but 0 or 1.
+            `tolerant` also reads JSON, bold colons, an underscore or an equals sign; a score out of range, no whole number, or given twice
+            with two values, is not there.
     """
+    if parser == "tolerant":
+        return _read_tolerantly(version, text)
+    if version.name == "2026":
+        text = THOUGHT.sub("", text)
+        found = re.findall(r"score\*{0,2}\s*:?\s*([01])\b", text, re.IGNORECASE)
+        return {"score": int(found[0])} if found else _bare_line(text)
+    scores = {}
+    for name in version.parts:
+        if found := re.findall(rf"{name}\*{{0,2}}\s*:?\s*(\d)", text, re.IGNORECASE):
+            scores[name] = int(found[-1])
+    return scores
+
+
+def _bare_line(text: str) -> dict[str, int]:
+    lines = re.findall(r"(?m)^\s*([01])\s*$", text)
+    return {"score": int(lines[0])} if len(lines) == 1 else {}
+
+
+def _read_tolerantly(version: Version, text: str) -> dict[str, int]:
     text = THOUGHT.sub("", text)
     found: dict[str, set[str]] = {}
     for name in version.parts:
@@ -69,7 +95,7 @@ def read_scores(version: Version, text: str) -> dict[str, int]:
         for value in re.findall(rf"(?<!\w){pattern}[\"'*]*\s*[:：=]?[\"'*\s]*(-?\d+(?:\.\d+)?)", text, re.IGNORECASE):
             found.setdefault(name, set()).add(value)
     if version.name == "2026" and not found:
-        found = {"score": set(lines)} if len(lines := re.findall(r"(?m)^\s*([01])\s*$", text)) == 1 else {}
+        return _bare_line(text)
     allowed = {str(n): n for n in range(version.best + 1)}
     return {name: allowed[next(iter(values))] for name, values in found.items() if len(values) == 1 and values <= allowed.keys()}
 
@@ -96,11 +122,11 @@ class Judge:
     """Asks a model about images, several at once, and writes every answer down as it comes.
 
     The answers depend on the model's name and the host that serves it, on the instruction, and on the request's settings: a name says
-    nothing about who answers to it, so another host's answers are not taken.
+    nothing about who answers to it, so another host's answers are not taken. `parser` reads them, so that both may read the same answers.
     """
 
-    def __init__(self, version: Version, instruction: Instruction, model: str, attempts: int) -> None:
-        self.version, self.instruction, self.model, self.attempts = version, instruction, model, attempts
+    def __init__(self, version: Version, instruction: Instruction, model: str, attempts: int, parser: str = PARSERS[0]) -> None:
+        self.version, self.instruction, self.model, self.attempts, self.parser = version, instruction, model, attempts, parser
 
     def identity(self, host: str) -> dict[str, Any]:
         return {
@@ -119,7 +145,7 @@ class Judge:
         return answer is None or (not self.is_whole(answer["text"]) and answer["attempts"] < self.attempts)
 
     def is_whole(self, text: str) -> bool:
-        return read_scores(self.version, text).keys() == self.version.parts.keys()
+        return read_scores(self.version, text, self.parser).keys() == self.version.parts.keys()
 
     def ask(self, jobs: list[Job], endpoint: Endpoint, journal: Journal, workers: int) -> None:
         """Asks about all jobs that are open; images that are equal are asked about once.
@@ -158,11 +184,11 @@ class Judge:
                 return
 
 
-def malformed(version: Version, jobs: list[Job], answers: list[dict[str, Any]]) -> dict[str, Any]:
+def malformed(version: Version, jobs: list[Job], answers: list[dict[str, Any]], parser: str = PARSERS[0]) -> dict[str, Any]:
     """How many answers lack a score, why, and some of them."""
     found = []
     for job, answer in zip(jobs, answers, strict=True):
-        lacking = [name for name in version.parts if name not in read_scores(version, answer["text"])]
+        lacking = [name for name in version.parts if name not in read_scores(version, answer["text"], parser)]
         if lacking:
             found.append((job, answer, lacking))
     return {

@@ -25,7 +25,8 @@ class Version:
     """One version of the benchmark.
 
     `parts`: the judge's scores and their shares, each from 0 to `best`; `last`: the last prompt_id of each category, in the ids' order;
-    `weights`: of the categories in the overall; `zero`: whether a score that cannot be read counts as 0, else its image is left out.
+    `weights`: of the categories in the overall; `zero`: whether a score that cannot be read counts as 0, else its image is left out;
+    `attempts`: how often the official script asks for an answer that lacks a score.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Version:
     last: Mapping[str, int]
     weights: Mapping[str, float]
     zero: bool
+    attempts: int
     model: str
     endpoint: str
     tokens: int
@@ -70,6 +72,7 @@ VERSIONS = {
         last={"cultural": 400, "time": 567, "space": 700, "biology": 800, "physics": 900, "chemistry": 1000},
         weights={"cultural": 0.4, "time": 0.167, "space": 0.133, "biology": 0.1, "physics": 0.1, "chemistry": 0.1},
         zero=True,
+        attempts=1,
         model="gpt-4o-2024-05-13",
         endpoint="https://api.openai.com/v1",
         tokens=2000,
@@ -88,6 +91,7 @@ VERSIONS = {
         last={"cultural": 400, "time": 520, "space": 640, "biology": 760, "physics": 880, "chemistry": 1000},
         weights={"cultural": 0.4, "time": 0.12, "space": 0.12, "biology": 0.12, "physics": 0.12, "chemistry": 0.12},
         zero=False,
+        attempts=3,
         model="Qwen3.5-35B-A3B",
         endpoint="http://127.0.0.1:8000/v1",
         tokens=500,

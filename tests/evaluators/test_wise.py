@@ -91,39 +91,76 @@ def test_the_overall_weighs_categories_whatever_their_number_of_images():
 # --------------------------------------------------------------- answers
 
 
+# What each text is worth to the script of June 2025, by reading it: the name, at most two asterisks, at most one colon, and a digit.
+OFFICIAL_2025 = [
+    (GOOD, (2, 1, 1)),
+    ("**Consistency**: 2\n**Realism** 1\naesthetic quality:0", (2, 1, 0)),
+    ("- Consistency 2, Realism\n1, Inconsistency: 1", (1, 1, None)),  # no border before the name; the last of two
+    ("Consistency: 1.5\nRealism: 1\nRealism: 2\nAesthetic Quality: 12", (1, 2, 1)),  # the first digit, whatever follows
+    ("Consistency: 7\nRealism: 1\nAesthetic Quality: -1", (7, 1, None)),  # any digit
+    ("<think>Realism: 0</think>Consistency: 2", (2, 0, None)),  # thoughts are text
+    ("Consistency: 2/2, Realism: 1/2, Aesthetic Quality: 0/2", (2, 1, 0)),
+    ("I cannot help with that.", (None, None, None)),
+    ("", (None, None, None)),
+]
+# The script of 2025 gives 0 for each; the tolerant parser reads them.
+ZERO_TO_THE_OFFICIAL = [
+    ("**Consistency:** 0\n**Realism:** 2\n**Aesthetic Quality:** 1", (0, 2, 1)),
+    ('{"consistency": 1, "realism": 0, "aesthetic_quality": 2}', (1, 0, 2)),
+    ("Consistency: **1**\nRealism = 2\nAesthetic_Quality: 1", (1, 2, 1)),
+    ("Consistency：1\nRealism: '2'\nAesthetic  Quality: 0", (1, 2, 0)),
+]
+
+
+def scores_of(text, parser):
+    found = read_scores(OLD, text, parser)
+    return tuple(found.get(name) for name in OLD.parts)
+
+
+@pytest.mark.parametrize(("text", "scores"), OFFICIAL_2025)
+def test_the_official_parser_of_2025_is_the_default(text, scores):
+    assert scores_of(text, "official") == scores == tuple(read_scores(OLD, text).get(name) for name in OLD.parts)
+
+
+@pytest.mark.parametrize(("text", "scores"), ZERO_TO_THE_OFFICIAL)
+def test_what_the_official_script_scores_0_the_tolerant_parser_reads(text, scores):
+    assert scores_of(text, "official") == (None, None, None) and scores_of(text, "tolerant") == scores
+    assert totals(OLD, [[text]], zero=True)[0].tolist() == [0]
+    assert totals(OLD, [[text]], True, "tolerant")[0][0] == pytest.approx(OLD.score(dict(zip(OLD.parts, scores, strict=True))))
+
+
 @pytest.mark.parametrize(
     ("text", "scores"),
     [
         (GOOD, (2, 1, 1)),
-        ("**Consistency:** 0\n**Realism**: 2\n**Aesthetic Quality**: 1", (0, 2, 1)),
-        ('{"consistency": 1, "realism": 0, "aesthetic_quality": 2}', (1, 0, 2)),
         ("Consistency: 2/2, Realism: 1/2, Aesthetic Quality: 0/2", (2, 1, 0)),
         ("Consistency: 3\nRealism: 1\nAesthetic Quality: -1", (None, 1, None)),
         ("Consistency: 1.5\nRealism: 1\nRealism: 2\nAesthetic Quality: 1", (None, None, 1)),
         ('{"consistency": 1, "realism"', (1, None, None)),
-        ("I cannot help with that.", (None, None, None)),
         ("", (None, None, None)),
     ],
 )
-def test_answers_of_2025(text, scores):
-    found = read_scores(OLD, text)
-    assert tuple(found.get(name) for name in OLD.parts) == scores
+def test_the_tolerant_parser_leaves_out_what_is_out_of_range_or_said_twice(text, scores):
+    assert scores_of(text, "tolerant") == scores
 
 
 @pytest.mark.parametrize(
-    ("text", "score"),
+    ("text", "official", "tolerant"),
     [
-        ("Score: 1", 1),
-        ("**Score**: 0", 0),
-        ("1\n", 1),
-        ("<think>Score: 0?</think>\nScore: 1", 1),
-        ("Score: 2", None),
-        ("0\n1", None),
-        ("yes", None),
+        ("Score: 1", 1, 1),
+        ("**Score**: 0", 0, 0),
+        ("**Score:** 1", None, 1),
+        ("1\n", 1, 1),
+        ("<think>Score: 0?</think>\nScore: 1", 1, 1),
+        ("Score: 1\nScore: 0", 1, None),  # the first of two
+        ("Score: 2", None, None),
+        ("Score: 10", None, None),
+        ("0\n1", None, None),
+        ("yes", None, None),
     ],
 )
-def test_answers_of_2026(text, score):
-    assert read_scores(NEW, text).get("score") == score
+def test_answers_of_2026(text, official, tolerant):
+    assert read_scores(NEW, text).get("score") == official and read_scores(NEW, text, "tolerant").get("score") == tolerant
 
 
 def test_what_an_unreadable_answer_counts_for():
@@ -391,20 +428,43 @@ def test_a_call_that_was_cut_off_goes_on_and_pays_for_nothing_twice(score, serve
     assert again.metrics == whole.metrics and again.details["per_prompt"] == whole.details["per_prompt"]
 
 
-def test_answers_that_cannot_be_read_are_asked_again_then_counted_as_the_official_code_does(score, server, folder):
-    half, refusal = "Consistency: 2", completion(None, refusal="I cannot judge this.")
-    bad = {3: half, 450: refusal, 720: "Consistency: 7\nRealism: 1\nAesthetic Quality: 1"}
-    seen: dict[int, int] = {}
+def answering(seen: dict[int, int], bad: dict[int, object]) -> Callable[[int, str], object]:
+    """GOOD, but of these prompts, and of prompt 17 at its first question."""
 
     def behave(number: int, text: str) -> object:
         n = int(text.split('PROMPT: "riddle ')[1].split('"')[0])
         seen[n] = seen.get(n, 0) + 1
-        if n == 17 and seen[n] == 1:
-            return "Let me see ..."
-        return bad.get(n, GOOD)
+        return "Let me see ..." if n == 17 and seen[n] == 1 else bad.get(n, GOOD)
 
-    server.behave = behave
+    return behave
+
+
+def test_by_default_one_answer_is_asked_for_and_read_as_the_official_script_does(score, server, folder):
+    seen: dict[int, int] = {}
+    bad = {3: "**Consistency:** 2\n**Realism:** 1\n**Aesthetic Quality:** 1", 720: "Consistency: 7\nRealism: 1\nAesthetic Quality: 1"}
+    server.behave = answering(seen, bad)
     record = score(folder, "--workers", "1")
+    assert seen == dict.fromkeys(IDS, 1), "a second question could turn a 0 into a score"
+    assert record.details["parser"] == "official" and record.details["malformed"]["count"] == 2
+    assert record.value("wise/cultural") == pytest.approx(0), "the two of the category lack all scores to the script"
+    assert record.value("wise/biology") == pytest.approx((0.7 * 7 + 0.2 + 0.1) / 2), "any digit"
+    other = record.details["by_the_other_parser"]
+    assert (other["parser"], other["answers_read_otherwise"]) == ("tolerant", 2)
+    assert other["wise/cultural"] == pytest.approx(0.85 / 2)
+    tolerant = score(folder, "--workers", "1", "--parser", "tolerant", "--attempts", "1")
+    assert tolerant.value("wise/cultural") == pytest.approx(0.85 / 2) and seen == dict.fromkeys(IDS, 1), "of the same answers"
+    said = [set(one.details["differs"]) for one in (record, tolerant)]
+    assert said[1] - said[0] == {"tolerant parser"} and not said[0] - said[1]
+    assert score(folder, "--attempts", "2").details["differs"][2] == "up to 2 attempts where the official script makes 1"
+
+
+def test_the_tolerant_parser_asks_again_for_what_it_cannot_read(score, server, folder):
+    half, refusal = "Consistency: 2", completion(None, refusal="I cannot judge this.")
+    bad = {3: half, 450: refusal, 720: "Consistency: 7\nRealism: 1\nAesthetic Quality: 1"}
+    seen: dict[int, int] = {}
+    server.behave = answering(seen, bad)
+    given = ("--parser", "tolerant", "--attempts", "3")
+    record = score(folder, "--workers", "1", *given)
     assert seen == {n: 3 if n in bad else 2 if n == 17 else 1 for n in IDS}
     found = record.details["malformed"]
     assert (found["count"], found["why"], found["rule"]) == (3, {"stop": 2, "refused": 1}, "counted_as_0")
@@ -412,9 +472,9 @@ def test_answers_that_cannot_be_read_are_asked_again_then_counted_as_the_officia
     assert record.value("wise/cultural") == pytest.approx((0.7 + 0.85) / 2) == found["counted_as_0"]["wise/cultural"]
     assert found["left_out"]["wise/cultural"] == pytest.approx(0.85) and "wise/biology" not in found["left_out"]
     assert record.value("wise/biology") == pytest.approx((0.2 + 0.1) / 2) and record.value("wise/time") == pytest.approx(0.85 / 2)
-    score(folder)
+    score(folder, *given)
     assert sum(seen.values()) == 10 + 2 * 3 + 1, "nor are they asked for again by the next call"
-    score(folder, "--attempts", "4")
+    score(folder, "--parser", "tolerant", "--attempts", "4")
     assert sum(seen.values()) == 17 + 3, "but once more when asked to"
 
 
