@@ -97,6 +97,11 @@ class Grid:
         found = [cell.per_prompt.by_seed() for cell in self.cells if len(cell.geneval) >= 3 and cell.per_prompt]
         return max(map(statistics.stdev, found), default=None)
 
+    def difference(self, cell: Trial, other: Trial) -> stats.Summary | None:
+        """`cell` minus `other` in GenEval, by the rule of `View.difference`; None where one was not run, or other prompts were scored."""
+        found = stats.paired_difference(cell.per_prompt, other.per_prompt) if cell.per_prompt and other.per_prompt else None
+        return found and stats.with_noise(found, [self.noise if len(one.geneval) == 1 else 0.0 for one in (cell, other)])
+
     @property
     def of_control(self) -> Trial:
         return next(cell for cell in self.cells if cell.name == self.control)
@@ -233,10 +238,8 @@ def _difference(cell: Trial, grid: Grid, why: str) -> Cell:
         return Cell("–")
     if cell.per_prompt is None or control.per_prompt is None:
         return missing(why)
-    found = stats.paired_difference(cell.per_prompt, control.per_prompt)
-    if found is None:
-        return missing("The two records are not of the same prompts.")
-    return number(stats.with_noise(found, grid.noise, sum(len(one.geneval) == 1 for one in (cell, control))), 3)
+    found = grid.difference(cell, control)
+    return number(found, 3) if found else missing("The two records are not of the same prompts.")
 
 
 # -------------------------------------------------------------------------------------------------------- the figure

@@ -246,24 +246,11 @@ def _missing(view: View | None, rows: Iterable[str], test: dict[str, Any], evide
     return not_run(command if profile == evidence.first else f"{command} --configfile workflows/config/{profile}.yaml")
 
 
-def with_noise(found: Summary, noise: float | None, trained: Iterable[int], what: str, scale: float = 1.0) -> tuple[Summary, str]:
-    """A comparison, its interval widened by the training noise of those of the two that have one seed; and what to say.
-
-    noise: standard deviation over seeds of what has three or more (`what`), None where nothing has. trained: the number of seeds of
-    each trained row of the two. scale: what a change of the metric by one changes the number by.
-    """
-    alone = sum(seeds == 1 for seeds in trained)
-    if not alone or found.low is None:
-        return found, ""
-    if noise is None:
-        return found, f"; one seed, and none of the {what} has three to tell training noise"
-    return stats.with_noise(found, noise, alone, scale), f"; one seed, training noise of {noise:.2g} from {what} with three"
-
-
-def _noise_of(view: View, test: dict[str, Any]) -> tuple[float | None, list[int], str]:
-    """For `with_noise`, of a test that compares two rows; the teacher is not trained here."""
-    both = [found for key in _keys(test) if key[0] != "teacher" and (found := view.get(key, test["metric"]))]
-    return view.training_noise(test["metric"], test["nfe"]), [one.seeds for one in both], "rows"
+def _noise_words(found: Summary, what: str = "rows") -> str:
+    """What to say of the training noise in a comparison's interval (`stats.with_noise`); `what` lent it."""
+    if found.noise is None:
+        return f"; one seed, and none of the {what} has three to tell training noise"
+    return f"; one seed, training noise of {found.noise:.2g} from {what} with three" if found.noise else ""
 
 
 def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
@@ -273,8 +260,7 @@ def difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
         return _missing(view, (test["row"], test["versus"]), test, evidence)
     if found.low is None:
         return Outcome(UNDECIDED, f"{test['metric']}: difference without an interval (one seed)", found.value, seeds=found.seeds, n=found.n)
-    found, words = with_noise(found, *_noise_of(view, test))
-    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} minus {other[0]} at {other[1]}{words}", "records")
+    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} minus {other[0]} at {other[1]}{_noise_words(found)}", "records")
 
 
 def ratio(test: dict[str, Any], evidence: Evidence) -> Outcome:
@@ -288,8 +274,7 @@ def ratio(test: dict[str, Any], evidence: Evidence) -> Outcome:
         return Outcome(UNDECIDED, f"{test['metric']}: {effect}", seeds=min(ours.seeds, theirs.seeds), n=ours.n, source="records")
     if found.low is None:
         return Outcome(UNDECIDED, f"{test['metric']}: ratio without an interval", found.value, seeds=found.seeds, n=found.n)
-    found, words = with_noise(found, *_noise_of(view, test), scale=1 / view.get(other, test["metric"]).value)
-    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} over {other[0]} at {other[1]}{words}", "records")
+    return judged(found, test, f"{test['metric']}, {key[0]} at {key[1]} over {other[0]} at {other[1]}{_noise_words(found)}", "records")
 
 
 def speedup(test: dict[str, Any], evidence: Evidence) -> Outcome:
@@ -344,8 +329,8 @@ def reported(test: dict[str, Any], evidence: Evidence) -> Outcome:
     if how := view.not_as_published(key, metric):
         return Outcome(UNDECIDED, f"{effect}; not measured alike: {how}", seeds=found.seeds, n=found.n, source="records")
     away = replace(found, value=found.value - float(printed), low=_less(found.low, printed), high=_less(found.high, printed))
-    away, words = with_noise(away, view.training_noise(metric, key[1]), [found.seeds], "rows")
-    return judged(away, test, effect + words, "records")
+    away = stats.with_noise(away, [view.noise_of(key, metric), 0.0])
+    return judged(away, test, effect + _noise_words(away), "records")
 
 
 def _less(end: float | None, printed: str) -> float | None:
@@ -383,14 +368,13 @@ def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
     names = next((pair for pair in pairs if set(pair) <= cells.keys()), None)
     if names is None:
         return not_run(f"a profile whose ablation {test['grid']} has {' and '.join(pairs[0])}, such as workflows/config/world.yaml,")
-    first, second = (cells[name].per_prompt for name in names)
-    if first is None or second is None:
+    if not all(cells[name].per_prompt for name in names):
         return not_run(f"snakemake ablation_{test['grid']}")
-    found = stats.paired_difference(first, second)
+    found = grid.difference(*(cells[name] for name in names))
     if found is None:
         raise UserError(f"{evidence.cells}: {names[0]} and {names[1]} were not scored on the same prompts; run the cells again")
-    found, words = with_noise(found, grid.noise, [len(cells[name].geneval) for name in names], "cells")
-    return judged(found, test, f"GenEval of {names[0]} minus {names[1]}, {grid.share:g} of the budget{words}", "ablations")
+    effect = f"GenEval of {names[0]} minus {names[1]}, {grid.share:g} of the budget{_noise_words(found, 'cells')}"
+    return judged(found, test, effect, "ablations")
 
 
 # -------------------------------------------------------------------------------------------------- the paper's own tables

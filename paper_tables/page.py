@@ -21,7 +21,7 @@ CAPTIONS = {
     "tasks": ("GenEval by task", "Dark is high."),
     "coverage_quality": ("Coverage against quality", "Spread and recall of a prompt's images against GenEval."),
     "nfe": ("Metrics against NFE", "Dashed: the guided teacher of many steps; dotted: real renders."),
-    "paired": ("Every row against APEX", "Left of the line: below it. An interval that holds zero parts nothing."),
+    "paired": ("Every row against APEX", "Left of the line: below it. An interval that holds zero tells nothing apart."),
     "cost": ("What training costs", "Where the budget goes, what stands in memory, and how long it takes."),
     "quality_memory": ("Quality against memory", "What a discriminator or a fake-score network adds lies to the right."),
     "quality_budget": ("Quality against the training budget", "What more training gives."),

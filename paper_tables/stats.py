@@ -24,6 +24,8 @@ from evaluators.statistics import bootstrap_weights, interval, mean_of_tasks
 # 97.5% quantile of Student's t for 1, 2, ... degrees of freedom.
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
               2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+# Of a comparison, in every table, figure and sentence. They speak of the number: where the metric's arrow points down, below is better.
+ABOVE, BELOW, APART = "above", "below", "not told apart"
 SEEDS_AND_PROMPTS, SEEDS, PAIRED, DELTA = "seeds and prompts 95%", "seeds 95%", "paired bootstrap 95%", "delta method 95%"
 INDEPENDENT = "independent 95%"
 
@@ -36,6 +38,8 @@ class Summary:
         low, high: its interval, None where none is known.
         n: what it is a mean over (images, repeats), the least of its seeds.
         interval: what the bounds are: the record's own word, or one of the words above.
+        noise: of a comparison, the training noise in its interval that rows of one seed borrowed, a standard deviation; 0 where none had
+            to; None where one had to and no row shows it.
     """
 
     value: float
@@ -44,6 +48,7 @@ class Summary:
     n: int | None = None
     seeds: int = 1
     interval: str = ""
+    noise: float | None = 0.0
 
     @property
     def half(self) -> float | None:
@@ -122,25 +127,25 @@ def difference(first: Summary, second: Summary) -> Summary:
     return Summary(value, value - half, value + half, first.n, seeds, INDEPENDENT)
 
 
-def with_noise(found: Summary, noise: float | None, alone: int, scale: float = 1.0, quantile: float = 1.96) -> Summary:
-    """A comparison whose interval also holds the training noise of those of the two that have one seed.
+def with_noise(found: Summary, noises: Sequence[float | None], scales: Sequence[float] = (1.0, 1.0), quantile: float = 1.96) -> Summary:
+    """A comparison whose interval also holds training noise that the numbers of the two do not show.
 
-    noise: standard deviation over seeds, borrowed from what has several; None where nothing has, and the interval stays.
-    alone: how many of the two have one seed. scale: what a change of the metric by one changes the number by. quantile: `t_quantile` where
-    the noise is of few seeds of the row itself.
+    noises: of each of the two, the standard deviation over seeds that it lacks: 0 where it has several seeds or was not trained, None where
+    nothing shows it. scales: what a change of either by one changes the number by. quantile: `t_quantile` where the noise is of few seeds
+    of the row itself. Without an interval nothing is added.
     """
-    if noise is None or found.low is None or found.high is None:
-        return found
-    extra = quantile * noise * scale * math.sqrt(alone)
-    low, high = found.value - math.hypot(found.value - found.low, extra), found.value + math.hypot(found.high - found.value, extra)
-    return replace(found, low=low, high=high)
-
-
-def verdict(found: Summary) -> str:
-    """Of a difference by its interval: "win" above zero, "loss" below, "tie" where it holds zero, "" without an interval."""
     if found.low is None or found.high is None:
+        return found
+    extra = math.hypot(*(quantile * noise * scale for noise, scale in zip(noises, scales, strict=True) if noise))
+    low, high = found.value - math.hypot(found.value - found.low, extra), found.value + math.hypot(found.high - found.value, extra)
+    return replace(found, low=low, high=high, noise=None if None in noises else max(noises))
+
+
+def reading(found: Summary | None) -> str:
+    """Of a difference, by its interval: ABOVE zero, BELOW it, or APART where it holds zero; "" without an interval."""
+    if found is None or found.low is None or found.high is None:
         return ""
-    return "win" if found.low > 0 else "loss" if found.high < 0 else "tie"
+    return ABOVE if found.low > 0 else BELOW if found.high < 0 else APART
 
 
 @lru_cache(maxsize=16)

@@ -49,10 +49,10 @@ def best_of(view: View, keys: list[Key], metric: str, better: int) -> tuple[Key 
     if len(known) < 2:
         return None, ""
     found = view.difference(known[0], known[1], metric)
-    judged = stats.verdict(found) if found else ""
-    if not judged:
+    read = stats.reading(found)
+    if not read:
         return None, "no interval"
-    return (known[0], known[0][0]) if judged == ("win" if better > 0 else "loss") else (None, "not separated")
+    return (known[0], known[0][0]) if read == (stats.ABOVE if better > 0 else stats.BELOW) else (None, stats.APART)
 
 
 def _block(view: View, nfe: int) -> list[Line]:
@@ -133,7 +133,8 @@ def comparison(view: View) -> Table:
     caption = (
         f"Every method from the same teacher at one training budget{budget}, prompts of the {view.split} set, by family and NFE. Bold: the "
         "best of its column and NFE, only where the 95% interval of its difference from the second leaves out zero (GenEval prompt by "
-        "prompt; FID, CLIP and coverage take the two as independent); no correction for the number of rows. Latency at batch 1, "
+        "prompt; FID, CLIP and coverage take the two as independent; of a row with one seed it holds the training noise of those with "
+        "three); no correction for the number of rows. Latency at batch 1, "
         "throughput at batch 10. n: images per seed."
     )
     said = f"{remark(view)} {seen_in_training(view)}".strip()
@@ -164,7 +165,7 @@ def _against(view: View, key: Key, other: Key) -> dict[str, Cell]:
         cell = number(found, 3)
         note = "" if found.interval == stats.PAIRED else "Not compared prompt by prompt: the records lack the same prompts."
         line[f"{prefix}difference"] = Cell(cell.text, cell.summary, note)
-        line[f"{prefix}verdict"] = Cell(stats.verdict(found))
+        line[f"{prefix}verdict"] = Cell(stats.reading(found))
     behind = view.difference(key, other, "geneval/overall")
     line["n"] = Cell(str(behind.n), stats.Summary(behind.n)) if behind and behind.n else missing(line["difference"].note)
     line["seeds"] = Cell(str(behind.seeds), stats.Summary(behind.seeds)) if behind else missing(line["difference"].note)
@@ -196,13 +197,14 @@ def paired(view: View) -> Table:
     columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
     caption = (
         f"Each method against {base} at the same NFE: the difference of GenEval over the same prompts ({view.split} set), with the 95% "
-        "interval of a paired bootstrap over prompts within task, joined with Student's interval over seeds. win: the row is above "
-        f"{base}; loss: below; tie: the interval holds zero. With one seed the interval does not hold training noise{_noise(view)}, so "
-        "a win or a loss may be the seed's; the claims' verdicts take it in. n: images per seed; seeds: the fewer of the two."
+        "interval of a paired bootstrap over prompts within task, joined with Student's interval over seeds and, where a row has one "
+        f"seed, with the training noise of the rows that have three{_noise(view)}. “{stats.ABOVE}”: the row is above "
+        f"{base}; “{stats.BELOW}”: it is below; “{stats.APART}”: the interval holds zero. The claims' verdicts follow from the same "
+        "intervals. n: images per seed; seeds: the fewer of the two."
     )
     table = Table("paired", f"Every method against {base}", caption, columns, remark=remark(view))
     for nfe in sorted({*view.compared, *(nfe for row, nfe in view.methods if view.images_only(row))}):
-        lines, counts = [], {"win": 0, "tie": 0, "loss": 0}
+        lines, counts = [], dict.fromkeys((stats.ABOVE, stats.APART, stats.BELOW), 0)
         for family, keys in view.grouped(nfe):
             others = [key for key in keys if key[0] != view.baseline]
             for index, key in enumerate(others):

@@ -10,7 +10,7 @@ from apex.config import LOOP_ONLY
 from paper_tables import cells, stats
 from paper_tables.cells import number
 from paper_tables.render import Cell, Column, Line, Table
-from paper_tables.stats import Summary
+from paper_tables.stats import ABOVE, APART, BELOW, Summary
 from paper_tables.tables_paper import remark
 from paper_tables.view import Key, View
 
@@ -21,7 +21,7 @@ METRICS = (
     ("clip_score", "CLIP ↑", True),
     ("fid", "FID ↓", False),
 )
-SAME, AGREES, HIGHER, LOWER, OTHER = "the same", "agrees", "higher", "lower", "other settings"
+SAME, OTHER = "the same", "other settings"
 NO_SETTING = {"method_files", *(f"train.{key}" for key in LOOP_ONLY)}
 
 
@@ -63,14 +63,14 @@ class Beside:
 
         Of a trained row the interval holds training noise: that of the committed row's own seeds, else the largest of any row.
         """
-        found = self.here.difference(key, key, metric, of=self.there)
+        found = self.here.bare_difference(key, key, metric, of=self.there)
         if found is None or key not in self.view.methods or self.view.images_only(key[0]):
             return found
-        alone = sum(side.get(key, metric).seeds == 1 for side in (self.here, self.there))
         own = self.committed.by_seed(key, metric)
-        if len(own) >= 3:
-            return stats.with_noise(found, statistics.stdev(own), alone, quantile=stats.t_quantile(len(own)))
-        return stats.with_noise(found, self.committed.training_noise(metric, key[1]), alone)
+        several = len(own) >= 3
+        noise = statistics.stdev(own) if several else self.committed.training_noise(metric, key[1])
+        noises = [noise if side.get(key, metric).seeds == 1 else 0.0 for side in (self.here, self.there)]
+        return stats.with_noise(found, noises, quantile=stats.t_quantile(len(own)) if several else 1.96)
 
 
 def beside(view: View) -> Beside | None:
@@ -87,10 +87,8 @@ def _seeds(view: View) -> dict[Key, set[int | None]]:
 
 
 def reading(found: Summary) -> str:
-    """Of a difference, in a word; '' where it has no interval."""
-    if found.value == 0:
-        return SAME
-    return {"win": HIGHER, "loss": LOWER, "tie": AGREES, "": ""}[stats.verdict(found)]
+    """Of a difference, in the words of every comparison, or that not a digit differs; '' where it has no interval."""
+    return SAME if found.value == 0 else stats.reading(found)
 
 
 def repeated(view: View) -> Table | None:
@@ -108,7 +106,7 @@ def repeated(view: View) -> Table | None:
         "What was run here beside what is committed of the same profile in results/reference, over the seeds that both have (all seeds, "
         "where they have none in common). Difference: here minus committed, with its 95% interval over prompts; of a trained row it holds "
         "training noise too: of its own committed seeds where there are three, else the largest that any row shows. Reading: “the same”, "
-        "not a digit apart; “agrees”, the interval holds zero; “higher” and “lower”, it does not, as of one cell in twenty by chance. "
+        f"every digit; “{APART}”, the interval holds zero; “{ABOVE}” and “{BELOW}”, it does not, as of one cell in twenty by chance. "
         "One seed gives one result on one kind of processor; on another, training ends elsewhere, as far off as with another seed."
     )
     table = Table("repeated", "This run and the committed one", caption, columns, remark=remark(view))
@@ -135,7 +133,7 @@ def repeated(view: View) -> Table | None:
         heading = view.families.get(key[0], "references and teacher")
         table.lines.append(Line(line, heading if heading != family else ""))
         family = heading
-    words = ", ".join(f"{counts[name]} {name}" for name in (SAME, AGREES, HIGHER, LOWER, OTHER) if name in counts)
+    words = ", ".join(f"{counts[name]} {name}" for name in (SAME, APART, ABOVE, BELOW, OTHER) if name in counts)
     if words:
         table.lines.append(Line({"row": Cell(f"GenEval, {sum(counts.values())} cells: {words}")}, "together"))
     return table

@@ -19,7 +19,6 @@ PART = 10  # beginning and end are a tenth of the log each
 NO_LOGITS = "Does not apply: the method logs no discriminator."
 NO_CLIP = "Does not apply: the run's record names no clip."
 NO_FLOOR = "The row shuffled has no record to compare with."
-AT_FLOOR = {"win": "above", "tie": "at the floor", "loss": "below it"}
 
 
 def _ends(logs: Iterable[Log], name: str) -> tuple[float | None, float | None]:
@@ -71,7 +70,7 @@ def _row(view: View, row: str, nfe: int) -> dict[str, Cell]:
         line[name] = number(found) if found else missing(absent)
     against = view.difference(place, FLOOR, "geneval/overall") if view.get(place, "geneval/overall") else None
     if against:
-        line["floor"] = Cell(AT_FLOOR.get(stats.verdict(against), ""))
+        line["floor"] = Cell(stats.reading(against))
     else:
         line["floor"] = missing(NO_FLOOR if view.get(place, "geneval/overall") else line["overall"].note)
     return line
@@ -94,8 +93,9 @@ def stability(view: View) -> Table:
         "no finite number, or whose loss explodes, stops there, and its last good state is what is scored. The student's loss, means over "
         "seeds; losses of two methods do not compare. Gradient norms of the student before clipping, over the logged steps of all seeds; "
         "clipped: the share above the run's bound. Discriminator: mean logits in the last tenth. Floor: GenEval against that of renders "
-        "of another prompt, by the 95% interval of the difference; a generator at the floor has collapsed or never learned, though its "
-        "run may have come to its end. A low spread is a generator that draws one picture per prompt."
+        f"of another prompt, by the 95% interval of the difference; a generator that is {stats.BELOW} it or {stats.APART} from it has "
+        "collapsed or never learned, though its run may have come to its end. A low spread is a generator that draws one picture per "
+        "prompt."
     )
     table = Table("stability", "Stability of training", caption, columns, remark=remark(view))
     section = ""

@@ -101,7 +101,8 @@ def relative(view: View) -> Table:
     caption = (
         f"Each row's number over the guided {steps}-step teacher's, prompts of the {view.split} set: 1 means equal. GenEval is compared "
         "prompt by prompt (bootstrap over prompts within task, the same prompts for both); the other intervals take the two as "
-        "independent, which makes them too wide. An interval that holds 1 tells nothing apart. n: images per seed."
+        "independent, which makes them too wide. Of a row with one seed they hold the training noise of the rows with three. An interval "
+        "that holds 1 tells nothing apart. n: images per seed."
     )
     table = Table("relative", f"Against the guided {steps}-step teacher", caption, columns, remark=remark(view))
     for key in view.keys:

@@ -235,14 +235,23 @@ class View:
         chosen = [number for its, number in by_seed.items() if seed is None or its == seed]
         return over_seeds(chosen) if chosen else None
 
-    def training_noise(self, metric: str, nfe: int) -> float | None:
+    def training_noise(self, metric: str, nfe: int, split: str | None = None) -> float | None:
         """The largest standard deviation over seeds of a trained row with three or more at that NFE; None where no row has so many."""
-        found = [self.by_seed(key, metric) for key in self.methods if key[1] == nfe]
+        found = [self.by_seed(key, metric, split) for key in self.methods if key[1] == nfe]
         return max((statistics.stdev(values) for values in found if len(values) >= 3), default=None)
 
-    def by_seed(self, key: Key, metric: str) -> list[float]:
+    def noise_of(self, key: Key, metric: str, split: str | None = None) -> float | None:
+        """The training noise that the row's number does not show: that of `training_noise` where it has one seed, else 0.
+
+        0 too of what is not trained here: references, the teacher, other people's weights and images. None where no row shows it.
+        """
+        trained = key in self.methods and not self.images_only(key[0])
+        return self.training_noise(metric, key[1], split) if trained and len(self.by_seed(key, metric, split)) == 1 else 0.0
+
+    def by_seed(self, key: Key, metric: str, split: str | None = None) -> list[float]:
         """The number of each seed."""
-        return [one.value for one in self._metrics.get((*key, self.home(metric), metric), {}).values()]
+        home = self.home(metric) if split is None else split
+        return [one.value for one in self._metrics.get((*key, home, metric), {}).values()]
 
     def common_seed(self, row: str, metric: str) -> int | None:
         """The seed at which the row has the number at most of its NFEs, the lowest of equals; None where no record names a seed.
@@ -268,19 +277,29 @@ class View:
         return self.ratio(key, self.teacher, metric, split)
 
     def ratio(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
-        """`key` over `other`. GenEval's overall is compared prompt by prompt where the records allow."""
+        """`key` over `other`, by the rule of `difference`. Of GenEval its overall alone is compared prompt by prompt."""
         ours, theirs = self.get(key, metric, split), self.get(other, metric, split)
         if ours is None or theirs is None:
             return None
+        found = None
         if metric == "geneval/overall":
             top, bottom = (self._per_prompt(k, split or self.split) for k in (key, other))
-            if top and bottom and (found := stats.paired_ratio(top, bottom)):
-                return found
-        return stats.ratio(ours, theirs)
+            found = stats.paired_ratio(top, bottom) if top and bottom else None
+        found = found or stats.ratio(ours, theirs)
+        noises = [self.noise_of(k, metric, split) for k in (key, other)]
+        return found and stats.with_noise(found, noises, (1 / theirs.value, ours.value / theirs.value**2))
 
-    def difference(self, key: Key, other: Key, metric: str, split: str | None = None, of: View | None = None) -> Summary | None:
-        """`key` minus `other`, which may be `of` other results. GenEval, overall or of a task, is compared prompt by prompt where the
-        records allow; the rest not."""
+    def difference(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
+        """`key` minus `other`: the one rule by which tables, figures, sentences and claims compare two rows; `stats.reading` says it.
+
+        GenEval, overall or of a task, is compared prompt by prompt where the records allow; the rest takes the two as independent. The
+        interval holds seeds where there are several, and the training noise (`noise_of`) of a trained row that has one.
+        """
+        found = self.bare_difference(key, other, metric, split)
+        return found and stats.with_noise(found, [self.noise_of(k, metric, split) for k in (key, other)])
+
+    def bare_difference(self, key: Key, other: Key, metric: str, split: str | None = None, of: View | None = None) -> Summary | None:
+        """As `difference`, without the training noise of rows of one seed; `other` may be `of` other results."""
         of = of or self
         ours, theirs = self.get(key, metric, split), of.get(other, metric, split)
         if ours is None or theirs is None:

@@ -108,8 +108,9 @@ def test_one_seed_borrows_the_training_noise_of_rows_with_three(
     given.views["world"] = view
     assert view.training_noise("geneval/overall", 1) == pytest.approx(0.01)
     assert view.training_noise("geneval/overall", 2) is None
-    narrow = view.difference(("apex", 1), ("fm", 1), "geneval/overall")
+    narrow = view.bare_difference(("apex", 1), ("fm", 1), "geneval/overall")
     found = TESTS["difference"](ABOVE, given)
+    assert (found.low, found.high) == (view.difference(("apex", 1), ("fm", 1), "geneval/overall").low, found.high)
     assert narrow.seeds == 1 and found.low < narrow.low and found.high > narrow.high
     assert found.high - found.value == pytest.approx(((narrow.high - narrow.value) ** 2 + 0.0196**2) ** 0.5)
     assert "one seed, training noise of 0.01" in found.effect

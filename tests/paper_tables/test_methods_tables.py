@@ -97,7 +97,7 @@ def test_images_from_elsewhere_are_neither_ranked_nor_counted(tables: dict[str, 
     line = named(tables["comparison"], "theirs")[0]
     assert not any(cell.strong for cell in line.values())
     assert named(tables["comparison"], "best at NFE 1")[0]["overall"].text == "dmd2"
-    assert named(tables["paired"], "theirs", 1)[0]["verdict"].text == "win"
+    assert named(tables["paired"], "theirs", 1)[0]["verdict"].text == "above"
     (together,) = [line for line in tables["paired"].lines if line.section == "NFE 1: together"]
     counted = sum(int(number) for number in re.findall(r"\d+", together.cells["row"].text))
     assert counted == 19  # twenty rows but apex
@@ -182,7 +182,7 @@ def test_the_best_is_bold_only_where_the_interval_parts_it_from_the_second(make_
 
 
 def test_paired_is_the_difference_at_the_same_nfe_with_its_verdict(tables: dict[str, Table], matrix_view: View) -> None:
-    for row, nfe, verdict in (("dmd2", 1, "win"), ("fm", 1, "loss"), ("scm", 4, "loss")):
+    for row, nfe, verdict in (("dmd2", 1, "above"), ("fm", 1, "below"), ("scm", 4, "below")):
         (line,) = named(tables["paired"], row, nfe)
         ours, apex = (matrix_view.get((name, nfe), "geneval/overall").value for name in (row, "apex"))
         assert line["difference"].summary.value == pytest.approx(round(100 * ours) / 100 - round(100 * apex) / 100, abs=1e-9)

@@ -162,5 +162,5 @@ def test_a_run_that_diverged_is_a_line_with_what_it_did(cells_of: dict[str, dict
 
 
 def test_a_generator_at_the_floor_says_so_and_a_row_not_run_too(cells_of: dict[str, dict[str, str]]) -> None:
-    assert cells_of["apex-eq25"]["floor"] == "at the floor"
+    assert cells_of["apex-eq25"]["floor"] == "not told apart"
     assert {text for key, text in cells_of["fm"].items() if key not in ("row", "tuning")} == {"not run"}
