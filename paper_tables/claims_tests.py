@@ -15,14 +15,16 @@
 | reported | records, published/ | the row's number minus the one that the paper prints as `printed` is above `at_least` |
 | hours | records of making | hours of training of row are at most `at_most` |
 | ablation | ablations/ | cell minus `versus`, or the pair of `elsewhere` that the profile's grid has, paired over prompts, is above 0 |
-| audit | published/ | the check of the paper's own tables finds nothing |
+| audit | published/ | the check of the paper's own tables finds nothing; else the paper contradicts it |
 | printed_difference | published/ | the difference of two printed GenEval scores is above 0, its error that of the benchmark's prompts |
 
 A test of records names rows of the world. Of a profile that has them by other names it is asked in that one's: `Evidence.own`. With
-`scale: full`, nothing measured on a world is an answer.
+`scale: full`, nothing measured on a world is shown for it.
 
-Where a row or a cell has one seed, the interval is widened by the training noise of the rows, or of the grid's cells, that have three.
-An interval on one side of the limit decides; one that holds the limit leaves the claim undecided. Numbers that are exact decide alone.
+Rows are compared by `View.difference` and `View.ratio`, as in every table: where a row or a cell has one seed, the interval holds the
+training noise of the rows, or of the grid's cells, that have three. An interval on one side of the limit decides; one that holds the limit
+leaves the claim undecided. Numbers that are exact decide alone. `judge` in claims.py says what a number of the world decides: a claim of
+kind `scale` gets no verdict from it.
 """
 
 from __future__ import annotations
@@ -42,12 +44,14 @@ from typing import Any
 from apex.ablations import Plan
 from apex.errors import UserError
 from paper_tables import ablations, checks, checks_outside, checks_text, stats, systems
+from paper_tables.claims_model import OF_RECORDS
 from paper_tables.published import Published, label
 from paper_tables.stats import Summary
 from paper_tables.view import View
 
 HOLDS, FAILS, UNDECIDED, FULL, NOT_RUN = "holds here", "does not hold here", "undecided", "needs full scale", "not run"
-VERDICTS = (HOLDS, FAILS, UNDECIDED, NOT_RUN, FULL)
+CONTRADICTED, ANALOGY, PART = "contradicted by the paper", "analogy", "holds in part here"
+VERDICTS = (HOLDS, PART, FAILS, CONTRADICTED, UNDECIDED, ANALOGY, NOT_RUN, FULL)  # PART: of a claim whose tests differ
 FAR = 0.5  # sliced W1 of one-step samples on the mixture that is far from the data; the class mean has 1.28
 
 
@@ -57,7 +61,8 @@ class Outcome:
 
     Attributes:
         effect: in words with its unit. value, low, high: the number and its 95% interval, None where there is none.
-        seeds, n: what it is a mean over. source: what was read, or what would make it.
+        seeds, n: what it is a mean over. source: what was read, or what would make it. command: what decides the test, or what makes what
+            is missing.
     """
 
     verdict: str
@@ -68,6 +73,7 @@ class Outcome:
     seeds: int | None = None
     n: int | None = None
     source: str = ""
+    command: str = ""
 
 
 @dataclass
@@ -92,6 +98,10 @@ class Evidence:
 
     def view(self, test: dict[str, Any]) -> View | None:
         return self.views.get(test.get("profile", self.first))
+
+    def of_a_world(self, test: dict[str, Any]) -> bool:
+        """Whether what the test reads was measured on an embedded world: its profile's results, else the judged profile's."""
+        return (self.view(test) or self.views[self.first]).of_a_world
 
     def own(self, test: dict[str, Any]) -> dict[str, Any]:
         """The test in the words of the profile that is judged.
@@ -380,12 +390,15 @@ def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
 # -------------------------------------------------------------------------------------------------- the paper's own tables
 
 
+PAPER_TABLES = "the paper's own tables"
+
+
 def audit(test: dict[str, Any], evidence: Evidence) -> Outcome:
     if test["check"] not in evidence.audits:
         raise UserError(f"claims.yaml: unknown check {test['check']!r} of the audit; known: {', '.join(evidence.audits)}")
     done = evidence.audits[test["check"]](evidence.data)
     effect = "; ".join(f"{one.row}: {one.computed}" for one in done.findings) or f"{done.about}: {done.examined} looked at, nothing found"
-    return Outcome(FAILS if done.findings else HOLDS, effect, n=done.examined, source="the paper's own tables")
+    return Outcome(CONTRADICTED if done.findings else HOLDS, effect, n=done.examined, source=PAPER_TABLES)
 
 
 def printed_difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
@@ -397,10 +410,10 @@ def printed_difference(test: dict[str, Any], evidence: Evidence) -> Outcome:
     value = float(ours["overall"]) - float(theirs["overall"])
     half = 1.96 * math.hypot(*(checks_outside.geneval_error(row, clustered=True) for row in (ours, theirs)))
     found = Summary(value, value - half, value + half, sum(checks_outside.GENEVAL_PROMPTS.values()))
-    return judged(found, test, f"printed {ours['overall']} minus {theirs['overall']}", "the paper's own tables")
+    outcome = judged(found, test, f"printed {ours['overall']} minus {theirs['overall']}", PAPER_TABLES)
+    return replace(outcome, verdict=CONTRADICTED) if outcome.verdict == FAILS else outcome
 
 
-OF_RECORDS = ("difference", "ratio", "speedup", "passes", "training", "diverged", "reported", "hours")
 TESTS: dict[str, Callable[[dict[str, Any], Evidence], Outcome]] = {
     function.__name__: function
     for function in (
