@@ -11,14 +11,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError
 
 from apex.ablations import Plan
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
-from apex.strict import Strict, explain
+from apex.strict import Strict, explain, parse_yaml
 from paper_tables import expected
 from paper_tables.ablations import OVERALL, label, load_grid
 from paper_tables.cells import missing
@@ -42,7 +41,7 @@ class Assumption(Strict):
 def read(path: Path = FILE) -> list[Assumption]:
     """The log. A fault is one `UserError` that names the file and the entry."""
     found = []
-    for at, value in enumerate(yaml.safe_load(path.read_text(encoding="utf-8"))):
+    for at, value in enumerate(parse_yaml(path.read_text(encoding="utf-8"), str(path))):
         try:
             found.append(Assumption.model_validate(value))
         except ValidationError as error:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field, ValidationError
 
 from apex.errors import UserError
+from apex.strict import Strict, explain, parse_yaml
 
 HERE = Path(__file__).resolve().parent
 PUBLISHED = HERE / "published"
@@ -109,4 +111,27 @@ def load(folder: Path = PUBLISHED, claims: Path | None = None) -> Published:
                     raise UserError(f"{path}: row {label(row)!r}, column {key!r}: found {row[key]!r}, expected a number or nothing")
         tables[name] = rows
     networks = yaml.safe_load((folder / "networks.yaml").read_text(encoding="utf-8"))
-    return Published(tables, networks, yaml.safe_load((claims or HERE / "text_claims.yaml").read_text(encoding="utf-8")))
+    return Published(tables, networks, _sayings(claims or HERE / "text_claims.yaml"))
+
+
+class _Saying(Strict):
+    """What the paper's text says about its own tables."""
+
+    id: str
+    location: str
+    verbatim: bool
+    says: str = Field(min_length=5)
+
+
+def _sayings(path: Path) -> list[dict[str, Any]]:
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, list):
+        raise UserError(f"{path}: found {type(values).__name__}, expected a list of sayings")
+    found = []
+    for at, value in enumerate(values, 1):
+        try:
+            found.append(_Saying.model_validate(value).model_dump())
+        except ValidationError as error:
+            name = value.get("id", f"number {at}") if isinstance(value, dict) else f"number {at}"
+            raise UserError(explain(error, _Saying, f"{path}: saying {name}")) from None
+    return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from apex.errors import UserError
 from paper_tables import audit, published
 from paper_tables.published import GENEVAL_TASKS, NUMERIC, PUBLISHED, Published, half_unit, label, slug
 
@@ -100,3 +101,20 @@ def test_a_bad_table_is_one_line(
     assert run(audit.main, "--out", tmp_path / "audit", "--published", folder) == 2
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("- {id: teacher, location: abstract, verbatim: true, says: in short, better}", "saying teacher: better: unknown key 'better'"),
+        ("- {id: teacher, location: abstract, says: something}", "saying teacher: verbatim: not given"),
+        ("{id: teacher}", "found dict, expected a list of sayings"),
+        ("- {id: teacher, id: other}", " line 1: not valid YAML: key 'id' is given twice"),
+    ],
+)
+def test_a_saying_with_an_unknown_or_missing_key_is_one_line(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "text_claims.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        published.load(claims=path)
+    assert str(error.value).startswith(f"{path}:") and line in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-# `snakemake theory`: what needs no world. `snakemake claims`: a verdict on every claim of the paper, from the records that are there.
+# `snakemake theory`: what needs no world. `snakemake claims`: every claim of the paper with what the records that are there say of it.
 
 
 # Closed forms, and gradients on the 2-D mixture: the same for every profile.
