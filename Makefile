@@ -49,14 +49,15 @@ lint: $(STAMP)
 
 env: $(STAMP)
 
-# uv comes from the lock's own version; everything else is checked against the lock's hashes.
+# uv comes from the lock's own version; everything else is checked against the lock's hashes. Bytecode is compiled here, once: where
+# PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would otherwise compile every library again.
 $(STAMP): requirements.lock pyproject.toml
 	@[ -x $(BIN)/python ] || $(if $(PYTHON),$(PYTHON),true) -c '$(SUPPORTED)' && [ -n "$(PYTHON)$(wildcard $(BIN)/python)" ] || \
 	  { echo "error: found no Python 3.11 or 3.12 with venv (PYTHON is '$(PYTHON)'); on Debian or Ubuntu: apt install python3 python3-venv;" \
 	  "elsewhere name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
 	[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements.lock)"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -79,8 +80,8 @@ MMCV := mmcv==2.1.0 --hash=sha256:d387bcab66b467479b6660310e23746cfc79c6e57acf04
 	    $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --require-hashes \
 	    --wheel-dir build/wheels -r build/mmcv.txt; \
 	  found=$$(ls build/wheels/$$wheel); fi; \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps "$$found"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-mmdet.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps "$$found"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r requirements-mmdet.txt
 	$(BIN)/python -c "import mmdet.apis"
 	touch $@
 

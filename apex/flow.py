@@ -91,7 +91,7 @@ def sample(
     if mode == "few" and len(fresh) < len(times) - 2:
         raise ValueError(f"few-step sampling on {len(times) - 1} times needs {len(times) - 2} fresh noises, found {len(fresh)}")
     for k, (now, following) in enumerate(pairwise(times)):
-        t = torch.full((len(x),), now, device=x.device, dtype=torch.float32)
+        t = torch.full((len(x),), now, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         if mode == "few":
             clean = endpoint(network(x, t, torch.zeros_like(t)), x, t)
             if following == 0.0:

@@ -4,7 +4,8 @@
 
 Copied: records, calibration, every run's log and record of making, the images that grids show (pictures/), what tuning tried, the
 ablations; no weights, no other images. A matrix takes several sittings: points that these results lack stay as they were, as long as
-the profile trains their row with the settings that they were trained with. Tables and figures are made again from the whole (`snakemake
+the profile trains their row with the settings that they were trained with, and these results do not hold another run of the same row and
+seed. Tables and figures are made again from the whole (`snakemake
 reference` does both).
 """
 
@@ -63,6 +64,17 @@ def outdated(config: Config, reference: Path, row: str) -> str:
     return ""
 
 
+def trained_again(new: dict[Path, Path], old: dict[Path, Path]) -> set[tuple[str, str]]:
+    """(row, seed's folder) of runs that the new results and the reference both have and that are not the same run."""
+    runs = {name for name in new.keys() & old.keys() if name.parts[0] == "runs" and name.name == "made.json"}
+    return {(name.parts[1], name.parts[2]) for name in runs if new[name].read_bytes() != old[name].read_bytes()}
+
+
+def of_run(name: Path) -> tuple[str, str]:
+    """(row, seed's folder) of a file of records/<row>/nfe<K>/seed<S>/... or runs/<row>/seed<S>/..."""
+    return name.parts[1], name.parts[3 if name.parts[0] == "records" else 2]
+
+
 def row_of(name: Path) -> str:
     """The row that a file of records/ or runs/ belongs to."""
     return name.parts[1]
@@ -79,7 +91,9 @@ def copy(config: Config, results: Path, out: Path) -> tuple[int, dict[str, str]]
     new, old = found(results, (*POINTS, *WHOLE)), found(out, (*POINTS, *WHOLE))
     pointed = {name: file for name, file in old.items() if name.parts[0] in ("records", "runs")}
     dropped = {row: why for row in sorted(set(map(row_of, pointed))) if (why := outdated(config, out, row))}
-    old = {name: file for name, file in old.items() if name not in pointed or row_of(name) not in dropped}
+    replaced = trained_again(new, pointed)  # none of their old numbers is of the weights that there are now
+    gone = {name for name in pointed if row_of(name) in dropped or of_run(name) in replaced}
+    old = {name: file for name, file in old.items() if name not in gone}
     tuned = results if (results / "tune" / "tuning.json").is_file() else out
     wanted = old | new | found(tuned, TUNING)
     rows = {row_of(name) for name in wanted if name.parts[0] == "records"}

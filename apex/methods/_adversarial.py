@@ -28,7 +28,7 @@ class StudentTimes(Params):
 def draw_times(p: StudentTimes, batch: Batch) -> Tensor:
     """Student times, (B,)."""
     first, which = batch.uniform(len(batch)), batch.uniform(len(batch))
-    times = torch.tensor(p.times, device=batch.x0.device)
+    times = torch.tensor(p.times, device=batch.x0.device, dtype=batch.time_dtype)
     if len(times) == 1:
         return times.expand(len(batch))
     others = times[1:][(which * (len(times) - 1)).long().clamp_max(len(times) - 2)]

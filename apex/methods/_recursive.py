@@ -100,7 +100,7 @@ class Recursive(Method):
         x0 = batch.x0
         if len(fake):
             z = batch.normal_like(x0[fake])
-            ones = torch.ones(len(fake), device=device)
+            ones = torch.ones_like(t[fake])
             with torch.no_grad():
                 generated = endpoint(nets.student(z, ones, batch.cond[fake], torch.zeros_like(ones)), z, ones)
             x0 = x0.index_copy(0, fake, generated.to(x0.dtype))

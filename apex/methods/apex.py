@@ -1,4 +1,4 @@
-"""`apex`: self-adversarial one-step distillation as the public code trains it, with the shift on the condition.
+"""`apex`: self-adversarial one-step distillation by the objective of the public code, with the shift on the condition.
 
 The objective is in `_recursive.py`; here the fake branch is the network under the shifted condition c_fake = A c + b.
 """
@@ -26,7 +26,7 @@ class ApexParams(SelfAdversarialParams):
 class Apex(SelfAdversarial):
     name = "apex"
     family = "self-adversarial"
-    citation = "arXiv 2604.12322, as its public code trains it"
+    citation = "arXiv 2604.12322, the objective of its public code"
     Params = ApexParams
 
     def extra_networks(self, setup: Setup | None = None) -> dict[str, nn.Module]:

@@ -74,12 +74,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x0)
 
+    @property
+    def time_dtype(self) -> torch.dtype:
+        """Times and their differences are never coarser than float32, and float64 where the latents are."""
+        return torch.promote_types(self.x0.dtype, torch.float32)
+
     def uniform(self, size: int) -> Tensor:
-        return torch.rand(size, generator=self.generator).to(self.x0.device)
+        return torch.rand(size, generator=self.generator).to(self.x0.device, self.time_dtype)
 
     def normal(self, size: int) -> Tensor:
         """Standard normal numbers, (size,): for log-normal and logit-normal times."""
-        return torch.randn(size, generator=self.generator).to(self.x0.device)
+        return torch.randn(size, generator=self.generator).to(self.x0.device, self.time_dtype)
 
     def normal_like(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator).to(x.device, x.dtype)

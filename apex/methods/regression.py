@@ -37,7 +37,7 @@ class Regression(Method):
 
     def losses(self, batch: Batch, nets: Networks, step: int) -> Step:
         p, pairs = self.params, batch.pairs
-        one = torch.ones(len(pairs.noise), device=pairs.noise.device)
+        one = torch.ones(len(pairs.noise), device=pairs.noise.device, dtype=batch.time_dtype)
         generated = endpoint(nets.student(pairs.noise, one, pairs.cond), pairs.noise, one)
         loss = losses.endpoint_distance(generated, pairs.x, p.distance, p.huber_scale).mean()
         return Step({"student": loss}, {"error": losses.mean_square(generated.detach() - pairs.x).mean()})

@@ -239,7 +239,7 @@ class Scripted(Batch):
         return value
 
     def uniform(self, size: int) -> Tensor:
-        return self._keep(super().uniform(size).double())
+        return self._keep(super().uniform(size))
 
     def normal_like(self, x: Tensor) -> Tensor:
         return self._keep(super().normal_like(x))

@@ -171,12 +171,12 @@ class Draws(Batch):
     given_noises: list[Tensor] = field(default_factory=list)
 
     def uniform(self, size: int) -> Tensor:
-        drawn = super().uniform(size).double()
+        drawn = super().uniform(size)
         self.uniforms.append(self.given.pop(0).double() if self.given else drawn)
         return self.uniforms[-1]
 
     def normal(self, size: int) -> Tensor:
-        drawn = super().normal(size).double()
+        drawn = super().normal(size)
         self.normals.append(self.given_normals.pop(0).double() if self.given_normals else drawn)
         return self.normals[-1]
 
