@@ -11,6 +11,7 @@ paper_tables/templates/NAME.md, in which braces hold quotations:
 | `{value METRIC ROW@NFE}` | mean over seeds; `{interval ...}` adds its 95% interval |
 | `{seeds ROW@NFE}` | number of seeds behind GenEval |
 | `{difference METRIC ROW@NFE ROW@NFE}` | first minus second with its interval; `{ratio ...}` likewise, without one |
+| `{stands METRIC ROW@NFE ROW@NFE}` | "above", "below" or "not told apart from", by the interval of that difference |
 | `{cost ROW ROW KEY...}` | first over second in what `training` records under these keys |
 | `{cell GRID CELL}` | GenEval of an ablation's cell; `{cells GRID CELL CELL}` the difference of two, with its interval |
 | `{printed TABLE LABEL@NFE COLUMN}` | a number as the paper prints it |
@@ -94,6 +95,12 @@ class Quotes:
         (view, key), (_, other) = self.key(first), self.key(second)
         return view.difference(key, other, metric)
 
+    def stands(self, metric: str, first: str, second: str) -> str:
+        read = stats.reading(self.difference(metric, first, second))
+        if not read:
+            raise UserError(f"{metric} of {first} minus {second} has no interval")
+        return f"{read} from" if read == stats.APART else read
+
     def ratio(self, metric: str, first: str, second: str) -> Summary:
         self.measured(metric, first), self.measured(metric, second)
         (view, key), (_, other) = self.key(first), self.key(second)
@@ -118,7 +125,7 @@ class Quotes:
         return Summary(self._trial(grid, cell).score(ablations.OVERALL).value)
 
     def cells(self, grid: str, first: str, second: str) -> Summary:
-        return stats.paired_difference(self._trial(grid, first).per_prompt, self._trial(grid, second).per_prompt)
+        return self.grid(grid).difference(self._trial(grid, first), self._trial(grid, second))
 
     def printed(self, table: str, at: str, column: str) -> str:
         label, _, nfe = at.partition("@")
@@ -128,7 +135,7 @@ class Quotes:
         return rows[0][column]
 
 
-QUOTATIONS = ("value", "interval", "seeds", "difference", "ratio", "cost", "cell", "cells", "printed")
+QUOTATIONS = ("value", "interval", "seeds", "difference", "stands", "ratio", "cost", "cell", "cells", "printed")
 
 
 def filled(template: str, quotes: Quotes, where: str) -> str:

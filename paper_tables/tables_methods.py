@@ -185,7 +185,9 @@ def _noise(view: View) -> str:
     """How much rows with three seeds differ over them, at the lowest NFE."""
     nfe = view.compared[0] if view.compared else 0
     found = view.training_noise("geneval/overall", nfe)
-    return f" (a standard deviation of up to {found:.2g} over the seeds of a row at NFE {nfe})" if found is not None else ""
+    if found is None:
+        return " (here none has, so the interval lacks it)"
+    return f" (a standard deviation of up to {found:.2g} over the seeds of a row at NFE {nfe})"
 
 
 def paired(view: View) -> Table:

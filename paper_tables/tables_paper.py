@@ -43,8 +43,10 @@ TABLE2: Columns = (
 
 def remark(view: View) -> str:
     """What holds for every table of this results folder: how the intervals came about, and what the rows cannot say."""
-    words = "95% intervals in brackets. With one seed: over prompts alone, so training noise is not in them. With several: over seeds "
-    words += "(Student's t) and prompts, joined; FID has them over seeds alone. "
+    words = (
+        "95% intervals in brackets. Of one row's number with one seed: over prompts alone, so training noise is not in them; what compares "
+    )
+    words += "two rows holds it. With several: over seeds (Student's t) and prompts, joined; FID has them over seeds alone. "
     if view.largest and view.of_a_world:
         words += (
             f"Measured rows are the embedded world's: networks of up to {view.largest / 1e6:.2f}M parameters that draw small scenes of "

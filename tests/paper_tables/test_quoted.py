@@ -45,6 +45,9 @@ def test_each_quotation_takes_its_number_from_the_records(quotes):
     assert re.fullmatch(r"0\.93 \[0\.\d\d, 0\.\d\d\]", filled("{interval geneval/overall teacher@25}", quotes, "x"))
     assert filled('{printed table1 "APEX 20B LoRA r=64@1" geneval}', quotes, "x") == "0.89"
     assert filled("{difference:1 geneval/overall teacher@25 noise@0}", quotes, "x").startswith("0.9 [0.9")
+    assert filled("{stands geneval/overall teacher@25 noise@0}", quotes, "x") == "above"
+    assert filled("{stands geneval/overall noise@0 teacher@25}", quotes, "x") == "below"
+    assert filled("{stands geneval/overall teacher@25 teacher@25}", quotes, "x") == "not told apart from"
     assert float(filled("{cost:3 rcgm rcgm steps}", quotes, "x")) == 1
     assert float(filled("{cells:3 table7 apex apex}", quotes, "x").split()[0]) == 0
     assert set(QUOTATIONS) <= set(dir(quotes))
@@ -75,6 +78,7 @@ def test_another_record_gives_another_text(tmp_path: Path):
         ("{printed table1 nobody@1 geneval}", "table1 has 0 rows 'nobody@1', expected one"),
         ("{ratio geneval/overall apex@1 noise@0}", "of noise@0 is 0: there is no ratio"),
         ("{cost nobody apex steps}", "no record of steps of nobody or apex"),
+        ("{stands speed/latency_b1_s apex@1 lcm@1}", "speed/latency_b1_s of apex@1 minus lcm@1 has no interval"),
     ],
 )
 def test_a_quotation_without_an_answer_is_one_line(quotes, quotation: str, said: str):
