@@ -32,26 +32,39 @@ from evaluators.wise.versions import VERSIONS, Version, load
 VERSION = "2"
 
 
+def means(version: Version, categories: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """The categories that have images, and the overall where all six do. Arguments: `metrics`."""
+    chosen = {name: (categories == name) & (counts > 0) for name in version.weights}
+    values = {name: float(mean_of_prompts(sums[mine], counts[mine])) for name, mine in chosen.items() if mine.any()}
+    return values | ({"overall": version.overall(values)} if values.keys() == version.weights.keys() else {})
+
+
 def metrics(version: Version, categories: np.ndarray, sums: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> list[Metric]:
-    """The categories that have images, and the overall where all six do.
+    """`means` with their intervals.
 
     Args:
         categories: of the prompts, (prompts,).
         sums, counts: per prompt the images' scores added up, and how many there are, (prompts,).
         weights: bootstrap weights, (resamples, prompts).
+
+    Raises:
+        UserError: a number is above 1, which the official parser allows: it takes any digit.
     """
-    values, resampled, images = {}, {}, {}
-    for name in version.weights:
+    values, resampled, images = means(version, categories, sums, counts), {}, {}
+    for name in (name for name in values if name != "overall"):
         mine = (categories == name) & (counts > 0)
-        if mine.any():
-            values[name] = float(mean_of_prompts(sums[mine], counts[mine]))
-            with np.errstate(invalid="ignore"):  # of few prompts a resample may have none with images
-                resampled[name] = mean_of_prompts(sums[mine], counts[mine], weights[:, mine])
-            images[name] = int(counts[mine].sum())
-    if values.keys() == version.weights.keys():
-        values["overall"], resampled["overall"] = version.overall(values), version.overall(resampled)
-        images["overall"] = sum(images.values())
+        with np.errstate(invalid="ignore"):  # of few prompts a resample may have none with images
+            resampled[name] = mean_of_prompts(sums[mine], counts[mine], weights[:, mine])
+        images[name] = int(counts[mine].sum())
+    if "overall" in values:
+        resampled["overall"], images["overall"] = version.overall(resampled), sum(images.values())
     drawn = {name: each[np.isfinite(each)] for name, each in resampled.items()}
+    for name, value in values.items():
+        if (most := max(value, float(np.quantile(drawn[name], 0.975)))) > 1 + 1e-9:
+            raise UserError(
+                f"{version.prefix}/{name}: found up to {most:.3g}, expected at most 1: the judge gave digits above {version.best}, which "
+                "the official script takes; --parser tolerant leaves them out, and reads the answers that are kept"
+            )
     return [bootstrapped(f"{version.prefix}/{name}", value, drawn[name], "score", images[name]) for name, value in values.items()]
 
 
@@ -133,17 +146,15 @@ def run(args: argparse.Namespace) -> None:
     weights = bootstrap_weights(categories.tolist(), seed=args.seed)
     sums, counts = totals(version, texts_of, version.zero, args.parser)
     found = metrics(version, categories, sums, counts, weights)
-    bounds = {}
-    for name, zero in (("counted_as_0", True), ("left_out", False)):
-        each = metrics(version, categories, *totals(version, texts_of, zero, args.parser), weights[:2])
-        bounds[name] = {m.metric: m.value for m in each}
+
+    def by_name(zero: bool, parser: str) -> dict[str, float]:
+        """The same answers under another rule or parser."""
+        return {f"{version.prefix}/{name}": v for name, v in means(version, categories, *totals(version, texts_of, zero, parser)).items()}
+
+    bounds = {name: by_name(zero, args.parser) for name, zero in (("counted_as_0", True), ("left_out", False))}
     other = next(name for name in PARSERS if name != args.parser)
-    each = metrics(version, categories, *totals(version, texts_of, version.zero, other), weights[:2])
-    by_other = {
-        "parser": other,
-        "answers_read_otherwise": sum(read_scores(version, a["text"]) != read_scores(version, a["text"], "tolerant") for a in answers),
-        **{m.metric: m.value for m in each},
-    }
+    otherwise = sum(read_scores(version, a["text"], args.parser) != read_scores(version, a["text"], other) for a in answers)
+    by_other = {"parser": other, "answers_read_otherwise": otherwise, **by_name(version.zero, other)}
     reported = Counter(answer["model"] for answer in answers)
     once = {job.key: answer for job, answer in zip(jobs, answers, strict=True)}.values()
     bad = malformed(version, jobs, answers, args.parser)

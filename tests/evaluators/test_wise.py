@@ -441,21 +441,30 @@ def answering(seen: dict[int, int], bad: dict[int, object]) -> Callable[[int, st
 
 def test_by_default_one_answer_is_asked_for_and_read_as_the_official_script_does(score, server, folder):
     seen: dict[int, int] = {}
-    bad = {3: "**Consistency:** 2\n**Realism:** 1\n**Aesthetic Quality:** 1", 720: "Consistency: 7\nRealism: 1\nAesthetic Quality: 1"}
+    bad = {3: "**Consistency:** 2\n**Realism:** 1\n**Aesthetic Quality:** 1", 720: "Consistency: 0\nConsistency: 2.5\nRealism: 1"}
     server.behave = answering(seen, bad)
     record = score(folder, "--workers", "1")
     assert seen == dict.fromkeys(IDS, 1), "a second question could turn a 0 into a score"
-    assert record.details["parser"] == "official" and record.details["malformed"]["count"] == 2
+    assert record.details["parser"] == "official" and record.details["malformed"]["count"] == 3
     assert record.value("wise/cultural") == pytest.approx(0), "the two of the category lack all scores to the script"
-    assert record.value("wise/biology") == pytest.approx((0.7 * 7 + 0.2 + 0.1) / 2), "any digit"
+    assert record.value("wise/biology") == pytest.approx((0.7 * 2 + 0.2) / 2), "the last digit"
     other = record.details["by_the_other_parser"]
-    assert (other["parser"], other["answers_read_otherwise"]) == ("tolerant", 2)
+    assert (other["parser"], other["answers_read_otherwise"], other["wise/biology"]) == ("tolerant", 2, pytest.approx(0.2 / 2))
     assert other["wise/cultural"] == pytest.approx(0.85 / 2)
     tolerant = score(folder, "--workers", "1", "--parser", "tolerant", "--attempts", "1")
     assert tolerant.value("wise/cultural") == pytest.approx(0.85 / 2) and seen == dict.fromkeys(IDS, 1), "of the same answers"
     said = [set(one.details["differs"]) for one in (record, tolerant)]
     assert said[1] - said[0] == {"tolerant parser"} and not said[0] - said[1]
     assert score(folder, "--attempts", "2").details["differs"][2] == "up to 2 attempts where the official script makes 1"
+
+
+def test_a_judge_that_leaves_the_scale_is_one_line_and_its_answers_are_kept(score, server, folder, capsys):
+    server.behave = lambda number, text: "Consistency: 7\nRealism: 1\nAesthetic Quality: 1" if 'riddle 720"' in text else GOOD
+    assert run_command(lambda: score(folder)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: wise/biology: found up to 2.6, expected at most 1: the judge gave digits above 2,")
+    record = score(folder, "--parser", "tolerant", "--attempts", "1")
+    assert record.value("wise/biology") == pytest.approx((0.2 + 0.1) / 2) and len(server.requests) == 10
 
 
 def test_the_tolerant_parser_asks_again_for_what_it_cannot_read(score, server, folder):
