@@ -52,7 +52,7 @@ COLORS = {
     NOT_RUN: "#9aa1a9", FULL: "#d5d9dd",
 }  # fmt: skip
 DARK = (HOLDS, FAILS, CONTRADICTED, UNDECIDED, ANALOGY)
-KIND_WORDS = {WORLD: "the world can", SCALE: "full scale alone", PAPER: "the paper's tables"}
+KIND_WORDS = {WORLD: "the world", SCALE: "full scale alone", PAPER: "the paper's tables"}
 OBJECTIVE_WORDS = {
     "apex": "apex, tuned",
     "apex-public": "apex-public, the public code's settings",
@@ -134,7 +134,7 @@ COLUMNS = (
     Column("n", "n"),
     Column("confirm", "would confirm it", numeric=False),
     Column("refute", "would refute it", numeric=False),
-    Column("command", "what decides it", numeric=False),
+    Column("command", "next command", numeric=False),
 )
 PANELS = ("claim", "location", "kind", "reading", "verdict", "value", "what", "seeds", "n", "command")
 
