@@ -10,8 +10,11 @@ a tensor of another shape, a module without its tensors.
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +115,13 @@ def load_into(pipe: Any, folder: Path, name: str) -> None:
     state = {key: value for key, value in converted.items() if "lora" in key or "lokr" in key}
     parts = {part: model for part in pipe._lora_loadable_modules if (model := getattr(pipe, part, None)) is not None}
     try:
-        pipe.load_lora_weights(folder, weight_name=name, use_safetensors=True)
+        with _quiet():
+            pipe.load_lora_weights(folder, weight_name=name, use_safetensors=True)
     except Exception as error:  # diffusers, peft and torch each have their own
         if sizes := SIZES.search(" ".join(str(error).split())):
             key, mine, theirs = sizes.groups()
             key = re.sub(r"\.default_\d+", "", key)
+            key = next((full for part in parts if (full := f"{part}.{key}") in state), key)
             raise UserError(f"{file}: {key}: found shape {mine}, expected {theirs} of {type(pipe).__name__}; {mend}") from error
         with readable(file, mend):
             raise
@@ -132,6 +137,18 @@ def load_into(pipe: Any, folder: Path, name: str) -> None:
             used |= mine
     if not any(bool(value.any()) for key, value in used.items() if "lora_A" not in key and ".down." not in key):
         raise UserError(f"{file}: found {f'zeros alone in its {len(used)} tensors' if used else 'no tensors'}, expected an update; {mend}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What diffusers and peft log of a LoRA that does not fit is refused here in one line."""
+    log, level = logging.getLogger("diffusers"), logging.getLogger("diffusers").level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _named_by_peft(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

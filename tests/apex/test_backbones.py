@@ -175,11 +175,12 @@ def test_with_target_time_twice_changes_nothing_and_the_source_is_left_alone(mak
     assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items())
 
 
-def test_one_step_folds_into_a_plain_stock_transformer(make_backbone, make_condition, family: str, stock):
+@pytest.mark.parametrize("first", [1.0, 0.999, 0.5])
+def test_one_step_folds_into_a_plain_stock_transformer(make_backbone, make_condition, family: str, stock, first: float):
     x, _ = inputs()
-    student, cond, one = make_backbone(family, "embedding"), make_condition(3), torch.ones(3)
+    student, cond, one = make_backbone(family, "embedding"), make_condition(3), torch.full((3,), first)
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    folded = student.fold_one_step(1.0)
+    folded = student.fold_one_step(first)
     assert type(folded) in (SanaTransformer2DModel, QwenImageTransformer2DModel)
     assert not folded.config.get("guidance_embeds")
     with torch.no_grad():
