@@ -65,15 +65,14 @@ def load(backbone: Backbone, file: Path, promised: Mapping[str, Any] | None) -> 
     with readable(file, mend), safe_open(file, "pt") as opened:
         found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118, it is no dictionary
         told = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
-    told = {key.removeprefix(PREFIX): value for key, value in told.items()}
-    rank, alpha = (promised["rank"], promised["alpha"]) if promised else (told.get("r"), told.get("lora_alpha"))
+        told = {key.removeprefix(PREFIX): value for key, value in told.items()}
+    rank, alpha = (promised["rank"], promised.get("alpha")) if promised else (told.get("r"), told.get("lora_alpha"))
     if not rank:
         raise UserError(f"{file}: rank: found none in its metadata or in made.json, expected one; {mend}")
-    config = configuration(rank, alpha, told.get("target_modules") or backbone.lora_targets)
+    config = configuration(rank, alpha, backbone.lora_targets)
     if told.get("lora_alpha", config.lora_alpha) != config.lora_alpha:
         raise UserError(f"{file}: lora_alpha: found {told['lora_alpha']}, expected {config.lora_alpha} as in made.json; {mend}")
-    with readable(file, mend):  # targets that are nowhere in the model
-        model.add_adapter(config)
+    model.add_adapter(config)
     held = get_peft_model_state_dict(model, adapter_name="default")
     prefix = "" if held.keys() & found.keys() else PREFIX  # none in older runs
     expected = {prefix + key: value.shape for key, value in held.items()}

@@ -104,6 +104,15 @@ def stretch(tensors: dict[str, Tensor], _) -> None:
     tensors[key] = torch.cat([tensors[key]] * 2)
 
 
+def fewer_targets(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A sound LoRA, but of other modules than the run trained."""
+    for key in [key for key in tensors if ".to_v." in key]:
+        del tensors[key]
+    told = json.loads(metadata["lora_adapter_metadata"])
+    told["transformer.target_modules"].remove("to_v")
+    metadata["lora_adapter_metadata"] = json.dumps(told)
+
+
 def spoil(tensors: dict[str, Tensor], _) -> None:
     next(iter(tensors.values())).view(-1)[0] = float("nan")
 
@@ -120,6 +129,7 @@ TRAPS = {
         r"transformer\.\S+\.other\.lora_A\.weight: found a key that fits no module of \w+ \(\d+ of \d+ keys fit\), expected keys as \S+",
     ),
     "half the keys are missing": (halve, KEY + r": found no such key \((\d+) of (\d+) keys are there\), expected shape \[2, \d+.*\]"),
+    "fewer targets": (fewer_targets, KEY + r": found no such key \((\d+) of (\d+) keys are there\), expected shape \[2, \d+.*\]"),
     "another rank": (widen, KEY + r": found shape \[4, \d+.*\], expected \[2, \d+.*\] of rank 2"),
     "another shape": (stretch, KEY + r": found shape \[\d+, 2.*\], expected \[\d+, 2.*\] of rank 2"),
     "not finite": (spoil, KEY + r": found values that are not finite, expected numbers"),
