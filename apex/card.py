@@ -95,7 +95,7 @@ def folds(recipe: Mapping[str, Any]) -> Mapping[str, Mapping[str, list[float]]]:
 def stock_words(recipe: Mapping[str, Any]) -> str:
     """`stock_places` in words, and which folded network is none of them."""
     places, exact = stock_places(recipe), folds(recipe)
-    words = "; ".join(f"`{place}`: NFE {', '.join(map(str, nfes))}" for place, nfes in places.items()) or "No NFE without this suite."
+    words = "; ".join(f"`{place}`: NFE {', '.join(map(str, nfes))}" for place, nfes in places.items()) or "No NFE without this suite"
     for place, grids in exact.items():
         for nfe, grid in grids.items():
             if place in places:
@@ -104,7 +104,7 @@ def stock_words(recipe: Mapping[str, Any]) -> str:
                 words += f". `{place}` is exact for `sigmas={grid}`, but this run samples NFE {nfe} at `sigmas={recipe['sigmas'].get(nfe)}`"
     if GUIDED in places:
         words += ". No stock pipeline passes that guidance: a hook does, or a loop over transformer and scheduler"
-    return words.removesuffix(".") + "."
+    return f"{words}."
 
 
 def code(made: Mapping[str, Any], recipe: Mapping[str, Any], place: str, nfe: int) -> str:

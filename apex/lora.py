@@ -102,7 +102,7 @@ def load_into(pipe: Any, folder: Path, name: str) -> None:
     """`pipe.load_lora_weights(folder)` of a published LoRA in any naming that diffusers converts, all of whose tensors must be used.
 
     Raises:
-        UserError: the pipeline takes no LoRA; the file is damaged; a key or a shape fits no module; all of it is zero.
+        UserError: the pipeline takes no LoRA; the file is damaged; a key or a shape fits no module; values are not finite or all zero.
     """
     file, mend = folder / name, "name a LoRA that was made for this pipeline, or fetch it again"
     if not hasattr(pipe, "load_lora_weights"):
@@ -125,18 +125,18 @@ def load_into(pipe: Any, folder: Path, name: str) -> None:
             raise UserError(f"{file}: {key}: found shape {mine}, expected {theirs} of {type(pipe).__name__}; {mend}") from error
         with readable(file, mend):
             raise
-    for key in state:
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{file}: {key}: found values that are not finite, expected numbers; {mend}")
         if key.partition(".")[0] not in parts:
             names = " or ".join(f"{part}." for part in parts)
             raise UserError(f"{file}: {key}: found a key of no part of {type(pipe).__name__}, expected it to begin with {names}; {mend}")
-    used: dict[str, Tensor] = {}
     for part, model in parts.items():
-        if mine := {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}:
-            if fault := _fault(_named_by_peft(mine, model), model):
-                raise UserError(f"{file}: {part}.{fault}; {mend}")
-            used |= mine
-    if not any(bool(value.any()) for key, value in used.items() if "lora_A" not in key and ".down." not in key):
-        raise UserError(f"{file}: found {f'zeros alone in its {len(used)} tensors' if used else 'no tensors'}, expected an update; {mend}")
+        mine = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+        if mine and (fault := _fault(_named_by_peft(mine, model), model)):
+            raise UserError(f"{file}: {part}.{fault}; {mend}")
+    if not any(bool(value.any()) for key, value in state.items() if "lora_A" not in key and ".down." not in key):
+        raise UserError(f"{file}: found {len(state)} tensors that change nothing, expected an update; {mend}")
 
 
 @contextmanager

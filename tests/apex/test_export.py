@@ -142,6 +142,8 @@ def test_a_fold_for_another_grid_is_no_place_that_reproduces(make_backbone):
     assert card.stock_places(recipe) == {GUIDED: [1, 2]}
     said = "`one_step/transformer` is exact for `sigmas=[1.0]`, but this run samples NFE 1 at `sigmas=[0.999]`"
     assert said in card.stock_words(recipe)
+    alone = recipe | {"stock": {FOLDED: [1]}}
+    assert card.stock_places(alone) == {} and card.stock_words(alone) == f"No NFE without this suite. {said}."
     recipe["sigmas"] = {"1": [1.0], "2": [1.0, 0.6]}
     assert card.stock_places(recipe) == {GUIDED: [1, 2], FOLDED: [1]}
     assert card.stock_places({"tuning": "lora", "sigmas": grids, "stock": {"transformer": [1, 2]}}) == {"lora": [1, 2]}

@@ -237,7 +237,11 @@ THEIRS = {
     ),
     "zeros": (
         lambda tensors, _: tensors.update({key: 0 * value for key, value in tensors.items()}),
-        r"found zeros alone in its \d+ tensors, expected an update",
+        r"found \d+ tensors that change nothing, expected an update",
+    ),
+    "not finite": (
+        lambda tensors, _: tensors.update({key: value + float("inf") for key, value in tensors.items()}),
+        r"(unet|transformer)\.\S+: found values that are not finite, expected numbers",
     ),
 }
 
