@@ -10,6 +10,8 @@ import yaml
 from apex.data import overlap
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # in a run's folder `lora`
+FOLDED = "one_step/transformer"  # in a run's folder: exact for one time grid
+GUIDED = "transformer (guidance = 1000 (t - r))"  # the transformer, when the caller passes that guidance
 LIMITS = {
     "world": "It draws rendered scenes of coloured shapes at the size that it was trained at, and nothing else. Its scores are of "
     "detectors that know this world alone: they compare rows of one table, and say nothing about photographs.",
@@ -29,7 +31,7 @@ STOCK = {
 }
 CODE = """
 ```python
-from diffusers import FlowMatchEulerDiscreteScheduler, {names}
+{imports}from diffusers import FlowMatchEulerDiscreteScheduler, {names}
 
 pipe = {pipeline}.from_pretrained("{teacher}")
 {load}
@@ -37,6 +39,10 @@ pipe.scheduler = FlowMatchEulerDiscreteScheduler({scheduler})
 image = pipe("a red circle left of a blue square", sigmas={sigmas}, height={side}, width={side}{call}).images[0]
 ```
 """
+HOOK = """gaps = cycle({gaps})  # 1000 (t - r) of each step, which the stock pipeline does not pass
+pipe.transformer.register_forward_pre_hook(
+    lambda _, given, named: (given, named | {{"guidance": torch.full_like(named["timestep"], next(gaps))}}), with_kwargs=True
+)"""
 LICENCE = {
     "world": "Teacher, data and weights were made by this suite from nothing.",
     "": "Its weights are changed from the teacher's, so the teacher's licence holds for them, and the terms of the training data besides.",
@@ -62,21 +68,68 @@ def front_matter(made: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
 
 
-def code(made: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """The lines of stock diffusers that draw with the run at its fewest steps, from its folder; '' where there are none: the world's text
-    encoder is this suite's, and some slots of stock networks take what no stock pipeline gives."""
-    place = next((where for where, nfes in recipe["stock"].items() if nfes and " " not in where), "")
-    if not place or kind(made) or recipe["family"] not in STOCK:
+def gaps(sigmas: Sequence[float], mode: str) -> list[float]:
+    """t - r of each step of `apex.flow.sample` on this grid."""
+    following = [*sigmas[1:], 0.0]
+    return [{"few": now, "any": now - then, "multi": 0.0}[mode] for now, then in zip(sigmas, following, strict=True)]
+
+
+def stock_places(recipe: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Place in the run's folder -> the NFEs that stock diffusers reproduces from it, on the run's own time grids.
+
+    In runs from before `stock_sigmas` the one step is folded at t = 1 whatever their grid, and `transformer` of a LoRA run is its LoRA.
+    """
+    exact, places = folds(recipe), {}
+    for place, nfes in recipe["stock"].items():
+        kept = [n for n in nfes if place not in exact or exact[place].get(str(n)) == recipe["sigmas"].get(str(n))]
+        if kept:
+            places["lora" if recipe["tuning"] == "lora" else place] = kept
+    return places
+
+
+def folds(recipe: Mapping[str, Any]) -> Mapping[str, Mapping[str, list[float]]]:
+    """Place -> NFE -> the one time grid for which it is exact."""
+    return recipe.get("stock_sigmas", {FOLDED: {"1": [1.0]}} if FOLDED in recipe["stock"] else {})
+
+
+def stock_words(recipe: Mapping[str, Any]) -> str:
+    """`stock_places` in words, and which folded network is none of them."""
+    places, exact = stock_places(recipe), folds(recipe)
+    words = "; ".join(f"`{place}`: NFE {', '.join(map(str, nfes))}" for place, nfes in places.items()) or "No NFE without this suite"
+    for place, grids in exact.items():
+        for nfe, grid in grids.items():
+            if place in places:
+                words += f". `{place}` is exact for `sigmas={grid}` alone"
+            else:
+                words += f". `{place}` is exact for `sigmas={grid}`, but this run samples NFE {nfe} at `sigmas={recipe['sigmas'].get(nfe)}`"
+    if GUIDED in places:
+        words += ". No stock pipeline passes that guidance: a hook does, or a loop over transformer and scheduler"
+    return f"{words}."
+
+
+def code(made: Mapping[str, Any], recipe: Mapping[str, Any], place: str, nfe: int) -> str:
+    """The lines of stock diffusers that draw with the run at this NFE from one of its `stock_places`; '' where no stock pipeline has the
+    text encoder: the world's is this suite's."""
+    if kind(made) or recipe["family"] not in STOCK:
         return ""
     pipeline, transformer, call = STOCK[recipe["family"]]
-    nfe = min(recipe["stock"][place])
-    lora = recipe["tuning"] == "lora"
-    load = f'pipe.transformer.load_lora_adapter("lora", prefix=None, weight_name="{LORA_FILE}")'
+    lora, guided = place == "lora", place == GUIDED
+    where = "transformer" if guided else place
+    if not lora:
+        load = f'pipe.transformer = {transformer}.from_pretrained("{where}")'
+    elif place in recipe["stock"]:
+        load = 'pipe.load_lora_weights("lora")'
+    else:  # an older run: its keys have no prefix
+        load = f'pipe.transformer.load_lora_adapter("lora", prefix=None, weight_name="{LORA_FILE}")'
+    if guided:
+        steps = [round(1000 * gap, 6) for gap in gaps(recipe["sigmas"][str(nfe)], recipe["mode"])]
+        load = f"{load}\n{HOOK.format(gaps=steps)}"
     return CODE.format(
+        imports="from itertools import cycle\n\nimport torch\n" if guided else "",
         names=pipeline if lora else f"{pipeline}, {transformer}",
         pipeline=pipeline,
         teacher=(made.get("hub") or made["run"]["pipeline"]).partition("@")[0],
-        load=load if lora else f'pipe.transformer = {transformer}.from_pretrained("{place}")',
+        load=load,
         scheduler="shift=1.0, stochastic_sampling=True" if recipe["mode"] == "few" and nfe > 1 else "shift=1.0",
         sigmas=recipe["sigmas"][str(nfe)],
         side=made["run"]["data"]["resolution"],
@@ -106,8 +159,8 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
         drawn = data["teacher"]
         many = f"{drawn['count']:,} pictures" if drawn.get("count") else "a picture of every prompt"
         source = f"{many} that the teacher drew in {drawn['steps']} steps"
-    places = {"transformer": "lora"} if recipe["tuning"] == "lora" else {}
-    stock = "; ".join(f"`{places.get(where, where)}`: NFE {', '.join(map(str, nfes))}" for where, nfes in recipe["stock"].items() if nfes)
+    places = sorted(stock_places(recipe).items(), key=lambda one: one[0] == GUIDED)  # what needs no hook first
+    lines = "".join(code(made, recipe, place, next((n for n in nfes if place == GUIDED and n > 1), nfes[0])) for place, nfes in places)
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
@@ -139,8 +192,8 @@ quartiles.
 
 ## Use in stock diffusers
 
-{stock or "No NFE without this suite."}
-{code(made, recipe)}
+{stock_words(recipe)}
+{lines}
 {grids}
 
 Sampled as `{recipe["mode"]}`: {SAMPLED[recipe["mode"]]}.

@@ -15,6 +15,7 @@ from apex.conditioning import Condition
 from apex.config import RunConfig
 from apex.ema import Ema
 from apex.errors import UserError
+from apex.lora import configuration
 from apex.methods.base import STUDENT, Method, Role, Setup, frozen
 from apex.pipeline import DTYPES, Decoder, EncoderFeatures, Pipeline
 
@@ -115,21 +116,13 @@ def build_student(run: RunConfig, method: Method, make: Make, device: torch.devi
             + f"; expected one of {', '.join(method.tunings)}"
         )
     if lora:
-        from peft import LoraConfig
-
         if method.time_scale != 1.0:
             raise UserError(
                 f"row {run.row}: time_scale: found {method.time_scale:g} with tuning 'lora', expected 1: the teacher is the student "
                 "without its adapter, and keeps its own time embedding; take tuning 'full'"
             )
         student.requires_grad_(False)
-        adapter = LoraConfig(
-            r=run.lora.rank,
-            lora_alpha=run.lora.alpha or run.lora.rank,
-            target_modules=list(student.lora_targets),
-            init_lora_weights="gaussian",
-        )
-        student.transformer.add_adapter(adapter)
+        student.transformer.add_adapter(configuration(run.lora.rank, run.lora.alpha, student.lora_targets))
         for parameter in student.parameters():
             if parameter.requires_grad:  # what is trained is fp32, whatever its base is kept in
                 parameter.data = parameter.data.float()

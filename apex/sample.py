@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apex import flow, provenance
+from apex import flow, lora, provenance
 from apex.backbones.base import Backbone
+from apex.card import LORA_FILE
 from apex.conditioning import Condition, concatenate
 from apex.config import OWN_SETS, Config, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.data.shards import encode_png
-from apex.errors import UserError, readable, run_command
-from apex.export import LORA_FILE
+from apex.errors import UserError, run_command
 from apex.files import replace_folder, write_atomic
 from apex.gpu import pick_device, repeatable
 from apex.pipeline import DTYPES, Pipeline, load_backbone
@@ -90,9 +90,7 @@ class Generator:
         pipeline = Pipeline(base, device, dtype)
         if recipe["tuning"] == "lora":
             backbone = load_backbone(base / "transformer", device, dtype)
-            # With the default prefix diffusers would load nothing and only warn.
-            with readable(run / "lora" / LORA_FILE, "train the row again"):
-                backbone.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
+            lora.load(backbone, run / "lora" / LORA_FILE, made.get("run", {}).get("lora"))
         else:
             backbone = load_backbone(run / "transformer").load_extra(run).to(device, dtype)
         return cls(pipeline, backbone, mode=recipe["mode"], sigmas=sigmas, guidance=guidance, made=made)

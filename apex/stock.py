@@ -14,6 +14,7 @@ import torch
 
 from apex.config import Checkpoint, Config
 from apex.errors import UserError, readable
+from apex.lora import load_into
 from apex.pipeline import DTYPES
 from apex.seeds import derive
 
@@ -68,8 +69,7 @@ class StockGenerator:
                 raise UserError(f"checkpoints: {row}: scheduler.class: found {checkpoint.scheduler['class']!r}, expected one of diffusers'")
             pipe.scheduler = kind.from_config(pipe.scheduler.config, **told)
         if lora:
-            with readable(lora[0], "fetch it again"):
-                pipe.load_lora_weights(lora[0], weight_name=checkpoint.lora_file, use_safetensors=True)
+            load_into(pipe, lora[0], checkpoint.lora_file)
         pipe.set_progress_bar_config(disable=True)
         return cls(pipe.to(device), checkpoint, nfe=nfe, resolution=config.data.resolution, device=device)
 

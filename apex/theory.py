@@ -230,7 +230,7 @@ def architecture() -> Check:
     cond, one = Condition(embeds, torch.ones(8, 5)), torch.ones(8, dtype=F64)
     with torch.no_grad():
         expected = student(x, one, cond, torch.zeros_like(one))
-        stock = student.fold_one_step()
+        stock = student.fold_one_step(1.0)
         found = SanaBackbone(stock)(x, one, cond)
     same = type(stock) is type(teacher.transformer) and sum(p.numel() for p in stock.parameters()) == teacher.parameter_count()
     says = "a student that takes one step is a stock network of the teacher's class and size, with the same output"

@@ -8,8 +8,8 @@ so what is trained loads in stock diffusers. Two things are added around it, bot
   reproduces every NFE). `target_time="embedding"`: a second time embedding of t - r, whose last layer starts
   at zero, so training starts exactly at the pretrained network for every r. In the Sana family it lives in the
   stock `guidance_embeds` slot (stock loading reproduces every NFE: pass `guidance=1000 (t - r)`); elsewhere it is
-  an extra module. At NFE 1 (t = 1, r = 0) it is a constant, and `fold_one_step` writes it exactly into the time
-  embedder's last bias, so a plain stock transformer reproduces NFE 1 in every family.
+  an extra module. At NFE 1 it is a constant, and `fold_one_step` writes it exactly into the time embedder's last
+  bias, so a plain stock transformer reproduces NFE 1 in every family, on the time grid that it was folded for.
 """
 
 from __future__ import annotations
@@ -73,8 +73,11 @@ class Backbone(nn.Module):
             return self
         raise UserError(f"time_scale: found {factor:g}, expected 1: {self.family} has its scale in code, not in its configuration")
 
-    def fold_one_step(self) -> nn.Module:
-        """A stock transformer without r whose output at t = 1 equals this network's at (t = 1, r = 0)."""
+    def fold_one_step(self, gap: float) -> nn.Module:
+        """A stock transformer without r whose output at every t equals this network's at (t, r = t - gap).
+
+        gap: t - r of the step, in [0, 1]; a jump to r = 0 from the first time of its grid has that time.
+        """
         raise NotImplementedError
 
     def save_extra(self, folder: Path) -> None:

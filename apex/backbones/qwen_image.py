@@ -97,13 +97,13 @@ class QwenImageBackbone(Backbone):
         return QwenImageBackbone(_without_hooks(self.transformer), embedder)
 
     @torch.no_grad()
-    def fold_one_step(self) -> QwenImageTransformer2DModel:
+    def fold_one_step(self, gap: float) -> QwenImageTransformer2DModel:
         if self.target_embedder is None:
             return self.transformer
         folded = _without_hooks(self.transformer)
         time = folded.time_text_embed.timestep_embedder
-        one = torch.ones(1, device=time.linear_2.bias.device)
-        time.linear_2.bias += self.target_embedder(self._project(one).to(time.linear_2.bias.dtype))[0]
+        delta = torch.tensor([gap], device=time.linear_2.bias.device)
+        time.linear_2.bias += self.target_embedder(self._project(delta).to(time.linear_2.bias.dtype))[0]
         return folded
 
     def save_extra(self, folder: Path) -> None:

@@ -78,7 +78,7 @@ class SanaBackbone(Backbone):
         return self
 
     @torch.no_grad()
-    def fold_one_step(self) -> SanaTransformer2DModel:
+    def fold_one_step(self, gap: float) -> SanaTransformer2DModel:
         if self.target_time == "none":
             return self.transformer
         source = self.transformer
@@ -91,8 +91,8 @@ class SanaBackbone(Backbone):
         folded.load_state_dict(state)
         embed = source.time_embed
         dtype = next(source.parameters()).dtype
-        one = torch.tensor([TIME_SCALE], device=embed.linear.weight.device)
-        constant = embed.guidance_embedder(embed.guidance_condition_proj(one).to(dtype))[0]
+        slot = TIME_SCALE * torch.tensor([gap], device=embed.linear.weight.device)
+        constant = embed.guidance_embedder(embed.guidance_condition_proj(slot).to(dtype))[0]
         folded = like(folded, source)
         folded.time_embed.emb.timestep_embedder.linear_2.bias += constant
         return folded

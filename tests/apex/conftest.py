@@ -315,8 +315,7 @@ def tiny_profile(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_loop(tiny_profile: Callable[..., Path], tiny_cache: Path, tmp_path: Path) -> Iterator[Callable[..., Loop]]:
-    """make_loop("fm", resume="a", params={}, tuning="full", seed=0, embeddings=None, **profile): a loop as `apex.train` makes it."""
-    cache = load_cache(tiny_cache)
+    """make_loop("fm", resume="a", params={}, tuning="full", seed=0, cache=None, **profile): a loop as `apex.train` makes it."""
 
     def make(
         method: str,
@@ -327,12 +326,13 @@ def make_loop(tiny_profile: Callable[..., Path], tiny_cache: Path, tmp_path: Pat
         lora: dict | None = None,
         seed: int = 0,
         embeddings: Path | None = None,
+        cache: Path = tiny_cache,
         **profile: Any,
     ) -> Loop:
         AcceleratorState._reset_state(True)  # one process, several precisions
         rows = {"row": {"method": method, "tuning": tuning, "lora": lora or {"rank": 2}, "params": params or {}}}
         config = load(tiny_profile(rows=rows, methods=["row"], **profile))
-        return Loop(config.run_config("row"), config.run_hash("row"), seed, cache, tmp_path / resume, config, embeddings)
+        return Loop(config.run_config("row"), config.run_hash("row"), seed, load_cache(cache), tmp_path / resume, config, embeddings)
 
     yield make
     AcceleratorState._reset_state(True)

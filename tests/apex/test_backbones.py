@@ -175,11 +175,12 @@ def test_with_target_time_twice_changes_nothing_and_the_source_is_left_alone(mak
     assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items())
 
 
-def test_one_step_folds_into_a_plain_stock_transformer(make_backbone, make_condition, family: str, stock):
+@pytest.mark.parametrize("first", [1.0, 0.999, 0.5])
+def test_one_step_folds_into_a_plain_stock_transformer(make_backbone, make_condition, family: str, stock, first: float):
     x, _ = inputs()
-    student, cond, one = make_backbone(family, "embedding"), make_condition(3), torch.ones(3)
+    student, cond, one = make_backbone(family, "embedding"), make_condition(3), torch.full((3,), first)
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    folded = student.fold_one_step()
+    folded = student.fold_one_step(first)
     assert type(folded) in (SanaTransformer2DModel, QwenImageTransformer2DModel)
     assert not folded.config.get("guidance_embeds")
     with torch.no_grad():
@@ -195,7 +196,7 @@ def test_folding_a_network_without_r_is_that_network(make_backbone, make_conditi
     x, t = inputs()
     plain, cond = make_backbone(family), make_condition(3)
     with torch.no_grad():
-        assert torch.equal(stock(plain.fold_one_step(), x, t, cond), plain.velocity(x, t, cond))
+        assert torch.equal(stock(plain.fold_one_step(1.0), x, t, cond), plain.velocity(x, t, cond))
 
 
 def test_sana_carries_r_in_the_stock_guidance_slot(make_backbone, make_condition, stock):
@@ -271,7 +272,7 @@ def test_weights_in_bf16_work_and_fold(make_backbone, make_condition, family: st
     backbone, cond, one = make_backbone(family, target_time).to(torch.bfloat16), make_condition(3, dtype=torch.bfloat16), torch.ones(3)
     with torch.no_grad():
         ours = backbone.velocity(x.bfloat16(), one, cond, 0 * one)
-        folded = stock(backbone.fold_one_step(), x.bfloat16(), one, cond)
+        folded = stock(backbone.fold_one_step(1.0), x.bfloat16(), one, cond)
     assert ours.dtype == torch.bfloat16 and torch.isfinite(ours).all()
     assert float((folded.float() - ours.float()).norm() / ours.float().norm()) < 0.05
 
@@ -407,4 +408,4 @@ def test_a_configuration_that_leaves_guidance_out_can_see_r():
     assert "guidance_embeds" in transformer.config["_use_default_values"]
     student = SanaBackbone(transformer).with_target_time()
     assert student.target_time == "embedding" and student.transformer.config.guidance_embeds
-    assert not student.fold_one_step().config.guidance_embeds
+    assert not student.fold_one_step(1.0).config.guidance_embeds

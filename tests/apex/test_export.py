@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel, SanaTransformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from diffusers.image_processor import VaeImageProcessor
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
-from apex import flow
+from apex import card, flow
+from apex.card import FOLDED, GUIDED, LORA_FILE
 from apex.conditioning import Condition
 from apex.errors import UserError
-from apex.export import LORA_FILE, stock_nfes
+from apex.export import export_run
+from apex.export import stock as says
 from apex.pipeline import load_backbone
 from apex.sample import Generator
 
-CLASSES = {"sana": SanaTransformer2DModel, "qwen_image": QwenImageTransformer2DModel}
 QUICK = {"train": {"learning_rate": 1e-2, "ema": 0.9}, "sampling": {"sigmas": {2: [1.0, 0.6]}}}
 
 
@@ -94,19 +95,6 @@ def test_stock_diffusers_gives_the_image_of_our_sampler(exported, stock, monkeyp
 
 
 @pytest.mark.parametrize("family", ["sana", "qwen_image"])
-def test_the_folded_transformer_gives_one_step_without_r(exported, stock, family: str):
-    loop, run = exported("apex", family)
-    noise, _, cond = draw(loop)
-    transformer = CLASSES[family].from_pretrained(run / "one_step" / "transformer").eval()
-    with torch.no_grad():
-        found = noise - stock(transformer, noise, torch.ones(2), cond)
-    torch.testing.assert_close(found, ours(loop, noise, [], cond, [1.0], "few"), rtol=1e-4, atol=1e-5)
-    with torch.no_grad(), loop.ema.applied():  # r = t is another velocity: the fold is what makes them agree
-        instant = noise - loop.student(noise, torch.ones(2), cond)
-    assert float((instant - found).abs().max()) > 1e-5
-
-
-@pytest.mark.parametrize("family", ["sana", "qwen_image"])
 @pytest.mark.parametrize("method", ["apex", "fm"])
 def test_a_run_opens_as_the_network_that_was_trained(exported, family: str, method: str):
     loop, run = exported(method, family)
@@ -122,32 +110,6 @@ def test_a_run_opens_as_the_network_that_was_trained(exported, family: str, meth
             assert torch.equal(loaded(noise, time, cond, target), expected)
 
 
-@pytest.mark.parametrize("family", ["sana", "qwen_image"])
-@pytest.mark.parametrize("lora", [{"rank": 2}, {"rank": 2, "alpha": 6}], ids=str)
-def test_a_lora_adapter_loads_back_with_prefix_none(exported, stock, family: str, lora: dict):
-    """`save_lora_adapter` writes no prefix, and `load_lora_adapter` expects one unless told otherwise. Alpha travels too."""
-    loop, run = exported("apex", family, "lora", lora=lora)
-    noise, _, cond = draw(loop)
-    with torch.no_grad(), loop.ema.applied():
-        expected = loop.student(noise, torch.ones(2), cond)
-    base = loop.profile.pipeline_path / "transformer"
-
-    transformer = CLASSES[family].from_pretrained(base).eval()
-    with torch.no_grad():
-        plain = stock(transformer, noise, torch.ones(2), cond)
-        transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
-        found = stock(transformer, noise, torch.ones(2), cond)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert float((found - plain).abs().max()) > 1e-4
-
-    trap = CLASSES[family].from_pretrained(base).eval()
-    trap.load_lora_adapter(run / "lora", weight_name=LORA_FILE)  # warns, and loads nothing
-    assert not any(isinstance(m, BaseTunerLayer) for m in trap.modules())
-
-    generator = Generator.load(run, nfe=1)
-    torch.testing.assert_close(generator.denoise(cond, noise), noise - expected, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_weights_are_safetensors_and_nothing_is_pickled(exported, tuning: str):
     _, run = exported("apex", "sana", tuning)
@@ -161,12 +123,60 @@ def test_weights_are_safetensors_and_nothing_is_pickled(exported, tuning: str):
         assert not (run / "transformer").exists()
 
 
-def test_the_recipe_says_what_stock_loading_reproduces(make_backbone, family: str):
-    nfes = [1, 2, 4]
-    assert stock_nfes(make_backbone(family), nfes) == {"transformer": nfes}
-    found = stock_nfes(make_backbone(family, "embedding"), nfes)
-    assert found["one_step/transformer"] == [1]
-    assert [n for listed in found.values() for n in listed] == ([*nfes, 1] if family == "sana" else [1])
+def test_the_recipe_says_what_stock_loading_reproduces_and_on_which_grid(make_backbone, family: str):
+    grids = {"1": [0.999], "2": [0.999, 0.7]}
+    for tuning, place in (("full", "transformer"), ("lora", "lora")):
+        assert says(make_backbone(family), tuning, grids) == {"stock": {place: [1, 2]}, "stock_sigmas": {}}
+    found = says(make_backbone(family, "embedding"), "full", grids)
+    assert found["stock"] == ({GUIDED: [1, 2]} if family == "sana" else {}) | {FOLDED: [1]}
+    assert found["stock_sigmas"] == {FOLDED: {"1": [0.999]}}
+
+
+def test_a_fold_for_another_grid_is_no_place_that_reproduces(make_backbone):
+    """As in runs from before, which were folded at t = 1 and did not say so; their LoRA was called a transformer."""
+    grids = {"1": [0.999], "2": [0.999, 0.7]}
+    recipe = {"tuning": "full", "sigmas": grids} | says(make_backbone("sana", "embedding"), "full", grids)
+    assert card.stock_places(recipe) == {GUIDED: [1, 2], FOLDED: [1]}
+    assert "`one_step/transformer` is exact for `sigmas=[0.999]` alone" in card.stock_words(recipe)
+    del recipe["stock_sigmas"]
+    assert card.stock_places(recipe) == {GUIDED: [1, 2]}
+    said = "`one_step/transformer` is exact for `sigmas=[1.0]`, but this run samples NFE 1 at `sigmas=[0.999]`"
+    assert said in card.stock_words(recipe)
+    alone = recipe | {"stock": {FOLDED: [1]}}
+    assert card.stock_places(alone) == {} and card.stock_words(alone) == f"No NFE without this suite. {said}."
+    recipe["sigmas"] = {"1": [1.0], "2": [1.0, 0.6]}
+    assert card.stock_places(recipe) == {GUIDED: [1, 2], FOLDED: [1]}
+    assert card.stock_places({"tuning": "lora", "sigmas": grids, "stock": {"transformer": [1, 2]}}) == {"lora": [1, 2]}
+
+
+@pytest.mark.parametrize("mode", ["few", "any", "multi"])
+@pytest.mark.parametrize("sigmas", [[1.0], [0.999], [0.999, 0.7], [1.0, 0.85, 0.6, 0.3]], ids=str)
+def test_the_gaps_are_those_that_the_sampler_takes(sigmas: list[float], mode: str):
+    taken = []
+
+    def network(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        taken.append(float((t - r)[0]))
+        return x
+
+    flow.sample(network, torch.zeros(1, 1, 1, 1), sigmas, mode=mode, fresh=[torch.zeros(1, 1, 1, 1)] * 3)
+    assert card.gaps(sigmas, mode) == pytest.approx(taken, abs=1e-6)
+
+
+def test_a_recipe_without_a_grid_of_one_step_is_folded_for_equal_steps(exported, tmp_path):
+    """And its sampling.json has that grid, by which it is sampled."""
+    _, run = exported("apex", "sana")
+    recipe, made = (json.loads((run / name).read_text()) for name in ("sampling.json", "made.json"))
+    recipe["sigmas"] = {"2": [0.9, 0.5]}
+    for key in ("stock", "stock_sigmas"):
+        del recipe[key]
+    (tmp_path / "again").mkdir()
+    export_run(tmp_path / "again", load_backbone(run / "transformer"), tuning="full", recipe=recipe, made=made)
+    said = json.loads((tmp_path / "again" / "sampling.json").read_text())
+    assert said["sigmas"] == {"1": [1.0], "2": [0.9, 0.5]} and said["stock_sigmas"] == {FOLDED: {"1": [1.0]}}
+    for folder in (run, tmp_path / "again"):
+        assert Generator.load(folder, nfe=1).sigmas == [1.0]
+    one, other = (load_file(folder / FOLDED / "diffusion_pytorch_model.safetensors") for folder in (run, tmp_path / "again"))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 def test_an_export_replaces_an_earlier_one_whole(exported, tmp_path):

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, SanaPipeline
+from torch import Tensor
 
-from apex.data.cache import decode_latents, encode_images
+from apex import card
+from apex.backbones.qwen_image import pack
+from apex.data.cache import build, decode_latents, encode_images
 from apex.errors import UserError
 from apex.flow import uniform_sigmas
 from apex.pipeline import Pipeline
@@ -99,3 +106,105 @@ def test_an_unknown_pipeline_is_one_line(stock, tmp_path: Path, text: str, line:
     with pytest.raises(UserError, match=f"model_index.json: {line}" if "FluxP" in line else line):
         TextPath(tmp_path)
     assert json.loads((stock[1] / "model_index.json").read_text())["_class_name"] == CLASSES[stock[0]].__name__
+
+
+# ------------------------------------------------------------------------- the README's table of stock loading, row by row
+
+GRIDS = {
+    "1.0": {1: [1.0], 2: [1.0, 0.6], 4: [1.0, 0.85, 0.6, 0.3]},
+    "0.999": {1: [0.999], 2: [0.999, 0.7], 4: [0.999, 0.85, 0.6, 0.3]},  # as the full-scale profiles begin
+}
+# Row of the table -> method, tuning, mode (None: the method's own), where it loads from, at which NFE.
+TABLE = {
+    "fm": ("fm", "full", None, "transformer", [1, 2, 4]),
+    "apex-eq25": ("apex-eq25", "full", None, "transformer", [1, 2, 4]),
+    "LoRA": ("apex", "lora", None, "lora", [1, 2, 4]),
+    "guidance": ("apex", "full", None, card.GUIDED, [1, 2, 4]),
+    "guidance, any": ("apex", "full", "any", card.GUIDED, [1, 2, 4]),
+    "guidance, multi": ("apex", "full", "multi", card.GUIDED, [1, 2, 4]),
+    "folded": ("apex", "full", None, card.FOLDED, [1]),
+    "folded, multi": ("apex", "full", "multi", card.FOLDED, [1]),  # r = t: nothing of r in it
+}
+
+
+@pytest.fixture(scope="module")
+def cached(stock: tuple[str, Path], tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of the small stock pipeline's own VAE."""
+    folder = tmp_path_factory.mktemp("cached") / "cache"
+    build(stock[1], tiny_shards, folder, resolution=SIDE)
+    return folder
+
+
+@pytest.fixture
+def exported(stock, cached: Path, make_loop, tmp_path: Path) -> Callable[..., Path]:
+    """exported(method, tuning, grid, mode): the folder of a run whose trained weights are far from the teacher's."""
+
+    def make(method: str, tuning: str, sigmas: dict[int, list[float]], mode: str | None) -> Path:
+        loop = make_loop(
+            method, tuning=tuning, lora={"rank": 2, "alpha": 6}, cache=cached, pipeline=str(stock[1]), train={"ema": 0.0},
+            sampling={"sigmas": sigmas, "mode": mode},
+        )  # fmt: skip
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in loop.student.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+        loop.export(tmp_path / "run")
+        return tmp_path / "run"
+
+    return make
+
+
+def packed(latents: Tensor, family: str) -> Tensor:
+    return pack(latents) if family == "qwen_image" else latents
+
+
+def by_the_cards_lines(run: Path, place: str, nfe: int, family: str, noise: Tensor, fresh: list[Tensor], monkeypatch, **more) -> Any:
+    """What the lines of the run's card draw: a whole stock pipeline; `noise` and `fresh` stand in for what it draws itself."""
+    made, recipe = (json.loads((run / name).read_text()) for name in ("made.json", "sampling.json"))
+    made["run"]["data"]["source"] = "photographs"  # the world's text encoder is no stock pipeline's; this one is
+    block = card.code(made, recipe, place, nfe)
+    assert place == card.GUIDED or nfe > 1 or block in card.text(made, recipe)
+    (lines,) = re.findall(r"```python\n(.*?)```", block, re.DOTALL)
+    source = iter([packed(one, family) for one in fresh])
+    # The scheduler draws once more at the last step, where the noise has no weight.
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_flow_match_euler_discrete.randn_tensor", lambda *_, **__: next(source, packed(noise, family))
+    )
+    monkeypatch.chdir(run)
+    given = {"latents": packed(noise, family), **({"use_resolution_binning": False} if family == "sana" else {}), **more}
+    lines = lines.replace('pipe("a red circle left of a blue square"', "pipe(prompts, **given").replace(".images[0]", ".images")
+    exec(lines, drawn := {"prompts": PROMPTS, "given": given})
+    return drawn["image"]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("row", TABLE)
+def test_a_row_of_the_table_of_stock_loading(exported, stock, theirs, monkeypatch, row: str, grid: str) -> None:
+    """The latents and the images of a whole stock pipeline are those of our sampler, up to the rounding of float32 times and of uint8.
+
+    float32 rounds to 6e-8; random networks enlarge that to 2e-5 of the latents' spread. `-s` prints the greatest differences.
+    """
+    family, (method, tuning, mode, place, nfes) = stock[0], TABLE[row]
+    run = exported(method, tuning, GRIDS[grid], mode)
+    recipe = json.loads((run / "sampling.json").read_text())
+    if family != "sana" and place == card.GUIDED:
+        assert place not in card.stock_places(recipe), "Qwen-Image has no slot for t - r"
+        return
+    assert card.stock_places(recipe)[place] == nfes
+    for nfe in nfes:
+        generator = Generator.load(run, nfe=nfe)
+        noise, fresh = generator.noise(0, [(0, 0), (1, 0)])
+        latents = generator.denoise(generator.encode(PROMPTS), noise, fresh)
+        pictures = generator.decode(latents).numpy().astype(int)
+        told = {"run": run, "place": place, "nfe": nfe, "family": family, "noise": noise, "fresh": fresh, "monkeypatch": monkeypatch}
+        found = by_the_cards_lines(output_type="latent", **told)
+        images = np.stack([np.asarray(image).astype(int) for image in by_the_cards_lines(**told)])
+        levels, distance = int(np.abs(images - pictures).max()), float((found - packed(latents, family)).abs().max() / latents.std())
+        print(f"stock loading | {family} | {row} | {grid} | NFE {nfe} | {levels} of 255 | {distance:.1e}")
+        assert levels <= 1 and distance <= 1e-4
+        monkeypatch.undo()
+        base = Generator.load(stock[1], nfe=1)  # the teacher's network on the same grid and noise
+        base.mode, base.sigmas = recipe["mode"], recipe["sigmas"][str(nfe)]
+        untrained = base.decode(base.denoise(base.encode(PROMPTS), noise, fresh)).numpy().astype(int)
+        assert np.abs(untrained - pictures).max() > 8 and np.unique(pictures).size > 64, "what was trained acts, on images that show it"

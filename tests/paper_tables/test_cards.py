@@ -75,6 +75,9 @@ def test_a_lora_is_loaded_from_its_own_folder() -> None:
     text = card.text(about | {"hub": "Owner/Sana@abc"}, recipe)
     assert 'SanaPipeline.from_pretrained("Owner/Sana")' in text and 'load_lora_adapter("lora", prefix=None' in text
     assert "sigmas=[1.0], height=512, width=512, guidance_scale=1.0)" in text
+    recipe["stock"] = {"lora": recipe["stock"]["transformer"]}  # as runs say it now, whose keys a pipeline takes as they are
+    text = card.text(about | {"hub": "Owner/Sana@abc"}, recipe | {"stock_sigmas": {}})
+    assert 'pipe.load_lora_weights("lora")' in text and "load_lora_adapter" not in text and "`lora`: NFE 1, 2, 4" in text
 
 
 def test_what_students_have_seen_of_the_prompts_is_said() -> None:

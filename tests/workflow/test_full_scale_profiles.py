@@ -148,7 +148,7 @@ def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, t
 
     pipe = kind.from_pretrained(tiny_stock(FAMILIES[name]))
     if row.endswith("-lora"):
-        pipe.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name="pytorch_lora_weights.safetensors")
+        pipe.load_lora_weights(run / "lora")
     else:
         pipe.transformer = type(pipe.transformer).from_pretrained(run / "one_step" / "transformer")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
@@ -159,7 +159,7 @@ def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, t
     assert int(np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max()) <= 1
 
     # The lines of the run's card, from the folder that it lies in.
-    (lines,) = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    lines = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)[0]
     assert "height=32, width=32" in lines and prompt in lines
     monkeypatch.chdir(run)
     given.pop("guidance_scale", None)  # the card says it
