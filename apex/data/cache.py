@@ -34,6 +34,7 @@ from apex.errors import UserError, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.gpu import pick_device
 from apex.provenance import digest, file_sha256
+from apex.weights import pretrained
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -67,10 +68,7 @@ def load_vae(pipeline: Path) -> ModelMixin:
         raise UserError(f"{config}: not a valid model config ({error})") from None
     if name not in ENCODERS:
         raise UserError(f"{config}: _class_name is {name!r}; expected one of {', '.join(ENCODERS)}")
-    try:
-        return getattr(diffusers, name).from_pretrained(config.parent, use_safetensors=True).eval()
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"{config.parent}: weights missing or damaged ({str(error).splitlines()[0]}); fetch or make them again") from None
+    return pretrained(getattr(diffusers, name), config.parent, "fetch or make them again").eval()
 
 
 @torch.no_grad()
