@@ -22,7 +22,7 @@ from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.data.cache import decode_latents, load_vae, pixels_per_latent
-from apex.errors import UserError
+from apex.errors import UserError, check_images
 from apex.text import TextPath
 from apex.weights import RESTORE, pretrained
 
@@ -94,8 +94,9 @@ class Pipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to uint8 images (B, H, W, 3)."""
+        """Latents (B, C, h, w) to uint8 images (B, H, W, 3). Raises `NotFinite` where one is NaN or infinite."""
         decoded = decode_latents(self.vae, latents)
+        check_images(decoded.isfinite().flatten(1).all(1).tolist())
         return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 

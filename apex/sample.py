@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -30,9 +31,9 @@ from apex.conditioning import Condition, concatenate
 from apex.config import OWN_SETS, Config, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.data.shards import encode_png
-from apex.errors import UserError, readable, run_command
+from apex.errors import NotFinite, UserError, naming, readable, run_command
 from apex.export import LORA_FILE
-from apex.files import replace_folder, write_atomic
+from apex.files import atomic_folder, replace_folder, write_atomic
 from apex.gpu import pick_device, repeatable
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
@@ -123,9 +124,10 @@ class Generator:
         return self.pipeline.decode(latents)
 
     def pictures(self, prompts: list[str], seed: int, places: list[tuple[int, int]]) -> np.ndarray:
-        """uint8 images (B, H, W, 3) of `prompts` at `places` = (prompt number, image number)."""
+        """uint8 images (B, H, W, 3) of `prompts` at `places` = (prompt number, image number). Raises `NotFinite` where one is."""
         noise, fresh = self.noise(seed, places)
-        return self.decode(self.denoise(self.encode(prompts), noise, fresh)).cpu().numpy()
+        with naming(prompts, seed, places):
+            return self.decode(self.denoise(self.encode(prompts), noise, fresh)).cpu().numpy()
 
     def noise(self, seed: int, places: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
         """First noise and fresh noises of the images at `places` = (prompt number, image number)."""
@@ -238,13 +240,26 @@ def identity(
 
 
 def write_images(
-    config: Config, rows: list[dict], about: dict[str, Any], generator: Generator | StockGenerator | None, weights: list[str], out: Path
+    config: Config,
+    rows: list[dict],
+    about: dict[str, Any],
+    generator: Generator | StockGenerator | None,
+    weights: list[str],
+    out: Path,
+    *,
+    keep_failed: bool = False,
 ) -> None:
     """Makes the images of one prompt set and writes them to `out` in GenEval's layout, with made.json.
 
     They grow in a hidden folder that is named after what makes them (`weights`: checksums of the network's folders);
     it gets its name when all are there. So an interrupted call continues, and images of other weights or settings are
     never taken for this call's.
+
+    An image that is not finite ends it, and `out` stays as it was. With `keep_failed`, `out` gets a made.json that says so (`failed`) and
+    no image, so that a workflow goes on with its other rows.
+
+    Raises:
+        NotFinite: an image is not finite, without `keep_failed`.
     """
     keys = ("row", "seed", "nfe", "guidance", "sigmas", "mode", "prompts_sha256", "config_hash", "run_hash")
     images = config.images_per_prompt(about["split"])
@@ -257,12 +272,24 @@ def write_images(
     else:
         size = config.data.resolution
         source = ((i, reference_images(about["row"], rows, i, seed=seed, images=images, resolution=size)) for i in todo)
-    for done, (i, pictures) in enumerate(source, 1):
-        write_layout(work, i, rows[i], list(pictures))
-        if time.time() - said > 10:
-            said = time.time()
-            left = (said - started) / done * (len(todo) - done) / 60
-            print(f"{about['row']} NFE {about['nfe']}, {about['split']}: {done}/{len(todo)} prompts, {left:.1f} min left", flush=True)
+    try:
+        for done, (i, pictures) in enumerate(source, 1):
+            write_layout(work, i, rows[i], list(pictures))
+            if time.time() - said > 10:
+                said = time.time()
+                left = (said - started) / done * (len(todo) - done) / 60
+                print(f"{about['row']} NFE {about['nfe']}, {about['split']}: {done}/{len(todo)} prompts, {left:.1f} min left", flush=True)
+    except NotFinite as error:
+        message = f"row {about['row']}, NFE {about['nfe']}, {about['split']}: {error}"
+        if not keep_failed:
+            raise NotFinite(
+                f"{message}; no image is written to {out}: train the row again, or give its weights another precision"
+            ) from None
+        print(f"warning: {message}; {out} says so, and holds no image", flush=True)
+        with atomic_folder(out) as folder:
+            write_atomic(folder / "made.json", json.dumps(about | {"failed": str(error)}, indent=1) + "\n")
+        shutil.rmtree(work, ignore_errors=True)
+        return
     about = about | {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
     write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
     replace_folder(work, out)
@@ -276,11 +303,14 @@ def draw(args: argparse.Namespace, device: str) -> None:
     rows, todo = [{"prompt": prompt} for prompt in args.prompt], list(range(len(args.prompt)))
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    for at, pictures in generate(generator, rows, todo, seed=args.seed, images=args.images, batch=args.images):
-        for number, picture in enumerate(pictures):
-            path = out / f"{at:03d}-{number:03d}.png"
-            write_atomic(path, encode_png(picture))
-            print(f"{path}: {args.prompt[at]}", flush=True)
+    try:
+        for at, pictures in generate(generator, rows, todo, seed=args.seed, images=args.images, batch=args.images):
+            for number, picture in enumerate(pictures):
+                path = out / f"{at:03d}-{number:03d}.png"
+                write_atomic(path, encode_png(picture))
+                print(f"{path}: {args.prompt[at]}", flush=True)
+    except NotFinite as error:
+        raise NotFinite(f"{args.pipeline}, NFE {args.nfe}: {error}; train it again, or give another --precision") from None
 
 
 def main() -> None:
@@ -302,6 +332,9 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, help="with --prompt: of a pipeline's images (default: its own)")
     parser.add_argument("--precision", choices=DTYPES, default="fp32", help="with --prompt: of weights and arithmetic (default: fp32)")
     parser.add_argument("--out", required=True, help="the folder; with several splits it holds `{split}`, as in images/{split}")
+    parser.add_argument(
+        "--keep-failed", action="store_true", help="images that are not finite: note it in the folder's made.json, and end without an error"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -340,7 +373,8 @@ def main() -> None:
         weights = [fingerprint(folder) for folder in places]
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)
-        write_images(config, rows[split], about, generator, weights, Path(args.out.replace("{split}", split)))
+        out = Path(args.out.replace("{split}", split))
+        write_images(config, rows[split], about, generator, weights, out, keep_failed=args.keep_failed)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from apex.config import Checkpoint, Config
-from apex.errors import UserError, readable
+from apex.errors import UserError, check_images, naming, readable
 from apex.pipeline import DTYPES
 from apex.seeds import derive
 from apex.strict import unknown
@@ -130,10 +130,17 @@ class StockGenerator:
 
     @torch.no_grad()
     def pictures(self, prompts: list[str], seed: int, places: list[tuple[int, int]]) -> np.ndarray:
-        """uint8 images (B, H, W, 3) of `prompts` at (prompt number, image number); each from a random stream of its own."""
+        """uint8 images (B, H, W, 3) of `prompts` at (prompt number, image number); each from a random stream of its own.
+
+        Raises:
+            NotFinite: an image is NaN. UserError: the pipeline does not take an argument of the profile.
+        """
         random = [torch.Generator().manual_seed(derive(seed, "image", prompt, image)) for prompt, image in places]
         try:
             found = self.pipe(prompts, generator=random, output_type="np", **per_prompt(self.call, len(prompts))).images
         except TypeError as error:  # an argument that the pipeline does not have
             raise UserError(f"checkpoints: {self.checkpoint.row}: call: {type(self.pipe).__name__} refuses it ({error})") from error
-        return (np.asarray(found, dtype=np.float32).clip(0, 1) * 255).round().astype(np.uint8)
+        values = np.asarray(found, dtype=np.float32)
+        with naming(prompts, seed, places):
+            check_images(np.isfinite(values).reshape(len(values), -1).all(1).tolist())
+        return (values.clip(0, 1) * 255).round().astype(np.uint8)
