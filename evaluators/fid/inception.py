@@ -181,10 +181,20 @@ def file_features(
                         for i in range(0, len(chunk), batch)
                     ]
                 )
+                check_rows(values, chunk, f"check {network.sha256[:12]}, the weights of the network")
                 about = {"identity": json.dumps(identity), "checksum": hashlib.sha256(values.tobytes()).hexdigest()}
                 write_atomic(file, save({"features": values}, metadata=about))
+            else:
+                check_rows(values, chunk, f"delete {file} and run again")
             found.append(values)
     return Features(np.concatenate(found), every.hexdigest())
+
+
+def check_rows(values: np.ndarray, paths: Sequence[Path], mend: str) -> None:
+    """Raises `UserError` with the first image whose features, a row of (n, d), are not finite."""
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        raise UserError(f"{paths[bad[0]]}: found features that are not finite, expected numbers; {mend}")
 
 
 def _read(path: Path, feed: Feed) -> Tensor:

@@ -421,7 +421,7 @@ def corrupt(real: Path, tmp_path: Path) -> list:
         (lambda real, tmp_path: ["--reference", tmp_path / "file"], "not a reference of"),
         (damage, "its checksum is another"),
         (pickled, "not statistics as pytorch-fid writes them"),
-        (crooked, "mu of shape (3,)"),
+        (crooked, "found a mean of shape (3,) and a covariance of"),
         (narrow, "2 features; the network gives 6"),
         (half_mjhq, "2 of 60 images of meta_data.json are not there: mjhq30k_imgs/animals/id3.jpg"),
         (corrupt, "id3.jpg: not a readable image"),
