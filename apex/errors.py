@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +42,13 @@ def naming(prompts: Sequence[str], seed: int, places: Sequence[tuple[int, int]])
         (prompt, image), text = places[error.place], prompts[error.place]
         about = f"prompt {prompt} ({text if len(text) <= 60 else text[:57] + '...'!r}), image {image}"
         raise NotFinite(f"seed {seed}, {about}: found values that are not finite, expected numbers", error.place) from None
+
+
+def check_format(found: object, known: Collection[int], where: str, mend: str) -> None:
+    """Checks the format version of a file, which stands at `where`. Raises `UserError` when it is none of `known`."""
+    if found not in known or isinstance(found, bool):
+        expected = " or ".join(map(str, sorted(known)))
+        raise UserError(f"{where}: found {found!r}, expected {expected}: it is of another version of the suite; {mend}")
 
 
 @contextmanager

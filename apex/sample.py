@@ -32,7 +32,7 @@ from apex.config import OWN_SETS, Config, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.data.shards import encode_png
 from apex.errors import NotFinite, UserError, naming, readable, run_command
-from apex.export import LORA_FILE
+from apex.export import AGAIN, LORA_FILE, read_run
 from apex.files import atomic_folder, replace_folder, write_atomic
 from apex.gpu import pick_device, repeatable
 from apex.pipeline import DTYPES, Pipeline, load_backbone
@@ -85,7 +85,7 @@ class Generator:
             backbone = load_backbone(run / "transformer", device, dtype)
             made = {"trainable_parameters": 0} | ({"latent_size": resolution // pipeline.pixels} if resolution else {})
             return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made=made)
-        recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
+        recipe, made = read_run(run)
         sigmas = recipe["sigmas"].get(str(nfe)) or flow.uniform_sigmas(nfe)
         base = locate(recipe["base"])
         pipeline = Pipeline(base, device, dtype)
@@ -96,6 +96,11 @@ class Generator:
                 backbone.transformer.load_lora_adapter(run / "lora", prefix=None, weight_name=LORA_FILE)
         else:
             backbone = load_backbone(run / "transformer").load_extra(run).to(device, dtype)
+        if backbone.target_time != recipe["target_time"]:
+            raise UserError(
+                f"{run}: found weights with target_time {backbone.target_time!r}, expected {recipe['target_time']!r} of sampling.json: "
+                f"a file of the export is missing or another run's; {AGAIN}"
+            )
         return cls(pipeline, backbone, mode=recipe["mode"], sigmas=sigmas, guidance=guidance, made=made)
 
     def encode(self, prompts: list[str]) -> Condition:
@@ -153,15 +158,6 @@ def load_generator(config: Config, row: str, run: Path, nfe: int, device: str) -
         resolution=config.data.resolution,
         precision=config.sampling.precision,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; an exported run has it; train the row again") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); train the row again") from None
 
 
 def generate(
