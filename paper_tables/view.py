@@ -212,6 +212,7 @@ class View:
     def failed(self, row: str, nfe: int | None = None) -> dict[Key, str]:
         """(NFE, seed) -> why it has no images, at one NFE or at all; empty where all could be made. A record without a number says it."""
         found = [one for one in self._by_row.get(row, []) if one.record.failed and nfe in (None, one.record.nfe)]
+        found.sort(key=lambda one: one.record.evaluator != "speed")  # the others say of which prompt
         return {(one.record.nfe, one.record.seed): one.record.failed for one in found}
 
     # ------------------------------------------------------------------------------------------- its numbers

@@ -90,9 +90,16 @@ def test_wrong_weights_are_one_clear_line(weights, tmp_path):
     state = torch.load(weights, weights_only=True)
     name, noise, bare = tmp_path / "w.pth", tmp_path / "noise.pth", tmp_path / "list.pth"
     torch.save({k: v for k, v in state.items() if k != "fc.weight"}, name)
+    bias, spoiled = "Mixed_7c.branch1x1.bn.bias", tmp_path / "nan.pth"
+    torch.save(state | {bias: torch.full_like(state[bias], torch.nan)}, spoiled)
     noise.write_bytes(b"\xff" * 100)
     torch.save([1, 2], bare)
-    for path, named in ((name, "fc.weight"), (noise, "noise.pth"), (bare, "list.pth")):
+    for path, named in (
+        (name, "fc.weight"),
+        (spoiled, f"{spoiled}: {bias}: found values that are not finite"),
+        (noise, "noise.pth"),
+        (bare, "list.pth"),
+    ):
         with pytest.raises(UserError, match="not FID's Inception") as error:
             load_network(path)
         assert named in str(error.value) and "pt_inception-2015-12-05-6726825d.pth" in str(error.value) and "\n" not in str(error.value)
