@@ -374,6 +374,7 @@ def test_a_judge_that_is_not_what_its_file_says_is_refused(tiny, tmp_path, fault
     """transformers would initialise the tensor anew, leave it out, or answer with what NaN gives."""
     import shutil
 
+    import torch
     from safetensors.torch import load_file, save_file
 
     kind, folder = tiny
