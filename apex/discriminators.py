@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from apex.conditioning import Condition
-from apex.errors import UserError, readable
+from apex.errors import UserError
+from apex.weights import RESTORE, pretrained
 
 
 def pooled(cond: Condition) -> Tensor:
@@ -114,8 +115,7 @@ class DinoFeatures(nn.Module):
 
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: has no config.json; expected a folder of a DINOv2 network as transformers saves it")
-        with readable(folder, "restore the folder"):
-            self.network = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval().requires_grad_(False)
+        self.network = pretrained(AutoModel, folder, RESTORE, local_files_only=True).eval().requires_grad_(False)
         config = self.network.config
         if resolution % config.patch_size:
             raise UserError(f"feature_resolution: found {resolution}, expected a multiple of the patch of {folder}, {config.patch_size}")

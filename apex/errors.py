@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,39 @@ WORKFLOW = "APEX_WORKFLOW"  # HOST:FILE, the file that the workflow which starte
 
 class UserError(Exception):
     """Bad input. The message names the file, key or row, what was found, what is expected and how to mend it."""
+
+
+class NotFinite(UserError):
+    """A generated image holds NaN or infinity. `place`: its number in the batch."""
+
+    def __init__(self, message: str, place: int = 0) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def check_images(finite: Sequence[bool]) -> None:
+    """Raises `NotFinite` at the first image of a batch that is not: as uint8 it would be a black picture."""
+    for place, good in enumerate(finite):
+        if not good:
+            raise NotFinite(f"image {place} of a batch of {len(finite)}: found values that are not finite, expected numbers", place)
+
+
+@contextmanager
+def naming(prompts: Sequence[str], seed: int, places: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """A `NotFinite` from inside says which image it is, of `prompts` at `places` = (prompt number, image number)."""
+    try:
+        yield
+    except NotFinite as error:
+        (prompt, image), text = places[error.place], prompts[error.place]
+        about = f"prompt {prompt} ({text if len(text) <= 60 else text[:57] + '...'!r}), image {image}"
+        raise NotFinite(f"seed {seed}, {about}: found values that are not finite, expected numbers", error.place) from None
+
+
+def check_format(found: object, known: Collection[int], where: str, mend: str) -> None:
+    """Checks the format version of a file, which stands at `where`. Raises `UserError` when it is none of `known`."""
+    if found not in known or isinstance(found, bool):
+        expected = " or ".join(map(str, sorted(known)))
+        raise UserError(f"{where}: found {found!r}, expected {expected}: it is of another version of the suite; {mend}")
 
 
 @contextmanager

@@ -19,6 +19,54 @@ from apex import card, flow, lora
 from apex.backbones.base import Backbone
 from apex.backbones.sana import SanaBackbone
 from apex.card import FOLDED, GUIDED
+from apex.errors import UserError, check_format
+
+FORMATS = frozenset({1})  # of sampling.json, that can be read
+MADE_FORMATS = frozenset({1})  # of made.json; one without a format has the first
+MODES = ("few", "any", "multi")
+AGAIN = "train the row again"
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """sampling.json and made.json of an exported run.
+
+    Raises:
+        UserError: one is missing, is not JSON, is of an unknown format, or lacks what sampling needs.
+    """
+    recipe, made = (_read(folder / name) for name in ("sampling.json", "made.json"))
+    check_format(recipe.get("format"), FORMATS, f"{folder / 'sampling.json'}: format", AGAIN)
+    check_format(made.get("format", 1), MADE_FORMATS, f"{folder / 'made.json'}: format", AGAIN)
+    expected = {
+        "base": (lambda value: isinstance(value, str) and value, "the folder of the pipeline"),
+        "mode": (lambda value: value in MODES, f"one of {', '.join(MODES)}"),
+        "tuning": (lambda value: value in ("full", "lora"), "full or lora"),
+        "target_time": (lambda value: value in ("none", "embedding"), "none or embedding"),
+        "sigmas": (_are_grids, "NFE: as many falling times in (0, 1]"),
+    }
+    for key, (fits, words) in expected.items():
+        if not fits(recipe.get(key)):
+            raise UserError(f"{folder / 'sampling.json'}: {key}: found {recipe.get(key)!r}, expected {words}; {AGAIN}")
+    return recipe, made
+
+
+def _are_grids(found: Any) -> bool:
+    def grid(nfe: str, sigmas: Any) -> bool:
+        numbers = isinstance(sigmas, list) and all(isinstance(s, int | float) and 0 < s <= 1 for s in sigmas)
+        return numbers and nfe == str(len(sigmas)) and sorted(sigmas, reverse=True) == sigmas
+
+    return isinstance(found, dict) and all(grid(nfe, sigmas) for nfe, sigmas in found.items())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; an exported run has it; {AGAIN}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); {AGAIN}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object; {AGAIN}")
+    return found
 
 
 def stock(backbone: Backbone, tuning: str, sigmas: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.data.cache import decode_latents, load_vae, pixels_per_latent
-from apex.errors import UserError, readable
+from apex.errors import UserError, check_images
 from apex.text import TextPath
+from apex.weights import RESTORE, pretrained
 
 # Progress bars of a few milliseconds' loading would bury our own lines.
 diffusers.utils.logging.disable_progress_bar()
@@ -36,8 +37,7 @@ BACKBONES: dict[str, type[Backbone]] = {c.transformer_class.__name__: c for c in
 def load_backbone(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
     """The velocity network of a diffusers transformer folder (config.json names its class), its weights in `dtype`."""
     kind = BACKBONES[_config(folder)["_class_name"]]
-    with readable(folder, "restore the folder"):
-        return kind(kind.transformer_class.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)).to(device)
+    return kind(pretrained(kind.transformer_class, folder, RESTORE, dtype)).to(device)
 
 
 def empty_backbone(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> Backbone:
@@ -94,8 +94,9 @@ class Pipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to uint8 images (B, H, W, 3)."""
+        """Latents (B, C, h, w) to uint8 images (B, H, W, 3). Raises `NotFinite` where one is NaN or infinite."""
         decoded = decode_latents(self.vae, latents)
+        check_images(decoded.isfinite().flatten(1).all(1).tolist())
         return ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -31,8 +32,9 @@ from apex.conditioning import Condition, concatenate
 from apex.config import OWN_SETS, Config, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.data.shards import encode_png
-from apex.errors import UserError, run_command
-from apex.files import replace_folder, write_atomic
+from apex.errors import NotFinite, UserError, naming, run_command
+from apex.export import AGAIN, read_run
+from apex.files import atomic_folder, replace_folder, write_atomic
 from apex.gpu import pick_device, repeatable
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
@@ -84,7 +86,7 @@ class Generator:
             backbone = load_backbone(run / "transformer", device, dtype)
             made = {"trainable_parameters": 0} | ({"latent_size": resolution // pipeline.pixels} if resolution else {})
             return cls(pipeline, backbone, mode="multi", sigmas=flow.uniform_sigmas(nfe), guidance=guidance, made=made)
-        recipe, made = (_read_json(run / name) for name in ("sampling.json", "made.json"))
+        recipe, made = read_run(run)
         sigmas = recipe["sigmas"].get(str(nfe)) or flow.uniform_sigmas(nfe)
         base = locate(recipe["base"])
         pipeline = Pipeline(base, device, dtype)
@@ -93,6 +95,11 @@ class Generator:
             lora.load(backbone, run / "lora" / LORA_FILE, made.get("run", {}).get("lora"))
         else:
             backbone = load_backbone(run / "transformer").load_extra(run).to(device, dtype)
+        if backbone.target_time != recipe["target_time"]:
+            raise UserError(
+                f"{run}: found weights with target_time {backbone.target_time!r}, expected {recipe['target_time']!r} of sampling.json: "
+                f"a file of the export is missing or another run's; {AGAIN}"
+            )
         return cls(pipeline, backbone, mode=recipe["mode"], sigmas=sigmas, guidance=guidance, made=made)
 
     def encode(self, prompts: list[str]) -> Condition:
@@ -121,9 +128,10 @@ class Generator:
         return self.pipeline.decode(latents)
 
     def pictures(self, prompts: list[str], seed: int, places: list[tuple[int, int]]) -> np.ndarray:
-        """uint8 images (B, H, W, 3) of `prompts` at `places` = (prompt number, image number)."""
+        """uint8 images (B, H, W, 3) of `prompts` at `places` = (prompt number, image number). Raises `NotFinite` where one is."""
         noise, fresh = self.noise(seed, places)
-        return self.decode(self.denoise(self.encode(prompts), noise, fresh)).cpu().numpy()
+        with naming(prompts, seed, places):
+            return self.decode(self.denoise(self.encode(prompts), noise, fresh)).cpu().numpy()
 
     def noise(self, seed: int, places: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
         """First noise and fresh noises of the images at `places` = (prompt number, image number)."""
@@ -149,15 +157,6 @@ def load_generator(config: Config, row: str, run: Path, nfe: int, device: str) -
         resolution=config.data.resolution,
         precision=config.sampling.precision,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; an exported run has it; train the row again") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); train the row again") from None
 
 
 def generate(
@@ -236,13 +235,26 @@ def identity(
 
 
 def write_images(
-    config: Config, rows: list[dict], about: dict[str, Any], generator: Generator | StockGenerator | None, weights: list[str], out: Path
+    config: Config,
+    rows: list[dict],
+    about: dict[str, Any],
+    generator: Generator | StockGenerator | None,
+    weights: list[str],
+    out: Path,
+    *,
+    keep_failed: bool = False,
 ) -> None:
     """Makes the images of one prompt set and writes them to `out` in GenEval's layout, with made.json.
 
     They grow in a hidden folder that is named after what makes them (`weights`: checksums of the network's folders);
     it gets its name when all are there. So an interrupted call continues, and images of other weights or settings are
     never taken for this call's.
+
+    An image that is not finite ends it, and `out` stays as it was. With `keep_failed`, `out` gets a made.json that says so (`failed`) and
+    no image, so that a workflow goes on with its other rows.
+
+    Raises:
+        NotFinite: an image is not finite, without `keep_failed`.
     """
     keys = ("row", "seed", "nfe", "guidance", "sigmas", "mode", "prompts_sha256", "config_hash", "run_hash")
     images = config.images_per_prompt(about["split"])
@@ -255,12 +267,24 @@ def write_images(
     else:
         size = config.data.resolution
         source = ((i, reference_images(about["row"], rows, i, seed=seed, images=images, resolution=size)) for i in todo)
-    for done, (i, pictures) in enumerate(source, 1):
-        write_layout(work, i, rows[i], list(pictures))
-        if time.time() - said > 10:
-            said = time.time()
-            left = (said - started) / done * (len(todo) - done) / 60
-            print(f"{about['row']} NFE {about['nfe']}, {about['split']}: {done}/{len(todo)} prompts, {left:.1f} min left", flush=True)
+    try:
+        for done, (i, pictures) in enumerate(source, 1):
+            write_layout(work, i, rows[i], list(pictures))
+            if time.time() - said > 10:
+                said = time.time()
+                left = (said - started) / done * (len(todo) - done) / 60
+                print(f"{about['row']} NFE {about['nfe']}, {about['split']}: {done}/{len(todo)} prompts, {left:.1f} min left", flush=True)
+    except NotFinite as error:
+        message = f"row {about['row']}, NFE {about['nfe']}, {about['split']}: {error}"
+        if not keep_failed:
+            raise NotFinite(
+                f"{message}; no image is written to {out}: train the row again, or give its weights another precision"
+            ) from None
+        print(f"warning: {message}; {out} says so, and holds no image", flush=True)
+        with atomic_folder(out) as folder:
+            write_atomic(folder / "made.json", json.dumps(about | {"failed": str(error)}, indent=1) + "\n")
+        shutil.rmtree(work, ignore_errors=True)
+        return
     about = about | {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
     write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
     replace_folder(work, out)
@@ -274,11 +298,14 @@ def draw(args: argparse.Namespace, device: str) -> None:
     rows, todo = [{"prompt": prompt} for prompt in args.prompt], list(range(len(args.prompt)))
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    for at, pictures in generate(generator, rows, todo, seed=args.seed, images=args.images, batch=args.images):
-        for number, picture in enumerate(pictures):
-            path = out / f"{at:03d}-{number:03d}.png"
-            write_atomic(path, encode_png(picture))
-            print(f"{path}: {args.prompt[at]}", flush=True)
+    try:
+        for at, pictures in generate(generator, rows, todo, seed=args.seed, images=args.images, batch=args.images):
+            for number, picture in enumerate(pictures):
+                path = out / f"{at:03d}-{number:03d}.png"
+                write_atomic(path, encode_png(picture))
+                print(f"{path}: {args.prompt[at]}", flush=True)
+    except NotFinite as error:
+        raise NotFinite(f"{args.pipeline}, NFE {args.nfe}: {error}; train it again, or give another --precision") from None
 
 
 def main() -> None:
@@ -300,6 +327,9 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, help="with --prompt: of a pipeline's images (default: its own)")
     parser.add_argument("--precision", choices=DTYPES, default="fp32", help="with --prompt: of weights and arithmetic (default: fp32)")
     parser.add_argument("--out", required=True, help="the folder; with several splits it holds `{split}`, as in images/{split}")
+    parser.add_argument(
+        "--keep-failed", action="store_true", help="images that are not finite: note it in the folder's made.json, and end without an error"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -338,7 +368,8 @@ def main() -> None:
         weights = [fingerprint(folder) for folder in places]
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)
-        write_images(config, rows[split], about, generator, weights, Path(args.out.replace("{split}", split)))
+        out = Path(args.out.replace("{split}", split))
+        write_images(config, rows[split], about, generator, weights, out, keep_failed=args.keep_failed)
 
 
 if __name__ == "__main__":

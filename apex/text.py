@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from apex.conditioning import Condition
 from apex.errors import UserError, readable
+from apex.weights import RESTORE, pretrained
 
 WORLD = ""  # no model_index.json
 # Pipeline -> its text encoder. The weights are safetensors, and no code of the folder is run.
@@ -54,10 +55,9 @@ class TextPath:
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.kind, self.device = pipeline_class(folder), device
-        with readable(folder / "tokenizer", "restore the folder"):
+        with readable(folder / "tokenizer", RESTORE):
             self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        with readable(folder / "text_encoder", "restore the folder"):
-            encoder = ENCODERS[self.kind].from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=dtype)
+        encoder = pretrained(ENCODERS[self.kind], folder / "text_encoder", RESTORE, dtype)
         self.encoder: nn.Module = encoder.eval().requires_grad_(False).to(device)
         self._encode: Callable[[list[str]], tuple[Tensor, Tensor]] = {
             WORLD: self._world, "SanaPipeline": self._sana, "SanaSprintPipeline": self._sana, "QwenImagePipeline": self._qwen

@@ -35,8 +35,8 @@ from apex.data.cache import Cache, load_cache
 from apex.data.embeddings import CaptionShards
 from apex.data.overlap import overlaps
 from apex.ema import Ema
-from apex.errors import UserError, run_command
-from apex.export import export_run
+from apex.errors import UserError, check_format, run_command
+from apex.export import MADE_FORMATS, export_run
 from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.gpu import claim, repeatable
 from apex.memory import PeakMemory, megabytes
@@ -45,6 +45,7 @@ from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, mak
 from apex.pairs import PairStore, make_pairs, pair_count
 from apex.pipeline import DTYPES, CaptionStream, CaptionTable, Pipeline, empty_like, load_backbone
 from apex.seeds import derive, torch_generator
+from apex.weights import finite
 
 PROBE_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -57,6 +58,7 @@ class Diverged(UserError):
         self.short = short
 
 
+STATE_FORMAT = 1  # of what a run continues from
 EXPLODED = 1e3  # times the first hundred steps' mean loss
 
 
@@ -437,6 +439,8 @@ class Loop:
                 self.save(elapsed)
                 saved = time.time()
         self.seconds += time.time() - started
+        if not self.finite():
+            self.stop("a trained weight is not finite")
         done = self.spent() >= budget
         self.save(self.seconds)
         return done
@@ -463,11 +467,19 @@ class Loop:
                 named |= {f"{name}.{k}": p for k, p in (*module.named_parameters(), *module.named_buffers())}
         return named
 
+    def finite(self) -> bool:
+        """Whether all that is trained, and its running mean, is finite, in all processes where weights are split."""
+        good = all(map(finite, (*map(sharding.local, self.trained().values()), *self.ema.shadow)))
+        if not self.sharded:
+            return good
+        return not self.accelerator.reduce(torch.tensor(float(not good), device=self.accelerator.device), "sum")
+
     def save(self, elapsed: float) -> None:
-        if not (self.main or self.sharded):
+        """Writes the state to continue from; the one before stays where weights are not finite, for it is the last good one."""
+        if not (self.main or self.sharded) or not self.finite():
             return
         state = {
-            "format": 1,
+            "format": STATE_FORMAT,
             "hash": self.hash,
             "seed": self.seed,
             "step": self.step,
@@ -532,6 +544,7 @@ class Loop:
             return
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
+            check_format(state["format"], {STATE_FORMAT}, f"{path}: format", "remove the folder to start again")
             found, expected = (f"{h}, seed {seed}" for h, seed in ((state["hash"], state["seed"]), (self.hash, self.seed)))
             if found != expected:
                 raise UserError(
@@ -588,6 +601,7 @@ class Loop:
         }
         device = str(self.accelerator.device)
         made = {
+            "format": max(MADE_FORMATS),
             "row": self.run.row,
             "method": self.method.name,
             "family": self.method.family,
@@ -665,7 +679,8 @@ def main() -> None:
     resume = args.out.parent / f".resume-{args.out.name}-{run_hash}"
 
     def make() -> Loop:
-        return Loop(run, run_hash, args.seed, load_cache(args.cache), resume, config, args.embeddings)
+        cache = load_cache(args.cache, locate(run.pipeline), config.data.resolution)
+        return Loop(run, run_hash, args.seed, cache, resume, config, args.embeddings)
 
     loop, diverged = make(), None
     try:

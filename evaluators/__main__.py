@@ -4,7 +4,8 @@
         --out 'results/world/records/apex/nfe1/seed0/{split}/{evaluator}.json' \\
         --score test=geneval,fid,clip_score,coverage unseen=geneval
 
-The same as `python -m evaluators.geneval`, `.fid`, ... one after the other, at their defaults or with `--options`.
+The same as `python -m evaluators.geneval`, `.fid`, ... one after the other, at their defaults or with `--options`. Where the images could
+not be made (`python -m apex.sample --keep-failed`), each record says so instead of a number.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import json
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from apex.errors import UserError, run_command
 from apex.evaluation import command_line
-from evaluators.command import parser_of
+from evaluators.command import parser_of, write_failed
+from evaluators.images import failure
 
 MODULES = {name: f"evaluators.{name}" for name in ("clip_score", "coverage")}
 MODULES |= {name: f"evaluators.{name}.__main__" for name in ("geneval", "fid", "dpg", "wise")}
@@ -46,7 +49,11 @@ def main() -> None:
         for evaluator in evaluators:
             out = args.out.replace("{split}", split).replace("{evaluator}", evaluator)
             rest = [*command_line(args.options.get(evaluator, {})), *(a for a in args.rest if a != "--")]
-            import_module(MODULES[evaluator]).main(["--images", args.images.replace("{split}", split), "--out", out, *rest])
+            images, module = Path(args.images.replace("{split}", split)), import_module(MODULES[evaluator])
+            if made := failure(images):
+                write_failed(made, evaluator, module.VERSION, Path(out))
+            else:
+                module.main(["--images", str(images), "--out", out, *rest])
 
 
 if __name__ == "__main__":

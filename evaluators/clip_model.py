@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apex.errors import UserError
 from apex.provenance import file_sha256
+from apex.weights import check_finite, take
 from evaluators.assets import registry
 from evaluators.networks import BUNDLED
 
@@ -43,7 +44,9 @@ class Clip:
             self._model, _, self._transform = open_clip.create_model_and_transforms(name, device=device)
             self._tokenizer = open_clip.get_tokenizer(name)
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-            raise UserError(f"{folder}: not a readable open_clip folder ({str(error).splitlines()[0]}); {hint}") from error
+            said = " ".join(line.strip() for line in str(error).splitlines()[:2])  # the second names the first tensor
+            raise UserError(f"{folder}: not a readable open_clip folder ({said}); {hint}") from error
+        check_finite(self._model.state_dict(), {}, weights[0], hint)
         self._ready(folder.name, file_sha256(weights[0]), device, batch)
 
     def _ready(self, name: str, sha256: str, device: str, batch: int) -> None:
@@ -155,10 +158,4 @@ def _openai_weights(file: Path) -> dict[str, Tensor]:
 def _load_openai(model: nn.Module, weights: dict[str, Tensor], file: Path, architecture: str) -> None:
     """Takes the weights, every one of them, into the network; `text.` before a name is open_clip's other way to say it."""
     given = {name.removeprefix("text."): value for name, value in weights.items() if name not in NO_WEIGHTS}
-    wanted = model.state_dict()
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    others = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
-    for names, what in ((missing, "missing"), (extra, "not of this network"), (others, "of another shape")):
-        if names:
-            raise UserError(f"{file}: not the weights of {architecture}: {len(names)} {what}, the first is {names[0]}; give {EXPECTED}")
-    model.load_state_dict(given, strict=True)
+    take(model, given, file, f"not the weights of {architecture}: give {EXPECTED}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from apex.data import world
 from apex.errors import UserError
@@ -18,7 +21,7 @@ from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.geneval.logic import check_known
 from evaluators.images import Images, open_images
 from evaluators.progress import progress as progress  # evaluators find it here
-from evaluators.result import Metric, Record
+from evaluators.result import Identity, Metric, Record, first_fault
 from evaluators.statistics import RESAMPLES, bootstrap_weights
 
 
@@ -134,6 +137,28 @@ def write_record(
     record.write(args.out)
     print_metrics(record)
     return record
+
+
+def write_failed(made: dict[str, Any], evaluator: str, version: str, out: Path) -> None:
+    """The record of images that could not be made, without a number: `details.failed` says why, and the other rows go on."""
+    try:
+        who = Identity(**made)
+    except ValidationError as error:
+        raise UserError(f"made.json of the images of {out}: {first_fault(error)}; sample again") from error
+    record = Record(
+        **who.model_dump(),
+        evaluator=evaluator,
+        evaluator_version=version,
+        git_commit=git_commit(),
+        hardware=hardware("cpu"),
+        versions=versions(),
+        wall_seconds=0.0,
+        peak_memory_mb=peak_memory_mb(),
+        metrics=[],
+        details={"failed": str(made["failed"]), "made": made},
+    )
+    record.write(out)
+    print(f"warning: {out}: {record.row} at NFE {record.nfe}: {record.failed}; nothing was scored", file=sys.stderr, flush=True)
 
 
 def print_metrics(record: Record) -> None:

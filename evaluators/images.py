@@ -72,10 +72,13 @@ def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None,
     """Opens and checks a folder. `row`, `nfe` and `source` identify folders without `made.json`.
 
     Raises:
-        UserError: no prompts; missing, empty or corrupt images or prompt lines; no identity.
+        UserError: no prompts; missing, empty or corrupt images or prompt lines; no identity; images that could not be made.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected GenEval's layout (NNNNN/metadata.jsonl and NNNNN/samples/*.png)")
+    if made := failure(folder):
+        where, who = folder / "made.json", f"{made.get('row')} at NFE {made.get('nfe')}"
+        raise UserError(f"{where}: {who} has no images to score: {made['failed']}; train the row again")
     prompts = sorted(p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"\d+", p.name))
     if not prompts:
         raise UserError(f"{folder}: no prompt folders; expected GenEval's layout (NNNNN/metadata.jsonl and NNNNN/samples/*.png)")
@@ -121,6 +124,15 @@ def identify(folder: Path, row: str | None, nfe: int | None, source: str | None)
         if given is not None and given != getattr(identity, name):
             raise UserError(f"{path}: {name} is {getattr(identity, name)!r}, but --{name} says {given!r}; leave --{name} out")
     return identity, made
+
+
+def failure(folder: Path) -> dict[str, Any] | None:
+    """The made.json of a folder whose images could not be made (`failed` says why); None for any other folder."""
+    try:
+        made = json.loads((folder / "made.json").read_bytes())
+    except (OSError, ValueError):  # what is wrong with it is said where the images are opened
+        return None
+    return made if isinstance(made, dict) and made.get("failed") else None
 
 
 def _prompt_row(path: Path) -> dict:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apex.errors import UserError
+from apex.weights import take
 
 BUNDLED = Path(__file__).resolve().parent / "pretrained" / "world"
 STRIDE = 2  # of the detector's output grid, in input pixels
@@ -153,7 +154,7 @@ def load_network(folder: Path, kind: type, device: str = "cpu"):
     """Loads a network of class `kind` from its folder, in evaluation mode.
 
     Raises:
-        UserError: a file is missing, is not readable, or belongs to another network.
+        UserError: a file is missing, is not readable, or belongs to another network; a weight is missing, superfluous or not finite.
     """
     hint = "make it with `python -m evaluators.pretrain` or name another folder"
     try:
@@ -161,10 +162,10 @@ def load_network(folder: Path, kind: type, device: str = "cpu"):
         name = config.pop("network")
         if name != kind.__name__:
             raise UserError(f"{folder}: holds a {name}, expected a {kind.__name__}; {hint}")
-        model = kind(**config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model, given = kind(**config), load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
         raise UserError(f"{folder}: {Path(error.filename or 'model.safetensors').name} is missing; {hint}") from error
     except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable {kind.__name__} ({str(error).splitlines()[0]}); {hint}") from error
+    take(model, given, folder / "model.safetensors", hint)
     return model.eval().requires_grad_(False).to(device)

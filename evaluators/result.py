@@ -91,6 +91,12 @@ class Record(Identity):
     metrics: list[Metric]
     details: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _says_why(self) -> Record:
+        if not self.metrics and not self.failed:
+            raise ValueError("metrics is empty, and details.failed does not say why")
+        return self
+
     @field_validator("metrics")
     @classmethod
     def _unique(cls, metrics: list[Metric]) -> list[Metric]:
@@ -98,6 +104,11 @@ class Record(Identity):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"metrics named twice: {', '.join(twice)}")
         return metrics
+
+    @property
+    def failed(self) -> str:
+        """Why there is no number; "" where there is one."""
+        return "" if self.metrics else str(self.details.get("failed") or "")
 
     def value(self, metric: str) -> float:
         return next(m.value for m in self.metrics if m.metric == metric)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from apex.errors import UserError, run_command
+from apex.errors import NotFinite, UserError, run_command
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from apex.stock import StockGenerator, per_prompt
@@ -231,13 +231,18 @@ def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts:
     stock = isinstance(sampler, StockGenerator)
     guidance = sampler.guidance if stock else config.guidance if args.row == "teacher" else 1.0
     marks = Marks(sampler.pipe, device) if stock else None
-    for batch in (1, BATCH):
-        print(f"speed: NFE {nfe}, batch {batch}, {args.warmup} + {repeats} repeats", file=sys.stderr, flush=True)
-        often = {"repeats": repeats, "warmup": args.warmup}
-        if stock:
-            seconds.append(time_calls(sampler.pipe, marks, prompts, batch, call=sampler.call, **often))
-        else:
-            seconds.append(time_stages(sampler, prompts, batch, device=device, **often))
+    failed = {}
+    try:
+        for batch in (1, BATCH):
+            print(f"speed: NFE {nfe}, batch {batch}, {args.warmup} + {repeats} repeats", file=sys.stderr, flush=True)
+            often = {"repeats": repeats, "warmup": args.warmup}
+            if stock:
+                seconds.append(time_calls(sampler.pipe, marks, prompts, batch, call=sampler.call, **often))
+            else:
+                seconds.append(time_stages(sampler, prompts, batch, device=device, **often))
+    except NotFinite as error:  # as sampling with --keep-failed: a record that says so, and the other rows go on
+        print(f"warning: {args.row}, NFE {nfe}: {error}; it is not timed", file=sys.stderr, flush=True)
+        failed = {"failed": str(error)}
     memory = peak_memory_mb(device)
     return Record(
         **who.model_dump() | {"guidance": guidance, "parameters": sampler.parameters, "trainable_parameters": sampler.trainable_parameters},
@@ -248,8 +253,8 @@ def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts:
         versions=versions(),
         wall_seconds=round(time.time() - started, 2),
         peak_memory_mb=memory,
-        metrics=metrics(*seconds, BATCH, memory),
-        details={"threads": args.threads, "device": device, "warmup": args.warmup, "latent_shape": list(sampler.latent_shape)},
+        metrics=[] if failed else metrics(*seconds, BATCH, memory),
+        details={"threads": args.threads, "device": device, "warmup": args.warmup, "latent_shape": list(sampler.latent_shape)} | failed,
     )
 
 

@@ -32,7 +32,7 @@ from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
 from paper_tables import grids, pictures, plotting, published, stats
-from paper_tables.cells import missing, number, plain
+from paper_tables.cells import FAILED, failed_words, missing, number, plain
 from paper_tables.forest import bar, frame, say
 from paper_tables.published import Published, find
 from paper_tables.records import read_object
@@ -61,13 +61,17 @@ class Trial:
 
     @cached_property
     def per_prompt(self) -> stats.PerPrompt | None:
-        return per_prompt(list(self.geneval.values()))
+        return per_prompt([record for record in self.geneval.values() if not record.failed])
 
     @property
     def visibility(self) -> float | None:
         """Of the shift, the mean over times and seeds; None where the method has none."""
         found = [list(made["shift_visibility"].values()) for made in self.made.values() if made.get("shift_visibility")]
         return sum(sum(v) / len(v) for v in found) / len(found) if found else None
+
+    @property
+    def failed(self) -> dict[int, str]:
+        return {seed: record.failed for seed, record in self.geneval.items() if record.failed}
 
     @property
     def stopped(self) -> dict[int, str]:
@@ -94,8 +98,8 @@ class Grid:
     @cached_property
     def noise(self) -> float | None:
         """Training noise: the largest standard deviation of GenEval over seeds of a cell with three or more; None without one."""
-        found = [cell.per_prompt.by_seed() for cell in self.cells if len(cell.geneval) >= 3 and cell.per_prompt]
-        return max(map(statistics.stdev, found), default=None)
+        found = [cell.per_prompt.by_seed() for cell in self.cells if cell.per_prompt]
+        return max((statistics.stdev(values) for values in found if len(values) >= 3), default=None)
 
     def difference(self, cell: Trial, other: Trial) -> stats.Summary | None:
         """`cell` minus `other` in GenEval, by the rule of `View.difference`; None where one was not run, or other prompts were scored."""
@@ -140,7 +144,10 @@ def ends(grid: Grid, seeds: list[int]) -> list[str]:
         if not all(seed in cell.geneval for seed in seeds):
             raise UserError(f"{grid.name}: cell {cell.name!r} has no record yet; `snakemake ablation_{grid.name}` runs it")
         values = [metric.value for seed in seeds for metric in cell.geneval[seed].metrics if metric.metric == OVERALL]
-        scores[cell.name] = sum(values) / len(values)
+        if values:  # none where its images are not finite
+            scores[cell.name] = sum(values) / len(values)
+    if not scores:
+        raise UserError(f"{grid.name}: found no cell with images, expected one or more; mend the grid's settings")
     return list(dict.fromkeys([max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__), grid.control]))
 
 
@@ -207,6 +214,8 @@ def table(grid: Grid, data: Published) -> Table:
     for cell in grid.cells:
         control, own = cell.name == grid.control, grid.ablation.own | cell.settings
         why = f"Not run yet: snakemake ablation_{grid.name} makes it."
+        if cell.failed:
+            why = f"{FAILED}{cell.name} has no images. {failed_words({(grid.nfe, s): text for s, text in cell.failed.items()})}."
         line = {key: Cell(value_words(own.get(key)), strong=control) for key in grid.shown}
         for name in theirs:
             text = known[cell.name].get(name)
@@ -220,7 +229,8 @@ def table(grid: Grid, data: Published) -> Table:
         line["n"] = Cell(str(score.n), Summary(score.n)) if score else missing(why)
         line["seeds"] = Cell(str(score.seeds), Summary(score.seeds)) if score else missing(why)
         said = "; ".join(f"seed {seed}: {text}" for seed, text in cell.stopped.items())
-        words = ", ".join(filter(None, ["control" if control else "", "diverged" if said else ""]))
+        failed = f"{len(cell.failed)} of {len(cell.geneval)} seeds not finite" if cell.failed and score else ""
+        words = ", ".join(filter(None, ["control" if control else "", "diverged" if said else "", failed]))
         line["note"] = Cell(words, None, f"{cell.name}: {said}." if said else "")
         found.lines.append(Line(line))
     return found
@@ -285,7 +295,7 @@ def draw(grid: Grid, data: Published) -> Figure:
                 bar(axes, one, at, color)
                 axes.plot([one.value], [at], marker="X" if cell.stopped else "o", markersize=5.5, color=color, linestyle="", zorder=3)
             else:
-                say(axes, at, "not run")
+                say(axes, at, "failed: not finite" if cell.failed else "not run")
         if seen and cell.visibility is not None:
             found[-1].plot([cell.visibility], [at], marker="o", markersize=5, color=color, linestyle="", zorder=3)
     if seen:

@@ -249,6 +249,9 @@ def _missing(view: View | None, rows: Iterable[str], test: dict[str, Any], evide
     """What would make the records of the first of these rows that has none."""
     profile = test.get("profile", evidence.first)
     absent = next((row for row in rows if view is None or not view.recorded(row)), next(iter(rows)))
+    if view and view.recorded(absent) and (failed := next((row for row in rows if view.failed(row)), None)):
+        nfes = ", ".join(map(str, sorted({nfe for nfe, _ in view.failed(failed)})))
+        return Outcome(UNDECIDED, f"the images of {failed} are not finite at NFE {nfes}, so nothing was scored", source="records")
     declared = view.expected.rows.get(absent) if view and view.expected else None
     if view and view.expected and not declared and absent != "teacher" and absent not in view.expected.checkpoints:
         return not_run(f"a profile with the row {absent}")

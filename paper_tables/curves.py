@@ -160,6 +160,8 @@ def against_nfe(view: View) -> Figure | None:
     legend(figure, {row: shown[row] for row in (*view.rows, *levels) if row in shown})
     if absent := [row for row in view.not_run if row not in drawn]:
         footer(figure, absent)
+    if failed := [row for row in view.rows if view.failed(row)]:
+        footer(figure, failed, "images not finite at some or all NFEs")
     return figure
 
 

@@ -16,6 +16,7 @@ from paper_tables.tables_repeat import METRICS, beside
 from paper_tables.view import TASK_NAMES, TASKS, Key, View
 
 LINE, NAMES, HEAD, FOOT = 0.215, 1.25, 0.78, 0.62  # inches: a row, the column of names, above and below the panels
+FAILED = "failed: not finite"
 STEPS = ("o", "s", "D", "^", "v", "P")  # a mark per NFE
 
 
@@ -89,6 +90,8 @@ def say(axes: Axes, level: int, words: str) -> None:
 
 
 def _why(view: View, key: Key) -> str:
+    if view.failed(*key):
+        return FAILED
     if view.evaluators(key) or key not in view.keys:
         return "–"
     return "not run"

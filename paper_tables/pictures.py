@@ -20,6 +20,7 @@ from pathlib import Path
 
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
+from evaluators.images import failure
 from paper_tables.grids import COLUMNS, SAMPLES, choose, in_four, read_prompts
 
 FOLDER = "pictures"
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="images of one prompt set, in GenEval's layout")
     parser.add_argument("--out", type=Path, required=True, help="the archive")
     args = parser.parse_args()
-    if not (files := shown(args.images)):
+    if not (files := shown(args.images)) and not failure(args.images):
         raise UserError(f"{args.images}: found no images, expected NNNNN/metadata.jsonl and NNNNN/samples; sample again")
     write_atomic(args.out, pack({file.relative_to(args.images).as_posix(): file for file in files}))
 

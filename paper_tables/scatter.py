@@ -36,8 +36,12 @@ def _point(axes: Axes, x: float, y: float, look: Look, size: float = 7) -> None:
 def _absent(figure: Figure, view: View, drawn: Iterable[str], words: str = "not run yet") -> None:
     """Says which trained rows the figure does not show."""
     drawn = set(drawn)
-    if rows := [row for row in view.rows if row not in drawn and not view.images_only(row)]:
-        footer(figure, rows, words)
+    rows = [row for row in view.rows if row not in drawn and not view.images_only(row)]
+    failed = [row for row in rows if view.failed(row)]
+    if rest := [row for row in rows if row not in failed]:
+        footer(figure, rest, words)
+    if failed:
+        footer(figure, failed, "images not finite")
 
 
 def _height(groups: Mapping[str, Sequence[str]], least: float, line: float, more: int = 0) -> float:

@@ -48,7 +48,7 @@ def _row(view: View, row: str) -> dict[str, Cell]:
     line["hardware"] = (
         Cell(str(hardware)) if hardware else missing(why) if view.images_only(row) else cells.hardware_cell(view, key, "geneval")
     )
-    return line | {"note": cells.stopped_cell(view, row)}
+    return line | {"note": cells.note_cell(view, row)}
 
 
 def cost(view: View) -> Table:

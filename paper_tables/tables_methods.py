@@ -39,7 +39,7 @@ def _line(view: View, key: Key) -> dict[str, Cell]:
     line |= cells.size_cells(view, key) | {"n": behind["n"], "seeds": cells.seeds_cell(view, key)}
     if key in view.methods:
         line |= {"citation": Cell(cells.citation_words(view, key[0])), "tuning": Cell(cells.tuning_words(view, key[0]))}
-        line["note"] = cells.stopped_cell(view, key[0])
+        line["note"] = cells.note_cell(view, key[0])
     return line
 
 
@@ -169,7 +169,7 @@ def _against(view: View, key: Key, other: Key) -> dict[str, Cell]:
     behind = view.difference(key, other, "geneval/overall")
     line["n"] = Cell(str(behind.n), stats.Summary(behind.n)) if behind and behind.n else missing(line["difference"].note)
     line["seeds"] = Cell(str(behind.seeds), stats.Summary(behind.seeds)) if behind else missing(line["difference"].note)
-    return line | {"note": cells.stopped_cell(view, key[0])}
+    return line | {"note": cells.note_cell(view, key[0])}
 
 
 def _plain(view: View, key: Key, metric: str, split: str | None) -> Cell:

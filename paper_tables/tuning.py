@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import first_fault
 from paper_tables import plotting
-from paper_tables.cells import number, plain
+from paper_tables.cells import FAILED, missing, number, plain
 from paper_tables.expected import described
 from paper_tables.plotting import Look
 from paper_tables.records import read_object
@@ -40,7 +40,7 @@ class Candidate(BaseModel):
 
     params: dict[str, Any] = {}
     train: dict[str, Any] = {}
-    geneval: float
+    geneval: float | None
     geneval_low: float | None = None
     geneval_high: float | None = None
     spread: float | None = None
@@ -48,6 +48,7 @@ class Candidate(BaseModel):
     forward_equivalents: float | None = None
     wall_seconds: float | None = None
     stopped: str | None = ""
+    failed: str | None = ""
 
     @property
     def words(self) -> str:
@@ -126,19 +127,19 @@ def table(tuning: Tuning) -> Table:
         "neighbours may swap with another seed. A run that diverged counts with what its last good state scores."
     )
     found = Table("tuning", "Tuning: every candidate of every method", caption, columns)
-    why = "The candidate's record does not hold it."
     for group in _groups(tuning):
         first = True
         for name in group.methods:
             tried = tuning.methods[name]
             for place, one in enumerate(tried.candidates):
                 chosen = place == tried.chosen
-                geneval = number(Summary(one.geneval, one.geneval_low, one.geneval_high), 3)
+                why = f"{FAILED}{name}, candidate {place + 1}: {one.failed}." if one.failed else "The candidate's record does not hold it."
+                geneval = missing(why) if one.geneval is None else number(Summary(one.geneval, one.geneval_low, one.geneval_high), 3)
                 line = {
                     "method": Cell(name, strong=chosen),
                     "candidate": Cell(str(place + 1), Summary(place + 1)),
                     "settings": Cell(one.words, strong=chosen),
-                    "geneval": Cell(geneval.text, geneval.summary, strong=chosen),
+                    "geneval": replace(geneval, strong=chosen),
                     "spread": plain(one.spread, why, 2),
                     "recall": plain(one.recall, why, 2),
                     "seconds": plain(one.wall_seconds, why, 0),
@@ -180,7 +181,8 @@ NEAR = 0.02  # of GenEval: nearer candidates share one text with their numbers
 
 def _dots(axes: Axes, level: float, tried: Tried, look: Look) -> None:
     """The candidates of one method; the chosen is drawn last."""
-    values = sorted(range(len(tried.candidates)), key=lambda place: tried.candidates[place].geneval)
+    scored = [place for place, one in enumerate(tried.candidates) if one.geneval is not None]
+    values = sorted(scored, key=lambda place: tried.candidates[place].geneval)
     clusters: list[list[int]] = []
     for place in values:
         near = clusters and tried.candidates[place].geneval - tried.candidates[clusters[-1][-1]].geneval < NEAR

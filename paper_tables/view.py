@@ -209,6 +209,12 @@ class View:
         found |= {made.get("seed"): (made.get("training") or {}).get("stopped") for made in self.made.get(row, [])}
         return {seed: str(text) for seed, text in sorted(found.items(), key=lambda item: str(item[0])) if text}
 
+    def failed(self, row: str, nfe: int | None = None) -> dict[Key, str]:
+        """(NFE, seed) -> why it has no images, at one NFE or at all; empty where all could be made. A record without a number says it."""
+        found = [one for one in self._by_row.get(row, []) if one.record.failed and nfe in (None, one.record.nfe)]
+        found.sort(key=lambda one: one.record.evaluator != "speed")  # the others say of which prompt
+        return {(one.record.nfe, one.record.seed): one.record.failed for one in found}
+
     # ------------------------------------------------------------------------------------------- its numbers
 
     def not_as_published(self, key: Key, metric: str) -> str:
@@ -315,7 +321,8 @@ class View:
 
     def _per_prompt(self, key: Key, split: str) -> PerPrompt | None:
         """GenEval by prompt over the row's seeds, where its records hold it for the same prompts."""
-        return per_prompt([one.record for one in self._by_key.get(key, []) if one.record.evaluator == "geneval" and one.split == split])
+        mine = [one for one in self._by_key.get(key, []) if one.record.evaluator == "geneval" and one.split == split]
+        return per_prompt([one.record for one in mine if not one.record.failed])
 
     def evaluators(self, key: Key) -> set[str]:
         return {one.record.evaluator for one in self._by_key.get(key, [])}

@@ -5,7 +5,8 @@
         --reference results/reference/world/tune
 
 The best is the highest GenEval on the validation prompts; of equals the first. A candidate that diverged counts with what
-its last good state scores. Methods that have not been tried in these results are left out.
+its last good state scores; one whose images are not finite has no score and is not chosen. Methods that have not been tried
+in these results are left out.
 """
 
 from __future__ import annotations
@@ -33,17 +34,22 @@ HEADER = """\
 def read_candidate(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """One candidate's line of tuning.json."""
     geneval, coverage = (read_record(folder / "records" / f"{name}.json") for name in ("geneval", "coverage"))
-    overall = next(m for m in geneval.metrics if m.metric == "geneval/overall")
-    training = geneval.training or {}
+    training, scores = geneval.training or {}, dict.fromkeys(("geneval", "geneval_low", "geneval_high", "spread", "recall", "n"))
+    if not geneval.failed:
+        overall = next(m for m in geneval.metrics if m.metric == "geneval/overall")
+        scores = {
+            "geneval": overall.value,
+            "geneval_low": overall.ci_low,
+            "geneval_high": overall.ci_high,
+            "spread": coverage.value("coverage/spread"),
+            "recall": coverage.value("coverage/recall"),
+            "n": overall.n,
+        }
     return {
         "params": settings.get("params", {}),
         "train": settings.get("train", {}),
-        "geneval": overall.value,
-        "geneval_low": overall.ci_low,
-        "geneval_high": overall.ci_high,
-        "spread": coverage.value("coverage/spread"),
-        "recall": coverage.value("coverage/recall"),
-        "n": overall.n,
+        **scores,
+        "failed": geneval.failed,
         "seed": geneval.seed,
         "forward_equivalents": training.get("forward_equivalents"),
         "wall_seconds": training.get("wall_seconds"),
@@ -66,7 +72,11 @@ def collect(config: Config, results: Path) -> dict[str, Any]:
                 settings = candidate.model_dump(mode="json", exclude_unset=True)
                 found.append({"candidate": k, **read_candidate(folder, settings)})
         if found:
-            best = max(range(len(found)), key=lambda i: (found[i]["geneval"], -i))
+            scored = [i for i in range(len(found)) if not found[i]["failed"]]
+            if not scored:
+                print(f"warning: {results / name}: left out, for no candidate has images ({found[0]['failed']})", flush=True)
+                continue
+            best = max(scored, key=lambda i: (found[i]["geneval"], -i))
             methods[name] = {"declared": len(candidates), "candidates": found, "chosen": best}
     if not methods:
         raise UserError(f"{results}: found no records of candidates; expected METHOD/K/records/geneval.json; run `snakemake tune`")

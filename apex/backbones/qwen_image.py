@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apex.backbones.base import TIME_SCALE, Backbone
 from apex.conditioning import Condition
 from apex.errors import readable
+from apex.weights import take
 
 EXTRA_FILE = "target_time_embedder.safetensors"
 
@@ -115,7 +116,8 @@ class QwenImageBackbone(Backbone):
             return self
         new = self.with_target_time()
         with readable(folder / EXTRA_FILE, "train the row again"):
-            new.target_embedder.load_state_dict(load_file(folder / EXTRA_FILE))
+            given = load_file(folder / EXTRA_FILE)
+        take(new.target_embedder, given, folder / EXTRA_FILE, "train the row again")
         return new
 
 

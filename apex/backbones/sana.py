@@ -65,8 +65,8 @@ class SanaBackbone(Backbone):
             k.replace("time_embed.emb.timestep_embedder", "time_embed.timestep_embedder"): v
             for k, v in self.transformer.state_dict().items()
         }
-        new.load_state_dict(state, strict=False)
         slot, time = new.time_embed.guidance_embedder, new.time_embed.timestep_embedder
+        new.load_state_dict(state | {f"time_embed.guidance_embedder.{k}": v for k, v in slot.state_dict().items()})
         slot.linear_1.load_state_dict(time.linear_1.state_dict())
         nn.init.zeros_(slot.linear_2.weight)
         nn.init.zeros_(slot.linear_2.bias)

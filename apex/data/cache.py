@@ -20,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,16 +31,18 @@ from torch import Tensor
 
 from apex.data.readers import Record, detect, read_index, records
 from apex.data.shards import checksum, decoded, progress, refuse_foreign
-from apex.errors import UserError, run_command
+from apex.errors import UserError, check_format, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.gpu import pick_device
 from apex.provenance import digest, file_sha256
+from apex.weights import pretrained
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 ENCODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 PART = 4096  # samples in a part, rounded to whole batches so that resuming keeps the batches
+SCHEMA = 1  # of made.json
 LATENTS, CAPTIONS = "latents.safetensors", "captions.json"
 
 
@@ -67,10 +70,7 @@ def load_vae(pipeline: Path) -> ModelMixin:
         raise UserError(f"{config}: not a valid model config ({error})") from None
     if name not in ENCODERS:
         raise UserError(f"{config}: _class_name is {name!r}; expected one of {', '.join(ENCODERS)}")
-    try:
-        return getattr(diffusers, name).from_pretrained(config.parent, use_safetensors=True).eval()
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"{config.parent}: weights missing or damaged ({str(error).splitlines()[0]}); fetch or make them again") from None
+    return pretrained(getattr(diffusers, name), config.parent, "fetch or make them again").eval()
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def build(pipeline: Path, data: Path, out: Path, *, resolution: int | None = Non
     """Encodes every image of `data` and writes the cache `out`; returns what made.json holds."""
     refuse_foreign(out, "made.json")
     source, vae = detect(data), load_vae(pipeline).to(device)
-    about = {"schema": 1, "data_sha256": checksum(source), "vae": vae_checksum(pipeline), "resolution": resolution, "batch": batch}
+    about = {"schema": SCHEMA, "data_sha256": checksum(source), "vae": vae_checksum(pipeline), "resolution": resolution, "batch": batch}
     part = batch * max(1, PART // batch)
     parts = out.parent / f".{out.name}.parts-{digest(about | {'part': part})}"
     captions: dict[str, int] = {}
@@ -202,13 +202,24 @@ def _read_part(path: Path) -> Tensor | None:
 # --------------------------------------------------------------------------------- reading the cache
 
 
-def load_cache(path: Path) -> Cache:
-    """Reads and verifies a cache. Raises `UserError` when a file is missing, changed, truncated or does not fit the others."""
+def load_cache(path: Path, pipeline: Path | None = None, resolution: int | None = None) -> Cache:
+    """Reads and verifies a cache.
+
+    Args:
+        pipeline: whose image encoder must have made it. resolution: pixels a side that its images must have. None: any.
+
+    Raises:
+        UserError: a file is missing, changed, truncated, of an unknown format, or does not fit the others; or the latents are of another
+            encoder or resolution.
+    """
     again = "make the cache again with python -m apex.data.cache"
     for name in ("made.json", LATENTS, CAPTIONS):
         if not (path / name).is_file():
             raise UserError(f"{path / name}: not found; {again}")
     made = _json(path / "made.json", again)
+    check_format(made.get("schema"), {SCHEMA}, f"{path / 'made.json'}: schema", again)
+    if pipeline is not None:
+        _check_origin(path / "made.json", made, pipeline, resolution, again)
     recorded = made.get("sha256")
     for name in (LATENTS, CAPTIONS):
         if not isinstance(recorded, dict) or file_sha256(path / name) != recorded.get(name):
@@ -230,6 +241,26 @@ def load_cache(path: Path) -> Cache:
     if int(index.min()) < 0 or int(index.max()) >= len(captions):
         raise UserError(f"{path / LATENTS}: caption_index runs from {index.min()} to {index.max()}, with {len(captions)} captions; {again}")
     return Cache(latents, index.long(), captions)
+
+
+def _check_origin(file: Path, made: dict[str, Any], pipeline: Path, resolution: int | None, again: str) -> None:
+    """Checks that the latents are of this pipeline's encoder and of images of this resolution."""
+    if made.get("vae") != (wanted := vae_checksum(pipeline)):
+        raise UserError(
+            f"{file}: vae: found latents of the encoder {made.get('vae')!r}, expected {wanted!r} of {pipeline / 'vae'}; {again}"
+        )
+    shape, unit = made.get("latent_shape"), pixels_per_latent(_Config(pipeline / "vae" / "config.json"))
+    sides = [unit * side for side in shape[1:]] if isinstance(shape, list) else shape
+    if resolution is not None and sides != [resolution] * 2:
+        raise UserError(f"{file}: latent_shape: found latents of {sides} pixels, expected {resolution} a side (data.resolution); {again}")
+
+
+class _Config:
+    """An encoder's configuration without its weights, for `pixels_per_latent`."""
+
+    def __init__(self, file: Path) -> None:
+        with readable(file, "fetch or make it again"):
+            self.config = SimpleNamespace(**json.loads(file.read_bytes()))
 
 
 def _json(path: Path, again: str) -> dict[str, Any]:

@@ -35,12 +35,13 @@ from apex.config import fingerprint
 from apex.data.cache import load_cache
 from apex.data.parts import MADE, Parts
 from apex.data.shards import progress
-from apex.errors import UserError, run_command
+from apex.errors import UserError, check_format, run_command
 from apex.gpu import pick_device
 from apex.pipeline import DTYPES
 from apex.provenance import digest, file_sha256
 from apex.text import TextPath, pipeline_class
 
+SCHEMA = 1  # of made.json
 PART = 1024  # captions of a file
 AGAIN = "make them again with python -m apex.data.embeddings"
 
@@ -62,7 +63,7 @@ def build(pipeline: Path, captions: list[str], out: Path, *, dtype: str = "fp32"
     Args:
         dtype: fp32 or bf16, of the encoder's weights and of what is written. batch: captions encoded at once.
     """
-    about = {"schema": 1} | identity(pipeline, captions, dtype)
+    about = {"schema": SCHEMA} | identity(pipeline, captions, dtype)
     parts, texts = Parts(out, about | {"part": PART, "batch": batch}), [*captions, ""]
     names = {f"captions-{k:05d}.safetensors": texts[start : start + PART] for k, start in enumerate(range(0, len(texts), PART))}
     missing = {name: held for name, held in names.items() if parts.done(name) is None}
@@ -114,6 +115,7 @@ class CaptionShards:
         """verify: whether to check the files' checksums; of several processes on a machine one is enough."""
         self.device, self.empty = device, len(captions)
         made = _made(folder)
+        check_format(made.get("schema"), {SCHEMA}, f"{folder / MADE}: schema", AGAIN)
         for key, expected in identity(pipeline, captions, dtype).items():
             if made.get(key) != expected:
                 raise UserError(f"{folder / MADE}: {key}: found {made.get(key)!r}, expected {expected!r} of this run; {AGAIN}")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from apex.errors import UserError
+from apex.errors import UserError, check_format
 from apex.provenance import file_sha256
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -133,6 +133,7 @@ def read_index(root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     index = _object(path.read_bytes(), str(path))
+    check_format(index.get("schema", 1), {1}, f"{path}: schema", "make the shards again, or remove this file to read unchecked")
     shards = index.get("shards")
     if not isinstance(shards, list) or not all(isinstance(s, dict) and {"file", "count", "sha256"} <= s.keys() for s in shards):
         raise UserError(

@@ -35,7 +35,7 @@ from apex.config import Config, FromTeacher, fingerprint, load, locate
 from apex.data.parts import MADE, Parts
 from apex.data.readers import INDEX
 from apex.data.shards import Sample, index_of, progress, write_tar
-from apex.errors import UserError, run_command
+from apex.errors import NotFinite, UserError, run_command
 from apex.gpu import pick_device
 from apex.provenance import file_sha256
 from apex.sample import Generator, load_generator
@@ -104,7 +104,10 @@ def images(generator: Generator, prompts: list[str], indices: range, seed: int, 
     """The samples of these indices, `batch` drawn at once."""
     for first in range(0, len(indices), batch):
         places = [(i % len(prompts), i // len(prompts)) for i in indices[first : first + batch]]
-        pictures = generator.pictures([prompts[prompt] for prompt, _ in places], seed, places)
+        try:
+            pictures = generator.pictures([prompts[prompt] for prompt, _ in places], seed, places)
+        except NotFinite as error:
+            raise NotFinite(f"teacher: {error}; check its weights, or set sampling.precision to fp32") from None
         for i, (prompt, image), picture in zip(indices[first:], places, pictures, strict=False):
             yield Sample(f"{i:08d}", picture, prompts[prompt], {"index": i, "seed": seed, "prompt": prompt, "image": image})
 

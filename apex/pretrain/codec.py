@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL
 
 from apex.errors import run_command
 from apex.pretrain import origin, settings
+from apex.weights import pretrained
 
 CONFIG = {
     "in_channels": 3,
@@ -139,7 +140,7 @@ def main() -> None:
     images = load_images(args.data)
     common = {"batch": args.batch, "kl_weight": args.kl_weight, "latent_noise": args.latent_noise}
     if args.decode_for:
-        codec, log = AutoencoderKL.from_pretrained(args.decode_for), []
+        codec, log = pretrained(AutoencoderKL, args.decode_for, "name another folder"), []
     else:
         codec, log = train(images, steps=args.steps, lr=args.lr, seed=args.seed, **common)
         fold_normalisation(codec, images[:4000].float() / 127.5 - 1)

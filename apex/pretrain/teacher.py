@@ -117,7 +117,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    cache = load_cache(args.cache)
+    cache = load_cache(args.cache, args.pipeline)
     captions = CaptionTable(Pipeline(args.pipeline, args.device), cache.captions)
     latents, index = cache.latents.to(args.device), cache.caption_index.to(args.device)
     held_out = min(2000, len(latents) // 10)

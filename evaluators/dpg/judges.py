@@ -13,6 +13,7 @@ from PIL import Image
 
 from apex.errors import UserError, readable
 from apex.provenance import digest, file_sha256
+from apex.weights import check_finite, pretrained
 
 MPLUG = "damo/mplug_visual-question-answering_coco_large_en"
 YES_OR_NO = " Answer with yes or no."
@@ -64,6 +65,7 @@ class Mplug:
             names = self._model.load_state_dict({key.replace("model.", ""): value for key, value in state.items()}, strict=False)
             if names.missing_keys:
                 raise ValueError(f"{len(names.missing_keys)} weights are missing, such as {names.missing_keys[0]}")
+            check_finite(self._model.state_dict(), {}, folder / "pytorch_model.bin", "fetch it again")
         self._model.eval().to(device)
         self._device, self._batch = device, batch
         side = self._model.config.image_res
@@ -123,8 +125,7 @@ class _Transformers:
         }
 
     def _load(self, automatic: type) -> Any:
-        with readable(self._folder, "fetch it again"):
-            model = automatic.from_pretrained(self._folder, use_safetensors=True, dtype=self._dtype)
+        model = pretrained(automatic, self._folder, "fetch it again", self._dtype)
         self.identity["class"] = type(model).__name__
         return model.eval().requires_grad_(False).to(self._device)
 

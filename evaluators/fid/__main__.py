@@ -22,6 +22,8 @@ from evaluators.fid import published, world
 from evaluators.fid.inception import PROTOCOLS
 from evaluators.fid.reference import add_arguments
 
+VERSION = published.VERSION
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = image_parser("evaluators.fid", __doc__)

@@ -10,16 +10,64 @@ from functools import cached_property
 
 import numpy as np
 
+from apex.errors import UserError
 from evaluators.statistics import error_of
 
 # Chong & Forsyth 2020 (arXiv 1911.07023) fit FID against 1/n at 15 sizes from 5,000 on, with 2,048 features.
 POINTS = 15
 LEAST = 5_000 / 2_048  # images a feature
+ROUNDING = 1e-5  # of the largest value: how far statistics in float32 are off from symmetric and not negative
 BLOCK = 2_048  # images a side of a block of the kernel matrix: 34 MB
 
 
-def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (d,) and covariance (d, d) with n - 1, float64, as `np.mean` and `np.cov` give them; no copy of all features is made."""
+def check_features(features: np.ndarray, where: object, width: int | None = None) -> None:
+    """Checks features (n, d): two or more, all finite, of `width` where one is given.
+
+    Raises:
+        UserError: they are not, in one line that begins with `where`, a file or what the features are of.
+    """
+    if features.ndim != 2 or len(features) < 2 or width not in (None, features.shape[1]):
+        wanted = "d" if width is None else width
+        raise UserError(f"{where}: found features of shape {features.shape}, expected (n, {wanted}) with n of 2 or more; make them again")
+    bad = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(bad):
+        raise UserError(
+            f"{where}: found features that are not finite (of image {bad[0]}, {len(bad)} of {len(features)} images), expected numbers; "
+            "make them again"
+        )
+
+
+def check_moments(mean: np.ndarray, covariance: np.ndarray, where: object) -> None:
+    """Checks mean (d,) and covariance (d, d): finite, the covariance symmetric. Raises `UserError` as `check_features`."""
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(f"{where}: found a mean of shape {mean.shape} and a covariance of {covariance.shape}, expected (d,) and (d, d)")
+    for name, values in (("mean", mean), ("covariance", covariance)):
+        if not np.isfinite(values).all():
+            count = np.count_nonzero(~np.isfinite(values))
+            raise UserError(f"{where}: found a {name} with {count} values that are not finite, expected numbers; make the statistics again")
+    apart = float(np.abs(covariance - covariance.T).max(initial=0.0))
+    if apart > ROUNDING * np.abs(covariance).max(initial=0.0):
+        raise UserError(
+            f"{where}: found a covariance that is not symmetric (by up to {apart:.3g}), expected one; make the statistics again"
+        )
+
+
+def _check_eigenvalues(values: np.ndarray, scale: float, where: object) -> None:
+    """Checks ascending eigenvalues of what must not be negative, beyond the rounding of numbers of that scale."""
+    if len(values) and values[0] < -ROUNDING * scale:
+        raise UserError(
+            f"{where}: found a covariance with a negative eigenvalue ({values[0]:.3g}; the largest is {values[-1]:.3g}), expected none; "
+            "make the statistics again"
+        )
+
+
+def moments(features: np.ndarray, where: object = "features") -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and covariance (d, d) with n - 1, float64, as `np.mean` and `np.cov` give them; no copy of all features is made.
+
+    Raises:
+        UserError: the features are fewer than two or not finite; `where` says whose they are.
+    """
+    check_features(features, where)
     mean, covariance = features.mean(0, dtype=np.float64), np.zeros((features.shape[1],) * 2)
     for start in range(0, len(features), BLOCK):
         centred = features[start : start + BLOCK] - mean
@@ -30,13 +78,16 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Gaussian:
     """A mean and a covariance to measure distances to; the root of the covariance is taken once."""
 
-    def __init__(self, mean: np.ndarray, covariance: np.ndarray) -> None:
-        self.mean, self.covariance = mean, covariance
+    def __init__(self, mean: np.ndarray, covariance: np.ndarray, where: object = "statistics") -> None:
+        """Raises `UserError`, which begins with `where`, unless both are finite and the covariance is symmetric."""
+        check_moments(mean, covariance, where)
+        self.mean, self.covariance, self.where = mean, covariance, where
 
     @cached_property
     def root(self) -> np.ndarray:
-        """The symmetric square root of the covariance, (d, d)."""
+        """The symmetric square root of the covariance, (d, d). Raises `UserError` where an eigenvalue is clearly negative."""
         values, vectors = np.linalg.eigh(self.covariance)
+        _check_eigenvalues(values, np.abs(self.covariance).max(), self.where)
         return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
     def middle(self, covariance: np.ndarray) -> np.ndarray:
@@ -44,14 +95,21 @@ class Gaussian:
         product = self.root @ covariance @ self.root
         return (product + product.T) / 2
 
-    def distance(self, mean: np.ndarray, covariance: np.ndarray) -> float:
+    def distance(self, mean: np.ndarray, covariance: np.ndarray, where: object = "statistics") -> float:
         """The squared Frechet distance |m - m'|^2 + Tr(S + C - 2 (S^1/2 C S^1/2)^1/2) (Dowson & Landau 1982).
 
         By the eigenvalues of a symmetric matrix: real whatever the rank, and without the matrix root of an unsymmetric product, which
         leaves imaginary parts and is then helped by 1e-6 on the diagonal in the published code. The two agree to 1e-6 where both ranks are
         full (tests/evaluators/test_fid_protocols.py).
+
+        Raises:
+            UserError: the other mean or covariance has another size, is not finite, not symmetric, or clearly negative somewhere.
         """
+        check_moments(mean, covariance, where)
+        if len(mean) != len(self.mean):
+            raise UserError(f"{where}: found {len(mean)} features, expected the {len(self.mean)} of {self.where}; make them of one network")
         values = np.linalg.eigvalsh(self.middle(covariance))
+        _check_eigenvalues(values, np.abs(self.covariance).max() * np.abs(covariance).max(), where)
         crossed = np.sqrt(np.clip(values, 0, None)).sum()
         found = ((mean - self.mean) ** 2).sum() + np.trace(covariance) + np.trace(self.covariance) - 2 * crossed
         return max(0.0, float(found))
@@ -167,7 +225,12 @@ def kid(x: np.ndarray, y: np.ndarray, prompts: np.ndarray, groups: list[str], bl
 
     Returns:
         (value, low, high); the value may be negative.
+
+    Raises:
+        UserError: features are not finite, or x and y have not as many.
     """
+    check_features(x, "generated images")
+    check_features(y, "reference", x.shape[1])
     n, m, count = len(x), len(y), len(groups)
     within, across = kernel_rows(x, block=block), kernel_rows(x, y, block)
     of_reference = kernel_rows(y, block=block).sum() / (m * (m - 1))

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from apex.errors import UserError
 from apex.files import write_atomic
 from apex.provenance import digest, file_sha256
+from apex.weights import take
 from evaluators.command import at_least_one, progress
 
 SIDE = 299
@@ -131,14 +132,15 @@ def load_network(path: Path, device: str = "cpu") -> Network:
     """FID's Inception from pytorch-fid's file (the asset `inception`), every weight of it.
 
     Raises:
-        UserError: not a file of plain tensors, or not of this network.
+        UserError: not a file of plain tensors, or not of this network, or not finite.
     """
     net = build()
     expected = "expected pt_inception-2015-12-05-6726825d.pth of pytorch-fid"
     try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+        given = dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, OSError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: not FID's Inception ({' '.join(str(error).split())[:160]}); {expected}") from error
+    take(net, given, path, f"not FID's Inception: {expected}")
     net.fc = nn.Identity()  # what is left is pool3
     return Network(net.to(device), file_sha256(path), device)
 
@@ -181,10 +183,20 @@ def file_features(
                         for i in range(0, len(chunk), batch)
                     ]
                 )
+                check_rows(values, chunk, f"check {network.sha256[:12]}, the weights of the network")
                 about = {"identity": json.dumps(identity), "checksum": hashlib.sha256(values.tobytes()).hexdigest()}
                 write_atomic(file, save({"features": values}, metadata=about))
+            else:
+                check_rows(values, chunk, f"delete {file} and run again")
             found.append(values)
     return Features(np.concatenate(found), every.hexdigest())
+
+
+def check_rows(values: np.ndarray, paths: Sequence[Path], mend: str) -> None:
+    """Raises `UserError` with the first image whose features, a row of (n, d), are not finite."""
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        raise UserError(f"{paths[bad[0]]}: found features that are not finite, expected numbers; {mend}")
 
 
 def _read(path: Path, feed: Feed) -> Tensor:

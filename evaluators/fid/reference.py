@@ -33,7 +33,7 @@ from apex.gpu import pick_device
 from apex.provenance import file_sha256
 from evaluators.assets import find
 from evaluators.command import check_out, parser_of, set_threads
-from evaluators.fid.distance import Gaussian, moments
+from evaluators.fid.distance import Gaussian, check_features, moments
 from evaluators.fid.inception import PROTOCOLS, Feed, Network, file_features, load_network
 from evaluators.fid.mjhq import META, image_files, read_meta
 
@@ -96,7 +96,7 @@ def make(folder: Path, feed: Feed, network: Network, kept: Path, *, limit: int |
     images = listed(folder, limit)
     features = file_features(images.paths, feed, network, kept, batch, threads, "reference")
     identity = asdict(feed) | {"n": len(images.paths), "weights": network.sha256, "files": features.files}
-    return Reference(Gaussian(*moments(features.values)), identity, features.values, np.array(images.categories))
+    return Reference(Gaussian(*moments(features.values, folder), folder), identity, features.values, np.array(images.categories))
 
 
 def write(reference: Reference, path: Path) -> None:
@@ -123,7 +123,7 @@ def read(path: Path, feed: Feed, weights: str) -> Reference:
     """A reference from a file, which must be for this feed and these weights where it says what it is for.
 
     Raises:
-        UserError: not a file of statistics, damaged, or of another protocol, resolution or network.
+        UserError: not a file of statistics, damaged, not finite, not symmetric, or of another protocol, resolution or network.
     """
     if path.suffix == ".npz":
         return _read_npz(path)
@@ -142,7 +142,11 @@ def read(path: Path, feed: Feed, weights: str) -> Reference:
             raise UserError(
                 f"{path}: {key} is {identity.get(key)!r}, this call's is {value!r}; make the reference with the same, or change the call"
             )
-    return Reference(Gaussian(mean, covariance), identity, features, np.array(names)[index])
+    gaussian = Gaussian(mean, covariance, path)
+    check_features(features, path, len(mean))
+    if index.shape != (len(features),) or (len(index) and not 0 <= index.min() <= index.max() < len(names)):
+        raise UserError(f"{path}: category: found numbers that fit neither {len(features)} images nor {len(names)} names; make it again")
+    return Reference(gaussian, identity, features, np.array(names)[index])
 
 
 def _read_npz(path: Path) -> Reference:
@@ -151,9 +155,7 @@ def _read_npz(path: Path) -> Reference:
             mean, covariance = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not statistics as pytorch-fid writes them, mu and sigma in .npz ({error})") from error
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{path}: mu of shape {mean.shape} and sigma of {covariance.shape}; expected (d,) and (d, d)")
-    return Reference(Gaussian(mean, covariance), {"file_sha256": file_sha256(path), "states": "neither protocol, resolution nor n"})
+    return Reference(Gaussian(mean, covariance, path), {"file_sha256": file_sha256(path), "states": "neither protocol, resolution nor n"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,8 @@ import torch
 
 from apex.errors import UserError
 from evaluators.command import begin, check_world, fresh_renders, square_side, write_record
-from evaluators.fid.distance import kernel
+from evaluators.fid.distance import check_features, kernel
+from evaluators.fid.inception import check_rows
 from evaluators.images import Images
 from evaluators.networks import BUNDLED, FeatureNet, load_network
 from evaluators.result import Metric
@@ -52,6 +53,7 @@ def file_features(paths: list[Path], net: FeatureNet, device: str) -> np.ndarray
     found = get_files_features(
         names, Extractor(net), num_workers=0, device=torch.device(device), custom_fn_resize=lambda x: x, verbose=False
     )
+    check_rows(found, paths, "check the feature network")
     return found.astype(np.float64)
 
 
@@ -70,8 +72,12 @@ def fid(x: np.ndarray, y: np.ndarray) -> float:
     """Frechet distance of two sets of features (n, D): |mean difference|^2 + Tr(Cx + Cy - 2 (Cx Cy)^1/2)."""
     from cleanfid.fid import frechet_distance
 
-    distance = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
-    return max(0.0, float(distance))  # rounding of the matrix root can leave -1e-12
+    check_features(x, "generated images")
+    check_features(y, "reference", x.shape[1])
+    distance = float(frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False)))
+    if not np.isfinite(distance):  # max(0, NaN) is 0
+        raise UserError(f"FID of {len(x)} images: found {distance}, expected a number; check the images and the feature network")
+    return max(0.0, distance)  # rounding of the matrix root can leave -1e-12
 
 
 def kid(x: np.ndarray, y: np.ndarray, prompts: np.ndarray) -> tuple[float, float, float]:
@@ -86,6 +92,8 @@ def kid(x: np.ndarray, y: np.ndarray, prompts: np.ndarray) -> tuple[float, float
     Returns:
         (value, low, high); the value may be negative.
     """
+    check_features(x, "generated images")
+    check_features(y, "reference", x.shape[1])
     member = np.eye(prompts.max() + 1)[prompts]
     sizes = member.sum(0)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from apex.errors import UserError, readable, run_command
 from apex.files import write_atomic
 from apex.provenance import file_sha256
+from apex.weights import check_finite
 from evaluators.assets import find
 from evaluators.command import parser_of
 from evaluators.geneval.checkpoint import read_state
@@ -206,6 +207,7 @@ def build(
     faults += [f"{k} is {tuple(given[k].shape)}, expected {tuple(needed[k])}" for k in needed if k in given and given[k].shape != needed[k]]
     if faults:
         raise UserError(f"{where}: {some(faults)}; expected all weights of a Mask2Former with a Swin backbone")
+    check_finite(given, {}, Path(where), "give weights that are whole")
     model = Mask2FormerForUniversalSegmentation(config)
     model.load_state_dict(given, strict=False)  # what is not given is UNUSED: checked above
     for name, table in (index or {}).items():

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from apex.errors import UserError
+from apex.weights import take
 from evaluators.geneval.checkpoint import read_state
 from evaluators.geneval.coco import CLASSES, COLORS
 from evaluators.geneval.logic import Detection
@@ -76,11 +77,7 @@ class MmdetDetector:
         state = read_state(path)
         check_classes(len(state.get("panoptic_head.cls_embed.bias", ())) - 1, path)
         model = build(config, device)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            faults = [line.strip() for line in str(error).splitlines()[1:4]]
-            raise UserError(f"{path}: {' '.join(faults)} Expected the weights of {CONFIGURATION}, all and no others") from error
+        take(model, state, path, f"give the weights of {CONFIGURATION}, all and no others")
         return cls(model)
 
     @torch.no_grad()

@@ -101,7 +101,7 @@ def test_files_are_mapped_and_not_read_as_a_whole(tiny_pipeline: Path, tmp_path:
     save_file(
         {"embeds": torch.randn(rows, width), "lengths": torch.tensor([rows - 3, 2, 1], dtype=torch.int32)}, tmp_path / "a.safetensors"
     )
-    made = identity(tiny_pipeline, ["a", "b"], "fp32") | {"width": width}
+    made = {"schema": 1} | identity(tiny_pipeline, ["a", "b"], "fp32") | {"width": width}
     made |= {"files": [{"file": "a.safetensors", "sha256": file_sha256(tmp_path / "a.safetensors")}]}
     (tmp_path / "made.json").write_text(json.dumps(made))
     before = anonymous()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import evaluators.__main__
 from apex.errors import run_command
@@ -202,10 +204,12 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("fault", ["no folder", "no weights", "no config", "cut off", "noise", "another network"])
+@pytest.mark.parametrize(
+    "fault", ["no folder", "no weights", "no config", "cut off", "noise", "another network", "lacking", "left over", "not finite"]
+)
 @pytest.mark.parametrize(("name", "option", "network", "weights"), NETWORKS)
 def test_bad_weights_are_one_clear_line(name, option, network, weights, fault, make_folder, few_rows, tmp_path, capsys, caplog):
-    given = tmp_path / "weights"
+    given, named = tmp_path / "weights", []
     if fault == "another network":
         given = BUNDLED / ("detector" if network != "detector" else "fid")
     elif fault != "no folder":
@@ -215,11 +219,22 @@ def test_bad_weights_are_one_clear_line(name, option, network, weights, fault, m
             (given / weights).unlink()
         elif fault == "no config":
             (given / ("open_clip_config.json" if network == "clip" else "config.json")).unlink()
+        elif fault in ("lacking", "left over", "not finite"):
+            state = load_file(given / weights)
+            tensor = sorted(name for name in state if name.endswith(".weight"))[-1]
+            if fault == "lacking":
+                del state[tensor]
+            elif fault == "left over":
+                state["one.more"], tensor = state[tensor].clone(), "one.more"
+            else:
+                state[tensor].view(-1)[0] = torch.nan
+            save_file(state, given / weights, metadata={"format": "pt"})
+            named = [tensor]
         else:
             (given / weights).write_bytes(content[: len(content) // 2] if fault == "cut off" else b"\xff" * 4000)
     folder = make_folder(few_rows[:2], np.zeros((4, 8, 8, 3), np.uint8), per_prompt=2)
     code = run(name, "--images", folder, "--out", tmp_path / "out.json", option, given)
-    one_line(code, capsys, str(given), "python -m evaluators.pretrain", "name another folder")
+    one_line(code, capsys, str(given), "python -m evaluators.pretrain", "name another folder", *named)
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path):

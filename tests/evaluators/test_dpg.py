@@ -369,6 +369,31 @@ def test_other_weights_are_another_identity(tiny, tmp_path):
     assert a != b and {k: v for k, v in a.items() if k != "weights_sha256"} == {k: v for k, v in b.items() if k != "weights_sha256"}
 
 
+@pytest.mark.parametrize("fault", ["lacking", "left over", "not finite"])
+def test_a_judge_that_is_not_what_its_file_says_is_refused(tiny, tmp_path, fault):
+    """transformers would initialise the tensor anew, leave it out, or answer with what NaN gives."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    kind, folder = tiny
+    file = shutil.copytree(folder, tmp_path / folder.name) / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name, value in sorted(weights.items()) if name.endswith(".weight") and value.is_floating_point())
+    if fault == "lacking":
+        del weights[name]
+    elif fault == "left over":
+        weights["one.more"] = torch.zeros(2)
+    else:
+        weights[name].view(-1)[0] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    said = {"lacking": "found no such tensor", "left over": "without a place", "not finite": "not finite"}[fault]
+    with pytest.raises(UserError, match=rf"model\.safetensors: .*{said}.*; fetch it again") as error:
+        judges.JUDGES[kind](str(file.parent), "cpu", "float32", 4)
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_no_model_for_the_judge_is_named(tiny, tmp_path):
     _, folder = tiny
     with pytest.raises(UserError, match=r"no \*\.safetensors"):

@@ -90,9 +90,16 @@ def test_wrong_weights_are_one_clear_line(weights, tmp_path):
     state = torch.load(weights, weights_only=True)
     name, noise, bare = tmp_path / "w.pth", tmp_path / "noise.pth", tmp_path / "list.pth"
     torch.save({k: v for k, v in state.items() if k != "fc.weight"}, name)
+    bias, spoiled = "Mixed_7c.branch1x1.bn.bias", tmp_path / "nan.pth"
+    torch.save(state | {bias: torch.full_like(state[bias], torch.nan)}, spoiled)
     noise.write_bytes(b"\xff" * 100)
     torch.save([1, 2], bare)
-    for path, named in ((name, "fc.weight"), (noise, "noise.pth"), (bare, "list.pth")):
+    for path, named in (
+        (name, "fc.weight"),
+        (spoiled, f"{spoiled}: {bias}: found values that are not finite"),
+        (noise, "noise.pth"),
+        (bare, "list.pth"),
+    ):
         with pytest.raises(UserError, match="not FID's Inception") as error:
             load_network(path)
         assert named in str(error.value) and "pt_inception-2015-12-05-6726825d.pth" in str(error.value) and "\n" not in str(error.value)
@@ -421,7 +428,7 @@ def corrupt(real: Path, tmp_path: Path) -> list:
         (lambda real, tmp_path: ["--reference", tmp_path / "file"], "not a reference of"),
         (damage, "its checksum is another"),
         (pickled, "not statistics as pytorch-fid writes them"),
-        (crooked, "mu of shape (3,)"),
+        (crooked, "found a mean of shape (3,) and a covariance of"),
         (narrow, "2 features; the network gives 6"),
         (half_mjhq, "2 of 60 images of meta_data.json are not there: mjhq30k_imgs/animals/id3.jpg"),
         (corrupt, "id3.jpg: not a readable image"),

@@ -115,12 +115,17 @@ def test_a_saved_network_comes_back(network, tmp_path: Path) -> None:
         from_folder(tmp_path / "folder")
 
 
-@pytest.mark.parametrize(("change", "said"), [("drop", "is missing"), ("add", "is left over"), ("shape", "expected")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("drop", "is missing"), ("add", "is left over"), ("shape", "expected"), ("nan", "found values that are not finite")],
+)
 def test_weights_that_do_not_fit_are_named(network, change: str, said: str) -> None:
     state = dict(network.state_dict())
     name = "class_predictor.bias"
     if change == "drop":
         del state[name]
+    elif change == "nan":
+        state[name] = torch.full_like(state[name], torch.nan)
     else:
         state["class_predictor.gain" if change == "add" else name] = torch.zeros(3)
     with pytest.raises(UserError, match=rf"w\.pth: class_predictor.*{said}"):

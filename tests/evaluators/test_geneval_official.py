@@ -290,7 +290,7 @@ def test_names_that_are_confused_are_noticed_by_the_proof(tmp_path: Path, monkey
 def test_mmdet_refuses_other_weights_in_one_line(pth: Path) -> None:
     from evaluators.geneval.mmdet_detector import MmdetDetector
 
-    with pytest.raises(UserError, match=r"random\.pth: .*Expected the weights of mask2former/mask2former_swin-s"):
+    with pytest.raises(UserError, match=r"random\.pth: .*give the weights of mask2former/mask2former_swin-s"):
         MmdetDetector.load(pth)
 
 

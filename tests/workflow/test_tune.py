@@ -163,3 +163,22 @@ def test_full_adds_rows_seeds_and_nfes_and_times_each_point_once(profile):
     assert set(plan.records()) < set(plan.records(full=True))
     timed = [path for path in plan.records(full=True) if path.endswith("speed.json")]
     assert len(timed) == 6  # the first seed alone
+
+
+def fail(folder: Path, method: str, k: int) -> None:
+    """The records of a candidate whose images are not finite."""
+    record(folder, method, k, 0.9)
+    for path in (folder / method / str(k) / "records").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": [], "details": {"failed": "not finite"}}))
+
+
+def test_a_candidate_whose_images_failed_is_kept_and_never_chosen(profile, tmp_path, capsys):
+    config, results = load(profile(DECLARED)), tmp_path / "tune"
+    fail(results, "fm", 0)
+    record(results, "fm", 1, 0.1)
+    found = collect(config, results)["methods"]["fm"]
+    assert found["chosen"] == 1
+    assert [(one["geneval"], one["failed"]) for one in found["candidates"]] == [(None, "not finite"), (0.1, "")]
+    fail(results, "apex", 0)
+    assert set(collect(config, results)["methods"]) == {"fm"}  # a method without any image has no choice; the others go on
+    assert "apex: left out, for no candidate has images (not finite)" in capsys.readouterr().out

@@ -1,4 +1,5 @@
-# Images, made once per point for all its prompt sets, in GenEval's layout, and scored many times.
+# Images, made once per point for all its prompt sets, in GenEval's layout, and scored many times. Where they are not finite the folder says
+# so (`--keep-failed`), its records too, and the other rows go on.
 
 IMAGES = [PLAN.images.replace("{split}", split) for split in CONFIG.sampled]
 PROMPTS = {split: fingerprint(CONFIG.prompts_path(split)) for split in CONFIG.sampled}
@@ -27,7 +28,7 @@ rule sample:
         amount=AMOUNT,
     shell:
         "python -m apex.sample {params.config} --row {wildcards.row} --run {input.run} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
+        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' --keep-failed > {log} 2>&1"
 
 
 rule sample_teacher:
@@ -53,7 +54,7 @@ rule sample_teacher:
         amount=AMOUNT,
     shell:
         "python -m apex.sample {params.config} --row teacher --run {params.pipeline} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
+        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' --keep-failed > {log} 2>&1"
 
 
 # A published model from the hub or a folder; `snakemake fetch_checkpoints` fetches alone.
@@ -81,7 +82,7 @@ rule sample_checkpoint:
         amount=AMOUNT,
     shell:
         "python -m apex.sample {params.config} --row {wildcards.row} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' > {log} 2>&1"
+        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' --keep-failed > {log} 2>&1"
 
 
 rule sample_reference:

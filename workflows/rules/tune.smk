@@ -62,7 +62,7 @@ rule tune_score:
         scores=scores({"val": JUDGES}),
     shell:
         "(python -m apex.sample {params.config} --row {params.row} --run {input} --nfe {params.nfe}"
-        " --seed {params.seed} --split {params.split} --out {output.images} && python -m evaluators --images {output.images}"
+        " --seed {params.seed} --split {params.split} --out {output.images} --keep-failed && python -m evaluators --images {output.images}"
         " --out '{params.records}' --score {params.scores}) > {log} 2>&1"
 
 
