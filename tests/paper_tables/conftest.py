@@ -84,20 +84,38 @@ def metric(
     word: str = "bootstrap 95%",
 ) -> dict[str, Any]:
     """One entry of a record's `metrics`; `half` is half the width of its interval."""
-    bounds = {} if half is None else {"ci_low": value - half, "ci_high": value + half, "interval": word}
+    bounds: dict[str, Any] = {}
+    if half is not None:
+        ends = (value - half, value + half)
+        low, high = (min(1.0, max(0.0, end)) for end in ends) if name.startswith(("geneval/", "coverage/")) else ends
+        bounds = {"ci_low": low, "ci_high": high, "interval": word}
     return {"metric": name, "value": value, "unit": unit, "n": n, "higher_is_better": better, **bounds}
+
+
+def outcomes(value: float, split: str) -> list[dict[str, Any]]:
+    """GenEval by prompt, 200 images a task, spread over its prompts; tasks differ by 0.02 around `value`, by less near 0 and 1."""
+    tasks = TASKS if split == "test" else UNSEEN
+    step, found = min(0.02, value / 5, (1 - value) / 5), []
+    for index, task in enumerate(tasks):
+        total = round(200 * (value + step * (index - (len(tasks) - 1) / 2)))
+        shares = [total // 4 + (place < total % 4) for place in range(4)]
+        found += [{"tag": t, "prompt": p, "correct": c, "images": 50} for t, p, c in zip([task] * 4, PROMPTS[task], shares, strict=True)]
+    return found
 
 
 def numbers(evaluator: str, quality: float, seed: int, nfe: int, split: str = "test") -> list[dict[str, Any]]:
     """Metrics of one evaluator for a row of that quality; tasks differ by 0.02 around it."""
     value = quality + 0.01 * seed
     if evaluator == "geneval":
-        tasks = TASKS if split == "test" else UNSEEN
-        each = [metric(f"geneval/{task}", value + 0.02 * (index - (len(tasks) - 1) / 2), 0.05, 200) for index, task in enumerate(tasks)]
-        return [metric("geneval/overall", value, 0.03), *each, metric("geneval/seen" if split == "test" else "geneval/unseen", value, 0.03)]
+        right, tasks = outcomes(value, split), TASKS if split == "test" else UNSEEN
+        by_task = {task: sum(one["correct"] for one in right if one["tag"] == task) / 200 for task in tasks}
+        each = [metric(f"geneval/{task}", share, 0.05, 200) for task, share in by_task.items()]
+        value, n = sum(by_task.values()) / len(tasks), 200 * len(tasks)
+        every = [metric(f"geneval/{name}", value, 0.03, n) for name in ("overall", "seen" if split == "test" else "unseen")]
+        return [every[0], *each, every[1]]
     if evaluator == "fid":
         common = {"unit": "squared feature distance", "better": False}
-        kid = metric("kid", 0.0421 * (1 - value), 0.001, word="jackknife 95%", **common)
+        kid = metric("kid", 0.0421 * (1 - value), 0.001, word="jackknife 95%", **common | {"unit": "squared MMD"})
         return [metric("fid", 50 - 40 * value, **common), metric("fid/floor", 3.2, **common), kid]
     if evaluator == "clip_score":
         real, shuffled = (
@@ -107,7 +125,7 @@ def numbers(evaluator: str, quality: float, seed: int, nfe: int, split: str = "t
         return [metric("clip_score", 20 + 10 * value, 0.2, unit="100 x cosine"), real, shuffled]
     if evaluator == "coverage":
         return [
-            metric("coverage/spread", value, 0.02),
+            metric("coverage/spread", value, 0.02, unit="share of the renderer's standard deviation"),
             metric("coverage/precision", value, 0.03),
             metric("coverage/recall", value / 2, 0.03),
         ]
@@ -131,12 +149,7 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
         "flops_by_network": {k: v for k, v in shares.items() if v},
         "stopped": "",
     }
-    tasks = TASKS if split == "test" else UNSEEN
-    right = [
-        {"tag": task, "prompt": prompt, "correct": round(100 * (quality + 0.01 * seed)), "images": 100}
-        for task in tasks
-        for prompt in PROMPTS[task]
-    ]
+    right = outcomes(quality + 0.01 * seed, split)
     return {
         "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row,
         "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, MATRIX.get(row, ("test",))[0]),
