@@ -172,19 +172,42 @@ def _checked(model: type[BaseModel], found: Any) -> None:
         raise ValueError(first_fault(error)) from None
 
 
-class Made(BaseModel):
-    """The part of the images' `made.json` that tables read from a record's `details`. Other keys may hold anything."""
+class Seen(BaseModel):
+    """How many prompts of a set are training captions (`apex.data.overlap`)."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
+    prompts: int = Field(ge=0)
+    prompts_seen: int = Field(ge=0)
+    samples: int = Field(ge=0)
+    samples_seen: int = Field(ge=0)
+    opening: str
+    samples_alike: int = Field(ge=0)
+
+
+class Made(BaseModel):
+    """The part of a `made.json`, a run's or its images', that tables read. Other keys may hold anything."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    row: str | None = None
+    method: str | None = None
+    family: str | None = None
+    citation: str | None = None
+    tuning: str | None = None
+    seed: int | None = None
     source: str | None = None
+    hardware: str | None = None
     git_commit: str | None = None
     run_hash: str | None = None
+    teacher: str | None = None
     sigmas: list[float] | None = None
     run: dict[str, Any] | None = None
     params: dict[str, Any] | None = None
     revision: int | None = Field(None, ge=1)
-    prompts_seen: dict[str, dict[str, Any]] | None = None
+    prompts_seen: dict[str, Seen] | None = None
+    shift_visibility: dict[str, float] | None = None
+    training: Training | None = None
 
 
 class Details(BaseModel):
@@ -242,6 +265,11 @@ class Record(Identity):
             if n is not None and metric.n != n:
                 raise ValueError(f"{metric.metric}: found n {metric.n}, but details.per_prompt holds {n} images")
         return self
+
+    @property
+    def run(self) -> str | None:
+        """The identity of the training run behind the images; records of images have it in `details["made"]` alone before it was a key."""
+        return self.run_hash or (self.details.get("made") or {}).get("run_hash")
 
     def value(self, metric: str) -> float:
         return next(m.value for m in self.metrics if m.metric == metric)

@@ -109,7 +109,7 @@ def row_name(key: Key, view: View) -> str:
 
 
 def name_cells(view: View, key: Key, name: str = "row") -> dict[str, Cell]:
-    return {name: Cell(row_name(key, view)), "nfe": Cell(NOT_APPLICABLE if key[1] == 0 else str(key[1]))}
+    return {name: Cell(row_name(key, view), None, view.note(*key)), "nfe": Cell(NOT_APPLICABLE if key[1] == 0 else str(key[1]))}
 
 
 def size_cells(view: View, key: Key) -> dict[str, Cell]:

@@ -21,7 +21,7 @@ def shares(view: View, row: str) -> dict[str, float]:
 
 
 def _row(view: View, row: str) -> dict[str, Cell]:
-    line = {"row": Cell(row), "tuning": Cell(cells.tuning_words(view, row))}
+    line = {"row": Cell(row, None, view.note(row)), "tuning": Cell(cells.tuning_words(view, row))}
     ran = any(view.evaluators(key) for key in view.methods if key[0] == row) or row in view.made
     key = next(key for key in view.methods if key[0] == row)
     why = cells.NO_RECORD if ran else cells.why_missing(view, key, "geneval")

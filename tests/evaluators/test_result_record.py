@@ -92,7 +92,7 @@ def test_a_number_stands_on_its_metrics_scale(name, unit, inside, outside):
 def test_an_interval_of_resampled_values_stands_on_the_scale_too():
     bounds = {"ci_low": -0.2, "ci_high": 0.4}
     share = {"metric": "geneval/overall", "value": 0.1, "unit": "fraction", "n": 9, "higher_is_better": True}
-    with pytest.raises(ValidationError, match="ci_low -0.2"):
+    with pytest.raises(ValidationError, match=r"ci_low -0\.2"):
         Metric(**share, **bounds, interval="bootstrap 95%")
     assert Metric(**METRIC | bounds, interval="delta method 95%").ci_low == -0.2, "a normal interval of a distance may reach below 0"
 
@@ -137,7 +137,7 @@ def test_means_agree_with_the_outcomes_that_a_record_holds(tmp_path):
             read(geneval(**change))
     fewer = geneval()
     fewer["metrics"][1]["n"] = 19
-    with pytest.raises(UserError, match="geneval/colors: found n 19, but details.per_prompt holds 20 images"):
+    with pytest.raises(UserError, match=r"geneval/colors: found n 19, but details\.per_prompt holds 20 images"):
         read(fewer)
     for broken in ({"correct": 11}, {"correct": "8"}, {"images": 0}, {"tag": None}, {"correct": True}):
         content = geneval()
@@ -147,7 +147,7 @@ def test_means_agree_with_the_outcomes_that_a_record_holds(tmp_path):
         assert "\n" not in str(caught.value)
     content = geneval()
     del content["details"]["per_prompt"][1]["tag"]
-    with pytest.raises(UserError, match="details.per_prompt: not as geneval writes it"):
+    with pytest.raises(UserError, match=r"details\.per_prompt: not as geneval writes it"):
         read(content)
 
 
@@ -168,7 +168,7 @@ def test_other_evaluators_means_follow_from_their_outcomes(evaluator, metric, de
 
     rounded = again + 5e-5 if evaluator == "wise" else again
     assert record(rounded).metrics[0].value == rounded, "the outcomes are rounded to four digits"
-    with pytest.raises(ValidationError, match="details.per_prompt gives"):
+    with pytest.raises(ValidationError, match=r"details\.per_prompt gives"):
         record(again + 0.01)
 
 
