@@ -257,6 +257,9 @@ def quality_budget(view: View, others: Sequence[View] = ()) -> Figure | None:
             labels.append(Label(places[-1][0], places[-1][1].value, row, tint))
         label_column(axes, labels, max(label.x for label in labels) * (max(spends) / min(spends)) ** 0.09)
     _absent(figure, view, points)
+    for remark, methods in tuning.remarked.items() if tuning else ():
+        if old := [name for name in methods if name in points]:
+            footer(figure, old, f"candidates of tuning {remark}")
     return figure
 
 
