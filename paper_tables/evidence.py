@@ -25,8 +25,6 @@ SCHEMA = "workflows/schemas/config.schema.json"
 OTHER = "not as the profile says"  # the short form of every difference from the profile
 # Keys of a run's settings that name it, or steer its loop alone.
 NO_SETTING = frozenset({"row", "variant", "method_files", *(f"train.{key}" for key in LOOP_ONLY)})
-# What a record of images repeats of the run that drew them, in `details.made`.
-OF_THE_RUN = ("run_hash", "run", "params", "revision", "prompts_seen", "teacher")
 
 
 # ------------------------------------------------------------------------------------------- corrections
@@ -113,7 +111,7 @@ def _same(first: Any, second: Any) -> bool:
 def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, what the run had, what `wanted` has) of every setting that differs. `wanted`: a `RunConfig` as JSON.
 
-    A key that the record does not have, because it is younger, stands for its default.
+    A key that the record does not have, because it is younger, stands for its default; one that `wanted` does not have is not compared.
     """
     run = made.get("run") or {}
     if not run:
@@ -124,22 +122,19 @@ def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tupl
     said = "params" in run or "params" in made
     had = _settings(run, defaults | written if said else {})
     want = _settings(wanted, (defaults or written) | dict(wanted["params"]) if said else {})
-    known = _defaults()
-    found = []
-    for key in dict.fromkeys([*want, *had]):
-        if "." not in key and (key not in had or key not in want) and key != "lora":
-            continue  # a record that does not say its method, tuning or pipeline
-        if key.startswith(("data.teacher", "lora")) and _part_missing(key, had, want):
-            continue  # the whole part is None on one side, which is said once
-        theirs, ours = (side.get(key, known.get(key)) for side in (had, want))
+    known, found = _defaults(), []
+    for key, ours in want.items():
+        if (key not in had and key not in known) or _part_missing(key, had):
+            continue
+        theirs = had.get(key, known.get(key))
         if not _same(theirs, ours):
             found.append((key, theirs, ours))
     return found
 
 
-def _part_missing(key: str, had: Mapping[str, Any], want: Mapping[str, Any]) -> bool:
-    part = "lora" if key.startswith("lora.") else "data.teacher" if key.startswith("data.teacher.") else ""
-    return bool(part) and any(part in side and side[part] is None for side in (had, want))
+def _part_missing(key: str, had: Mapping[str, Any]) -> bool:
+    """Whether the run had no such part at all, no LoRA or no teacher's images; its `tuning` or `data.source` says so."""
+    return any(key.startswith(f"{part}.") and part in had and had[part] is None for part in ("lora", "data.teacher"))
 
 
 def _words(value: Any) -> str:

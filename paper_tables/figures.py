@@ -25,7 +25,6 @@ from paper_tables import curves, dynamics, expected, forest, grids, page, paper_
 from paper_tables.plotting import STYLE, footer, png
 from paper_tables.view import View
 
-
 WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
 
 

@@ -123,6 +123,9 @@ def quality_latency(view: View) -> Figure | None:
         ways = [way for row, way in places.items() if row in rows or row == "teacher"]
         place_labels(axes, labels, [*(point for way in ways for point in way), *written], ways)
     _absent(figure, view, lines, "not run yet, or not timed")
+    for words in dict.fromkeys(map(view.timing, view.keys)):
+        if words and (marked := [row for row in lines if any(key[0] == row and view.timing(key) == words for key in view.keys)]):
+            footer(figure, ["all rows"] if len(marked) == len(lines) else marked, words.removesuffix("."))
     return figure
 
 

@@ -87,7 +87,7 @@ class Tuning(BaseModel):
 
     @property
     def spent(self) -> str:
-        """What the candidates' trainings cost, by their records; those that diverged are left out. Where none says it, the declared budget."""
+        """What the candidates' trainings cost, by their records and less those that diverged; the declared budget where none says it."""
         every = [one for tried in self.methods.values() for one in tried.candidates]
         known = sorted({one.forward_equivalents for one in every if one.forward_equivalents and not one.stopped}) or [self.budget]
         return f"{known[0]:,.0f}" + (f" to {known[-1]:,.0f}" if known[-1] != known[0] else "")

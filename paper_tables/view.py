@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from apex.busy import is_busy
+from apex.provenance import OF_THE_RUN
 from evaluators.result import Metric, Record
 from paper_tables import evidence, records, stats
 from paper_tables.expected import Expected, described
@@ -213,7 +215,7 @@ class View:
     # ------------------------------------------------------------------------------------------- its evidence
     def _making(self, one: records.Found) -> dict[str, Any]:
         """The training behind a record: what its images say of it, else the run of its row and seed."""
-        images = {key: value for key, value in (one.record.details.get("made") or {}).items() if key in evidence.OF_THE_RUN}
+        images = {key: value for key, value in (one.record.details.get("made") or {}).items() if key in OF_THE_RUN}
         runs = (made for made in self.made.get(one.record.row, []) if made.get("seed") == one.record.seed)
         return next(runs, {}) | {key: value for key, value in images.items() if value is not None}
 
@@ -262,6 +264,17 @@ class View:
     def note(self, row: str, nfe: int | None = None) -> str:
         """`remarks` as one footnote; '' where there is none."""
         return " ".join(sentence for sentences in self.remarks(row, nfe).values() for sentence in sentences)
+
+    def timing(self, key: Key) -> str:
+        """What the row's timing is worth: that the machine was busy, or that no record says whether it was; '' where it was not, or
+        nothing was timed."""
+        found = [one.record.details for one in self._by_key.get(key, []) if one.record.evaluator == "speed"]
+        return next((words for details in found if (words := load_words(details.get("load"), bool(details.get("busy"))))), "")
+
+    def training_timing(self, row: str) -> str:
+        """As `timing`, of the row's trainings."""
+        trainings = [one for found in self._trainings(row) for one in found.values() if one.get("wall_seconds")]
+        return next((words for one in trainings if (words := load_words(one.get("load"), is_busy(one.get("load"))))), "")
 
     @cached_property
     def remarked(self) -> dict[str, list[str]]:
@@ -432,6 +445,14 @@ class View:
     def of_a_world(self) -> bool:
         """Whether what was measured are small networks that draw an embedded world, as far as the records tell."""
         return self.largest < WORLD_SIZE
+
+
+def load_words(load: dict[str, Any] | None, busy: bool) -> str:
+    """A footnote on a timing; '' where it was taken on a machine that had nothing else to do."""
+    if not load:
+        return "Timed without a record of the machine's load: other work may have slowed it down."
+    words = f"Timed on a busy machine: other processes used {load['others']:.2g} of {load['cores']} cores meanwhile."
+    return words if busy else ""
 
 
 def _of_seeds(sentence: str, seeds: set[int | None], every: set[int | None]) -> str:

@@ -161,7 +161,7 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
         "wall_seconds": 12.5, "peak_memory_mb": 700.0,
         "parameters": 0 if reference else 1243152, "trainable_parameters": 1243152 if trained else 0,
         "training": training if trained else None, "metrics": numbers(evaluator, quality, seed, nfe, split),
-        "details": {"per_prompt": right} if evaluator == "geneval" else {},
+        "details": ({"per_prompt": right} if evaluator == "geneval" else {}) | ({"made": {"revision": 9}} if trained else {}),
     } | changes  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def write_logs(folder: Path, row: str, seed: int, lines: int = 60) -> None:
     write(folder / "log.csv", "\n".join(rows) + "\n")
     probe = {"apex": {"0.1": 0.9, "0.3": 1.4, "0.5": 1.9, "0.7": 2.2, "0.9": 2.6}, "apex-eq25": {"0.1": 0.05, "0.5": 0.05, "0.9": 0.05}}
     settings = {"budget": {"forward_equivalents": BUDGET}, "train": {"max_grad_norm": 1.0}}
-    write(folder / "made.json", {"row": row, "seed": seed, "shift_visibility": probe.get(row, {}), "run": settings})
+    write(folder / "made.json", {"row": row, "seed": seed, "revision": 9, "shift_visibility": probe.get(row, {}), "run": settings})
 
 
 def write_images(folder: Path, row: str, nfe: int, samples: int = 4, side: int = 32, chosen: Iterable[str] = TASKS) -> None:
