@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
+from pydantic_core import to_jsonable_python
 
 from apex.config import LOOP_ONLY, Budget, Config, Data, Lora, Train, fingerprint, locate
 from apex.data.prompts import prompts_sha256
@@ -83,8 +84,9 @@ def flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 @cache
 def _defaults() -> dict[str, Any]:
     """The defaults of a run's settings: what a key means in a record that is older than the key."""
-    models = {"train": Train(), "budget": Budget(), "data": Data(), "lora": Lora()}
-    return dict(flat({name: model.model_dump(mode="json") for name, model in models.items()}))
+    models = {"train": Train, "budget": Budget, "data": Data, "lora": Lora}  # a dump leaves some keys out at their defaults
+    fields = ((f"{part}.{name}", field.default) for part, model in models.items() for name, field in model.model_fields.items())
+    return {key: to_jsonable_python(default) for key, default in fields if key not in NO_SETTING}
 
 
 @cache
@@ -123,22 +125,22 @@ def differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tupl
     had = _settings(run, defaults | written if said else {})
     want = _settings(wanted, (defaults or written) | dict(wanted["params"]) if said else {})
     known, found = _defaults(), []
-    for key, ours in want.items():
-        if (key not in had and key not in known) or _part_missing(key, had):
+    for key in dict.fromkeys([*want, *(key for key in had if key in known)]):
+        if (key not in had and key not in known) or _part_missing(key, had) or _part_missing(key, want):
             continue
-        theirs = had.get(key, known.get(key))
+        theirs, ours = (side.get(key, known.get(key)) for side in (had, want))
         if not _same(theirs, ours):
             found.append((key, theirs, ours))
     return found
 
 
-def _part_missing(key: str, had: Mapping[str, Any]) -> bool:
-    """Whether the run had no such part at all, no LoRA or no teacher's images; its `tuning` or `data.source` says so."""
-    return any(key.startswith(f"{part}.") and part in had and had[part] is None for part in ("lora", "data.teacher"))
+def _part_missing(key: str, side: Mapping[str, Any]) -> bool:
+    """Whether one has no LoRA at all, as its `tuning` says already."""
+    return key.startswith("lora.") and side.get("lora", "") is None
 
 
 def _words(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
+    if isinstance(value, int | float) and abs(value) >= 1000 and value == int(value):
         return f"{value:,.0f}"
     return "nothing" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 

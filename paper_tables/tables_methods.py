@@ -21,6 +21,7 @@ SCORES = (
     *((task, TASK_NAMES[task], "GenEval", f"geneval/{task}", 2, 1) for task in TASKS),
     *((name, f"{name} ↑", "coverage", f"coverage/{name}", 2, 1) for name in COVERAGE),
 )
+FEW = 6  # rows that a caption names
 SAME_BUDGET = 1.05  # the most that the dearest run spent of what the cheapest did: a run ends with the step that reaches its budget
 BEHIND = [*COVERAGE, "n", "seeds", "note"]
 PANELS = [
@@ -117,8 +118,8 @@ def seen_in_training(view: View) -> str:
     """What the rows' training captions share with the prompts, of the row where it is most, and which trained rows do not record it;
     empty where no row was trained."""
     most: dict[str, dict[str, Any]] = {}
-    unknown = []
-    for row in [row for row in view.rows if view.trained(row)]:
+    trained, unknown = [row for row in view.rows if view.trained(row)], []
+    for row in trained:
         known = view.prompts_seen(row)
         if not all(known):
             unknown.append(row)
@@ -126,7 +127,8 @@ def seen_in_training(view: View) -> str:
             most[name] = max(most.get(name, found), found, key=lambda one: (one["prompts_seen"], one["samples_alike"]))
     words = [overlap.words(*one) for one in sorted(most.items())]
     if unknown:
-        words.append("not recorded" if not most else f"not recorded of {', '.join(unknown)}")
+        count = f"{len(unknown)} of {len(trained)} rows"
+        words.append(f"not recorded of {count if len(unknown) > FEW else ', '.join(unknown)}" if most else "not recorded")
     return f"Prompts in training: {'; '.join(words)}." if words else ""
 
 

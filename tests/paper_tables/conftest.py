@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from apex.config import load
+from apex.data.prompts import COMMITTED, prompts_sha256
 from apex.errors import run_command
 from paper_tables import audit, collect, figures
 from paper_tables import build as build_tables
@@ -39,6 +40,7 @@ profile: synthetic
 methods: [apex, apex-eq25]
 nfe: [1, 2, 4]
 full: {methods: [fm], nfe: {fm: [8]}, seeds: {apex: [0, 1, 2]}}
+budget: {forward_equivalents: 120000}
 """
 # A full matrix: row -> (family, quality at one step). Every NFE more adds to it; four rows are swept from 1 to 20.
 MATRIX = {
@@ -62,6 +64,7 @@ rows:
 full:
   methods: [{", ".join(row for row in MATRIX if row not in ("apex", "apex-eq25", "fm"))}, scm-late]
   nfe: {{{", ".join(f"{row}: {list(range(1, 21))}" for row in SWEPT)}}}
+budget: {{forward_equivalents: {BUDGET}}}
 external:
   - {{row: theirs, nfe: 1, images: theirs, source: a folder}}
   - {{row: slower, nfe: 8, images: slower, source: another folder}}
@@ -156,7 +159,7 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
         "variant": "", "tuning": "none" if not trained else "lora" if row.endswith("-lora") else "full",
         "backbone": "renderer" if reference else "sana", "profile": "synthetic",
         "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0,
-        "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
+        "prompts": f"prompts/{split}.jsonl", "prompts_sha256": prompts_sha256(COMMITTED / f"{split}.jsonl"),
         "git_commit": "abcdef012345", "config_hash": "0123456789ab", "hardware": "Test CPU, 2 cores", "versions": {"python": "3.11"},
         "wall_seconds": 12.5, "peak_memory_mb": 700.0,
         "parameters": 0 if reference else 1243152, "trainable_parameters": 1243152 if trained else 0,
