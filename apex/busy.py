@@ -54,11 +54,14 @@ def is_busy(load: dict[str, Any] | None) -> bool:
     return bool(load) and load["others"] > BUSY * load["cores"]
 
 
-def timed(measure: Callable[[], T], *, attempts: int = ATTEMPTS, reading: Callable[[], Reading | None] = read) -> tuple[T, dict[str, Any]]:
+def timed(
+    measure: Callable[[], T], *, attempts: int = ATTEMPTS, reading: Callable[[], Reading | None] | None = None
+) -> tuple[T, dict[str, Any]]:
     """What `measure` returns, taken again while the machine is busy, at most `attempts` times; the calmest counts.
 
     Returns its value and a record's details: `load` (see `between`, with the `attempts` that were made) and `busy`.
     """
+    reading = reading or read
     taken: list[tuple[T, dict[str, Any] | None]] = []
     while len(taken) < attempts and (not taken or is_busy(taken[-1][1])):
         first = reading()
