@@ -56,8 +56,9 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
     with matplotlib.rc_context(STYLE):
         for name, plot in plots.items():
             if figure := plot():
-                if view.remarked and name not in WITHOUT_ROWS:
-                    footer(figure, [f"{', '.join(rows)} ({remark})" for remark, rows in view.remarked.items()], "remarks")
+                if name not in WITHOUT_ROWS:
+                    for remark, rows in view.remarked.items():
+                        footer(figure, rows, remark)
                 made[name] = png(figure)
     with pictures.gathered([results]) as images:
         for name, image in grids.grids(images, view).items():

@@ -123,9 +123,13 @@ def quality_latency(view: View) -> Figure | None:
         ways = [way for row, way in places.items() if row in rows or row == "teacher"]
         place_labels(axes, labels, [*(point for way in ways for point in way), *written], ways)
     _absent(figure, view, lines, "not run yet, or not timed")
-    for words in dict.fromkeys(map(view.timing, view.keys)):
-        if words and (marked := [row for row in lines if any(key[0] == row and view.timing(key) == words for key in view.keys)]):
-            footer(figure, ["all rows"] if len(marked) == len(lines) else marked, words.removesuffix("."))
+    timings: dict[str, list[str]] = {}
+    for key in view.keys:
+        if key[0] in lines and (words := view.timing(key).partition(":")[0]):
+            timings.setdefault(words, []).append(key[0])
+    for words, marked in timings.items():
+        rows = list(dict.fromkeys(marked))
+        footer(figure, ["all rows"] if len(rows) == len(lines) else rows, words[0].lower() + words[1:])
     return figure
 
 
