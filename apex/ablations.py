@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from apex.config import NAME, Config, Seeds, locate
 from apex.errors import UserError
-from apex.strict import Strict, explain, parse_yaml
+from apex.strict import Strict, explain, parse_yaml, put
 
 Settings = dict[str, Any]
 # What a cell may change: the row's own keys, and of the profile the training data and the share of its budget.
@@ -137,6 +137,14 @@ class Plan:
         if "data.source" in data and self.config.data.teacher:
             changes.append("data.teacher=null")  # it goes with `teacher` alone
         return Cell(name, tuple(changes), "-".join(map(_text, data.values())), data.get("data.source", ""))
+
+    def config_of(self, name: str) -> Config:
+        """The profile as a cell's run takes it: its row is `CELL`."""
+        values = self.config.as_profile()
+        for change in self.cells[name].changes:
+            key, _, text = change.partition("=")
+            put(values, key, parse_yaml(text, name))
+        return Config.model_validate(values)
 
     def names(self, name: str) -> list[str]:
         """The cells of one grid, in its order; the last is the control unless it stands before."""

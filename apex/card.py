@@ -144,10 +144,11 @@ def numbers_table(numbers: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(one[key] for key in head) + " |" for one in numbers)])
 
 
-def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequence[Mapping[str, str]] = ()) -> str:
+def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequence[Mapping[str, str]] = (), remarks: str = "") -> str:
     """The card.
 
     made, recipe: the run's made.json and sampling.json. numbers: what was measured, as `numbers_table` takes it.
+    remarks: why these numbers do not stand unmarked.
     """
     run, training, train = made["run"], made["training"], made["run"]["train"]
     data, teacher = run["data"], made.get("hub") or f"`{run['pipeline']}`"
@@ -167,6 +168,7 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     seen = "".join(f"\n| prompts in training | {overlap.words(name, found)} |" for name, found in made.get("prompts_seen", {}).items())
     optimizer = OPTIMIZERS[train.get("optimizer", "adamw")]
     measured = numbers_table(numbers) if numbers else "Not measured yet."
+    measured += f"\n\n**{remarks}**" if remarks else ""
     return f"""{front_matter(made)}
 # {made["row"]} ({made["profile"]}, seed {made["seed"]})
 

@@ -14,6 +14,9 @@ from typing import Any
 
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "mmdet", "mmcv", "open_clip_torch", "clean-fid", "numpy")
 
+# What images, and with them every record of them, repeat of the `made.json` of the run that drew them.
+OF_THE_RUN = ("run_hash", "run", "params", "revision", "prompts_seen", "teacher")
+
 
 def git_commit(root: Path | None = None) -> str:
     """The checkout's commit, with `-dirty` where tracked files differ from it. Outside a checkout, on a copy of its files, what the

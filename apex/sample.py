@@ -229,9 +229,9 @@ def identity(
         "parameters": generator.parameters if generator else 0,
         "trainable_parameters": generator.trainable_parameters if generator else 0,
         "training": made.get("training"),
-        "run_hash": made.get("run_hash"),
         "source": made.get("source", ""),
-    }
+        **{key: made.get(key) for key in provenance.OF_THE_RUN},
+    } | ({"teacher": fingerprint(config.pipeline_path)} if row == "teacher" else {})
 
 
 def write_images(

@@ -26,11 +26,11 @@ from accelerate.utils import AutocastKwargs, set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from apex import methods, optimizers, provenance, sharding
+from apex import busy, methods, optimizers, provenance, sharding
 from apex.backbones.base import Backbone
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, Condition, shift_visibility
-from apex.config import Config, RunConfig, check_params, load, locate
+from apex.config import Config, RunConfig, check_params, fingerprint, load, locate
 from apex.data.cache import Cache, load_cache
 from apex.data.embeddings import CaptionShards
 from apex.data.overlap import overlaps
@@ -144,6 +144,7 @@ class Loop:
         self.stopped = ""
         self.moved = True  # whether the last step changed the student: its running mean follows its updates
         self.step, self.flops, self.seconds, self.rows, self.first_losses = 0, 0.0, 0.0, [], []
+        self.load: dict[str, Any] | None = None  # of this process's share of `seconds`, not of calls before it
         self.visibility: dict[float, float] = {}
 
     def frozen_parts(self, cache: Cache, embeddings: Path | None) -> tuple[Pipeline, CaptionTable | CaptionStream | CaptionShards]:
@@ -415,6 +416,7 @@ class Loop:
             self.measure_memory()
         budget = self.run.budget.forward_equivalents
         started = saved = said = time.time()
+        before = busy.read()
         first, spent_at_start = self.step, self.spent()
         while self.spent() < budget and (max_steps is None or self.step - first < max_steps):
             logged = self.one_step()
@@ -439,6 +441,7 @@ class Loop:
                 self.save(elapsed)
                 saved = time.time()
         self.seconds += time.time() - started
+        self.load = busy.between(before, busy.read())
         if not self.finite():
             self.stop("a trained weight is not finite")
         done = self.spent() >= budget
@@ -617,6 +620,7 @@ class Loop:
             "params": self.method.params.model_dump(mode="json"),
             "run_hash": self.hash,
             "config_hash": self.profile.hash(),
+            "teacher": fingerprint(self.profile.pipeline_path),
             "git_commit": provenance.git_commit(),
             "hardware": provenance.hardware(device),
             "processes": self.accelerator.num_processes,
@@ -634,6 +638,7 @@ class Loop:
                 "flops_by_network": self.ledger.flops_of(),
                 "memory_mb": self.memory,
                 "wall_seconds": round(self.seconds, 1),
+                "load": self.load if self.accelerator.num_processes == 1 else None,  # other processes of the run are no others
                 "steps": self.step,
                 "peak_memory_mb": provenance.peak_memory_mb(device),
                 "stopped": self.stopped,

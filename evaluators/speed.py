@@ -6,7 +6,9 @@
 End to end is what the paper's Table 1 fits: prompts in, 8-bit images out, text encoder and decoder included. Every repeat
 draws other prompts and noise. Warm-up is left out, the device is synchronised before each reading of the clock; values are
 medians, the bounds are the interquartile range over the repeats. Peak memory is the device's on CUDA, else the process's, which
-only grows from one NFE to the next. Several NFEs take one process: its libraries take longer to load than a network to time.
+only grows from one NFE to the next. While other processes use more than a tenth of
+the machine's cores the timing is taken again, three times in all; the calmest counts. The record has the load (`details.load`) and
+whether it was too high (`details.busy`). Several NFEs take one process: its libraries take longer to load than a network to time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from apex import busy
 from apex.errors import NotFinite, UserError, run_command
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
@@ -227,22 +230,30 @@ def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts:
     repeats = args.repeats or max(10, 30 // nfe)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-    seconds: list[np.ndarray] = []
     stock = isinstance(sampler, StockGenerator)
     guidance = sampler.guidance if stock else config.guidance if args.row == "teacher" else 1.0
     marks = Marks(sampler.pipe, device) if stock else None
-    failed = {}
-    try:
+    often = {"repeats": repeats, "warmup": args.warmup}
+
+    def measure() -> list[np.ndarray]:
+        seconds = []
         for batch in (1, BATCH):
             print(f"speed: NFE {nfe}, batch {batch}, {args.warmup} + {repeats} repeats", file=sys.stderr, flush=True)
-            often = {"repeats": repeats, "warmup": args.warmup}
             if stock:
                 seconds.append(time_calls(sampler.pipe, marks, prompts, batch, call=sampler.call, **often))
             else:
                 seconds.append(time_stages(sampler, prompts, batch, device=device, **often))
+        return seconds
+
+    failed, quiet, seconds = {}, {}, []
+    try:
+        seconds, quiet = busy.timed(measure)
     except NotFinite as error:  # as sampling with --keep-failed: a record that says so, and the other rows go on
         print(f"warning: {args.row}, NFE {nfe}: {error}; it is not timed", file=sys.stderr, flush=True)
         failed = {"failed": str(error)}
+    if quiet.get("busy"):
+        others = f"{quiet['load']['others']:.2g} of {quiet['load']['cores']} cores"
+        print(f"warning: speed: other processes used {others} in each of {busy.ATTEMPTS} timings; the record says so", file=sys.stderr)
     memory = peak_memory_mb(device)
     return Record(
         **who.model_dump() | {"guidance": guidance, "parameters": sampler.parameters, "trainable_parameters": sampler.trainable_parameters},
@@ -254,7 +265,9 @@ def timed(args: argparse.Namespace, config: Any, nfe: int, device: str, prompts:
         wall_seconds=round(time.time() - started, 2),
         peak_memory_mb=memory,
         metrics=[] if failed else metrics(*seconds, BATCH, memory),
-        details={"threads": args.threads, "device": device, "warmup": args.warmup, "latent_shape": list(sampler.latent_shape)} | failed,
+        details={"threads": args.threads, "device": device, "warmup": args.warmup, "latent_shape": list(sampler.latent_shape)}
+        | quiet
+        | failed,
     )
 
 

@@ -17,7 +17,7 @@ import re
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,16 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from apex.ablations import Ablation, Plan
+from apex.ablations import CELL, Ablation, Plan
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
-from paper_tables import grids, pictures, plotting, published, stats
+from paper_tables import evidence, grids, pictures, plotting, published, stats
 from paper_tables.cells import FAILED, failed_words, missing, number, plain
 from paper_tables.forest import bar, frame, say
 from paper_tables.published import Published, find
-from paper_tables.records import read_object
+from paper_tables.records import read_made
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 from paper_tables.tables_paper import NOT_PUBLISHED
@@ -54,6 +54,7 @@ class Trial:
     geneval: dict[int, Record]
     coverage: dict[int, Record]
     made: dict[int, dict[str, Any]]
+    remarks: dict[str, str] = field(default_factory=dict)  # short remark -> its sentences
 
     def score(self, metric: str) -> Summary | None:
         found = [m for records in (self.geneval, self.coverage) for r in records.values() for m in r.metrics if m.metric == metric]
@@ -127,10 +128,26 @@ def load_grid(plan: Plan, name: str, results: Path) -> Grid:
                     if (path := place / "records" / f"{evaluator}.json").is_file():
                         found[evaluator][int(match[1])] = read_record(path)
                 if (path := place / "run" / "made.json").is_file():
-                    found["made"][int(match[1])] = read_object(path)
-        cells.append(Trial(ablation.name(settings), settings, **found))
+                    found["made"][int(match[1])] = read_made(path, "", int(match[1]))
+        remarks = _remarks(plan, ablation.name(settings), **found) if any(found.values()) else {}
+        cells.append(Trial(ablation.name(settings), settings, **found, remarks=remarks))
     covered = "coverage" in plan.config.evaluators or any(cell.coverage for cell in cells)
     return Grid(name, ablation, cells, plan.control(name), plan.found.share, plan.found.nfe, covered)
+
+
+def _remarks(
+    plan: Plan, name: str, geneval: dict[int, Record], coverage: dict[int, Record], made: dict[int, dict[str, Any]]
+) -> dict[str, str]:
+    """Why a cell's numbers do not stand unmarked, as `View.remarks` of a row: short remark -> sentences."""
+    wanted, found = evidence.Wanted(plan.config_of(name)), {}
+    for records in (geneval, coverage):
+        for seed, record in records.items():
+            run = made.get(seed, {})
+            for sentence in [*wanted.of_making(CELL, run), *wanted.of_record(record, "test", run)]:
+                found.setdefault(evidence.OTHER, {}).setdefault(sentence)
+            if one := evidence.correction(record.method, {**(record.details.get("made") or {}), **run}):
+                found.setdefault(one.remark, {}).setdefault(one.sentence)
+    return {remark: " ".join(sentences) for remark, sentences in found.items()}
 
 
 def ends(grid: Grid, seeds: list[int]) -> list[str]:
@@ -205,8 +222,8 @@ def table(grid: Grid, data: Published) -> Table:
     columns += [Column("visibility", "shift's visibility", "measured here")] if any(c.visibility is not None for c in grid.cells) else []
     columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
     caption = (
-        f"{grid.ablation.about} Row `{grid.ablation.row}`, {grid.share:g} of the profile's budget where no share is given, test prompts, "
-        "one step. Intervals: 95%, over prompts and, with several seeds, over seeds. Minus control: paired over prompts; "
+        f"{grid.ablation.about} Row `{grid.ablation.row}`, {_spent_words(grid)}, test prompts, NFE {grid.nfe}. "
+        "Intervals: 95%, over prompts and, with several seeds, over seeds. Minus control: paired over prompts; "
         f"{_noise_words(grid)}. The control is bold. Visibility: the change that the shift makes in the untrained student's velocity over "
         "that of another caption."
     )
@@ -230,10 +247,24 @@ def table(grid: Grid, data: Published) -> Table:
         line["seeds"] = Cell(str(score.seeds), Summary(score.seeds)) if score else missing(why)
         said = "; ".join(f"seed {seed}: {text}" for seed, text in cell.stopped.items())
         failed = f"{len(cell.failed)} of {len(cell.geneval)} seeds not finite" if cell.failed and score else ""
-        words = ", ".join(filter(None, ["control" if control else "", "diverged" if said else "", failed]))
-        line["note"] = Cell(words, None, f"{cell.name}: {said}." if said else "")
+        words = ", ".join(filter(None, ["control" if control else "", "diverged" if said else "", failed, *cell.remarks]))
+        line["note"] = Cell(words, None, " ".join([*([f"{cell.name}: {said}."] if said else []), *cell.remarks.values()]))
         found.lines.append(Line(line))
     return found
+
+
+def _spent_words(grid: Grid) -> str:
+    """What the cells' trainings cost, by their records; cells that name a share of their own, and runs that diverged, are left out."""
+    trained = [
+        record.training["forward_equivalents"]
+        for cell in grid.cells
+        for record in cell.geneval.values()
+        if "share" not in cell.settings and record.training and "forward_equivalents" in record.training and not cell.stopped
+    ]
+    if not trained:
+        return "budget not recorded"
+    ends = dict.fromkeys(f"{found(trained):,.0f}" for found in (min, max))
+    return f"{' to '.join(ends)} forward passes of the teacher where no share is given"
 
 
 def _noise_words(grid: Grid) -> str:
@@ -277,8 +308,12 @@ def draw(grid: Grid, data: Published) -> Figure:
     heads = ["GenEval ↑", "coverage: spread ↑"][: len(metrics)] + (["visibility of the shift"] if seen else [])
     groups = [(grid.ablation.row, [(name, plotting.INK if name.endswith("(control)") else look.color) for cell, name in names.items()])]
     wide = max(len(name) for name in names.values()) * 0.068 + 0.35
-    budget = "" if "share" in grid.shown else f"; {grid.share:g} of the budget"
+    budget = "" if "share" in grid.shown else f"; {_spent_words(grid).removesuffix(' where no share is given')}"
     title = f"{grid.ablation.title}{budget}; NFE {grid.nfe}" + ("; ×: the paper's numbers" if grid.ablation.paper else "")
+    marked = {}
+    for cell in grid.cells:
+        for remark in cell.remarks:
+            marked.setdefault(remark, []).append(names[cell.name])
     figure, found, level = frame(groups, heads, title, [4.4, 2.2, 2.2][: len(heads)], names=max(1.25, wide))
     found[0].set(xlim=(-0.02, 1.02))
     if grid.coverage:
@@ -303,6 +338,8 @@ def draw(grid: Grid, data: Published) -> Figure:
         found[-1].set(xlim=(-0.03 * most, 1.06 * most))  # no dot is cut by an edge
         found[-1].axvline(1, color=plotting.PALE, linewidth=0.8, zorder=1)
         found[-1].set_xlabel("1: another caption", fontsize=8)
+    for remark, cells in marked.items():
+        plotting.footer(figure, ["all cells"] if len(cells) == sum(bool(cell.geneval) for cell in grid.cells) else cells, remark)
     return figure
 
 

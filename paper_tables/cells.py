@@ -31,6 +31,7 @@ ROW_NAMES = {
 }
 NOT_ALIKE = "Not measured as the published numbers were ({how}): it compares only with rows measured alike."
 COVERAGE = ("spread", "precision", "recall")
+NO_TIMING = ("speed/peak_memory_mb",)
 MAIN = ("geneval/overall", "fid", "clip_score", "coverage/spread")
 
 
@@ -101,6 +102,8 @@ def measured(view: View, key: Key, metric: str, decimals: int | None = 2, interv
     if not found:
         return missing(why_missing(view, key, evaluator))
     cell = number(found, decimals, interval)
+    if evaluator == "speed" and metric not in NO_TIMING:
+        cell = replace(cell, note=view.timing(key))
     how = view.not_as_published(key, metric)
     return replace(cell, note=NOT_ALIKE.format(how=how)) if how else cell
 
@@ -114,7 +117,7 @@ def row_name(key: Key, view: View) -> str:
 
 
 def name_cells(view: View, key: Key, name: str = "row") -> dict[str, Cell]:
-    return {name: Cell(row_name(key, view)), "nfe": Cell(NOT_APPLICABLE if key[1] == 0 else str(key[1]))}
+    return {name: Cell(row_name(key, view), None, view.note(*key)), "nfe": Cell(NOT_APPLICABLE if key[1] == 0 else str(key[1]))}
 
 
 def size_cells(view: View, key: Key) -> dict[str, Cell]:

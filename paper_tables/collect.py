@@ -19,7 +19,7 @@ OF_RECORD = ("profile", "backbone", "method", "variant", "seed", "nfe", "hardwar
 OF_METRIC = ("metric", "value", "ci_low", "ci_high", "n", "higher_is_better", "unit", "interval")
 COLUMNS = (
     "profile", "backbone", "method", "variant", "seed", "nfe", "metric", "value", "ci_low", "ci_high", "n",
-    "higher_is_better", "hardware", "git_commit", "config_hash", "row", "split", "unit", "interval",
+    "higher_is_better", "hardware", "git_commit", "config_hash", "row", "split", "unit", "interval", "run_hash",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def tidy(found: list[records.Found]) -> list[dict[str, object]]:
             values = (
                 {key: getattr(one.record, key) for key in OF_RECORD}
                 | {key: getattr(metric, key) for key in OF_METRIC}
-                | {"split": one.split}
+                | {"split": one.split, "run_hash": one.record.run}
             )
             rows.append({key: "" if values[key] is None else values[key] for key in COLUMNS})
     return sorted(rows, key=lambda row: (row["row"], row["nfe"], -1 if row["seed"] == "" else row["seed"], row["split"], row["metric"]))

@@ -36,19 +36,18 @@ class Expected:
 
     Attributes:
         nfe: those that every row has.
-        budget: forward-equivalents of a run.
         external: the rows that bring only images, by name. checkpoints: those that others trained and that are drawn here.
         published: numbers that other texts state of methods. They stand in the comparison as lines of their own and enter no mean,
             interval, rank or figure: what they were measured with differs.
         tuning: the committed record of what tuning tried, where the profile's settings are from.
         references: rows of no network. evaluators, splits: what is measured, and the prompt sets that are sampled.
         stock_teachers: checkpoints that are the profile's teacher through its own pipeline.
+        config: the profile, that records are compared with (`evidence.Wanted`). Captions take what was measured from the records.
     """
 
     rows: dict[str, Declared]
     nfe: tuple[int, ...]
     teacher_nfe: tuple[int, ...]
-    budget: float
     files: tuple[str, ...] = ()
     external: dict[str, External] = field(default_factory=dict)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
@@ -58,6 +57,7 @@ class Expected:
     evaluators: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     stock_teachers: tuple[str, ...] = ()
+    config: Config | None = None
 
     @classmethod
     def of(cls, config: Config) -> Expected:
@@ -69,12 +69,10 @@ class Expected:
             row = config.row(name)
             rows[name] = Declared(name, row.method, row.tuning, seeds, f"snakemake {first}")
         brought = {external.row: external for external in config.external}
-        budget = config.budget.forward_equivalents
         return cls(
             rows,
             tuple(config.nfe),
             tuple(config.teacher_nfe),
-            budget,
             tuple(config.method_paths),
             brought,
             config.checkpoint_rows,
@@ -84,6 +82,7 @@ class Expected:
             tuple(config.evaluators),
             tuple(config.sampled),
             tuple(one.row for one in config.checkpoints if one.pipeline == "teacher" and not (one.lora or one.lora_hub)),
+            config,
         )
 
     def seeds(self, row: str, nfe: int) -> int | None:

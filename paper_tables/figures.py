@@ -22,8 +22,10 @@ import matplotlib
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, scatter, tuning
-from paper_tables.plotting import STYLE, png
+from paper_tables.plotting import STYLE, footer, png
 from paper_tables.view import View
+
+WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
 
 
 def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> list[str]:
@@ -54,6 +56,9 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
     with matplotlib.rc_context(STYLE):
         for name, plot in plots.items():
             if figure := plot():
+                if name not in WITHOUT_ROWS:
+                    for remark, rows in view.remarked.items():
+                        footer(figure, rows, remark)
                 made[name] = png(figure)
     with pictures.gathered([results]) as images:
         for name, image in grids.grids(images, view).items():

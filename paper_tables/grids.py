@@ -290,11 +290,12 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
 
 
 def _without(view: View, rows: list[Row], nfe: int, elsewhere: bool = True) -> str:
-    """Which rows of that NFE have no images; without `elsewhere`, of those that are sampled here."""
+    """Which rows of that NFE are marked, and which have no images; without `elsewhere`, of those that are sampled here."""
     shown = {row.key for row in rows}
     wanted = [key for key in view.methods if key[1] == nfe and (elsewhere or not view.images_only(key[0]))]
     absent = [key[0] for key in wanted if key not in shown]
-    return f"no images yet: {', '.join(absent)}" if absent else ""
+    words = [f"{', '.join(mine)}: {remark}" for remark, rows in view.remarked.items() if (mine := [row for row, _ in shown if row in rows])]
+    return "; ".join(words + ([f"no images yet: {', '.join(absent)}"] if absent else []))
 
 
 def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Image | None:
@@ -310,8 +311,5 @@ def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Im
     prompts = prompts_of(folders, rows)
     words = f"{name}, {view.split} set, seed {seed}: the same prompts and seed at every NFE; prompts chosen by place in the list"
     absent = [str(nfe) for row, nfe in view.methods if row == name and (row, nfe) not in folders]
-    return (
-        draw(folders, rows, prompts, 1, words, f"NFE without images of this seed: {', '.join(absent)}" if absent else "")
-        if prompts
-        else None
-    )
+    foot = list(view.remarks(name)) + ([f"NFE without images of this seed: {', '.join(absent)}"] if absent else [])
+    return draw(folders, rows, prompts, 1, words, "; ".join(foot)) if prompts else None

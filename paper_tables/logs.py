@@ -40,11 +40,16 @@ class Log:
 
 
 def read_log(path: Path) -> Log:
-    """A missing `step` or a cell that is no number is a `UserError`."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    """A missing `step`, steps that do not rise, or a cell that is no number is a `UserError`."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV log ({error}); train the row again") from None
     if not rows or "step" not in rows[0]:
         raise UserError(f"{path}: column 'step' is missing; expected step, wall_seconds and one column per loss; train the row again")
+    if twice := sorted({name for name in rows[0] if rows[0].count(name) > 1}):
+        raise UserError(f"{path}: column {twice[0]!r} stands there twice; train the row again")
     columns: dict[str, list[float]] = {name: [] for name in rows[0]}
     bad = dict.fromkeys(rows[0], 0)
     for number, row in enumerate(rows[1:], 2):
@@ -57,6 +62,9 @@ def read_log(path: Path) -> Log:
                 raise UserError(f"{path}: line {number}, column {name!r}: found {cell!r}, expected a number or nothing") from None
             bad[name] += bool(cell) and not np.isfinite(value)
             columns[name].append(value if np.isfinite(value) else np.nan)
+        last = columns["step"][-2] if number > 2 else -1.0
+        if not columns["step"][-1] > last:
+            raise UserError(f"{path}: line {number}, column 'step': found {row[rows[0].index('step')]!r}, expected more than {last:g}")
     return Log({name: np.array(values) for name, values in columns.items()}, {name: count for name, count in bad.items() if count})
 
 

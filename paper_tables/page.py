@@ -101,7 +101,8 @@ def headline(view: View) -> str:
     out = []
     for row in rows:
         score, share, spread = known[row], view.relative((row, 1), "geneval/overall"), view.get((row, 1), "coverage/spread")
-        words = f"<b>{html.escape(row)}</b> at NFE 1: GenEval {score.value:.2f}"
+        marks = f" ({html.escape(', '.join(remarks))})" if (remarks := view.remarks(row, 1)) else ""
+        words = f"<b>{html.escape(row)}</b>{marks} at NFE 1: GenEval {score.value:.2f}"
         if share and share.low is not None:
             words += f", {share.value:.2f} [{share.low:.2f}, {share.high:.2f}] of the guided {view.teacher[1]}-step teacher's"
         out.append(words + (f"; spread {spread.value:.2f}" if spread else "") + ".")
@@ -117,8 +118,9 @@ def headline(view: View) -> str:
     return "<br>".join([*out, f"For comparison, GenEval of: {', '.join(told)}."] if told else out)
 
 
-def _figure(name: str, source: str = "") -> str:
+def _figure(name: str, source: str = "", more: str = "") -> str:
     title, words = map(html.escape, caption(name))
+    words = f"{words} {html.escape(more)}".strip()
     return (
         f'<figure id="figure-{name}"><h3>{title}</h3><figcaption>{words}</figcaption>'
         f'<img src="{source or name + ".png"}" alt="{title}" loading="lazy"></figure>'
@@ -148,7 +150,7 @@ def index(view: View, figures: list[str]) -> str:
     findings = audit.findings_table(audit.run(data))
     if view.tuning:
         tables.insert([table.name for table in tables].index("relative"), tuning.table(tuning.read(view.tuning)))
-    shown = {name: _figure(name) for name in figures}
+    shown = {name: _figure(name, more="" if name in ("calibration", "tuning") else view.remarked_words) for name in figures}
     links = " ".join(f'<a href="#{table.name}">{html.escape(table.title)}</a>' for table in [*tables, findings])
     body.append(f"<nav>Tables: {links}</nav>")
     links = " ".join(f'<a href="#figure-{name}">{html.escape(caption(name)[0])}</a>' for name in shown)

@@ -169,8 +169,10 @@ def footer(figure: Figure, rows: Sequence[str], words: str = "not run yet") -> N
     for text in [*figure.texts, *([figure._suptitle] if figure._suptitle and figure._suptitle not in figure.texts else [])]:
         x, y = text.get_position()
         text.set_position((x, (y * height + more) / (height + more)))
+    foot = getattr(figure, "foot", 0.0) + more  # inches, those of earlier calls included
     for legend in figure.legends:
-        legend.set_bbox_to_anchor((0, more / (height + more), 1, height / (height + more)))
+        legend.set_bbox_to_anchor((0, foot / (height + more), 1, 1 - foot / (height + more)))
+    figure.foot = foot
     figure.set_size_inches(width, height + more)
     figure.text(0.1 / width, 0.06 / (height + more), "\n".join(lines), ha="left", va="bottom", fontsize=8, color=PALE)
 

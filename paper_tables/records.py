@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from apex.errors import UserError
-from evaluators.result import Record, read_record
+from evaluators.result import Made, Record, first_fault, read_record
 
 SPLITS = ("test", "val", "unseen")
 
@@ -88,6 +90,19 @@ def read_object(path: Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path}: found {type(found).__name__}, expected a JSON object; make it again")
+    return found
+
+
+def read_made(path: Path, row: str = "", seed: int | None = None) -> dict[str, Any]:
+    """A run's record of making, checked; where `row` and `seed` are given it must be theirs. What does not fit is one `UserError`."""
+    found = read_object(path)
+    try:
+        made = Made.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_fault(error)}; train the row again") from None
+    for key, value in (("row", row), ("seed", seed)):
+        if value not in ("", None) and getattr(made, key) not in (value, None):
+            raise UserError(f"{path}: key {key!r} is {getattr(made, key)!r}, but the file lies under {value!r}; move it or train again")
     return found
 
 

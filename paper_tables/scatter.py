@@ -127,6 +127,13 @@ def quality_latency(view: View) -> Figure | None:
         ways = [way for row, way in places.items() if row in rows or row == "teacher"]
         place_labels(axes, labels, [*(point for way in ways for point in way), *written], ways)
     _absent(figure, view, lines, "not run yet, or not timed")
+    timings: dict[str, list[str]] = {}
+    for key in view.keys:
+        if key[0] in lines and (words := view.timing(key).partition(":")[0]):
+            timings.setdefault(words, []).append(key[0])
+    for words, marked in timings.items():
+        rows = list(dict.fromkeys(marked))
+        footer(figure, ["all rows"] if len(rows) == len(lines) else rows, words[0].lower() + words[1:])
     return figure
 
 
@@ -261,6 +268,9 @@ def quality_budget(view: View, others: Sequence[View] = ()) -> Figure | None:
             labels.append(Label(places[-1][0], places[-1][1].value, row, tint))
         label_column(axes, labels, max(label.x for label in labels) * (max(spends) / min(spends)) ** 0.09)
     _absent(figure, view, points)
+    for remark, methods in tuning.remarked.items() if tuning else ():
+        if old := [name for name in methods if name in points]:
+            footer(figure, old, f"candidates of tuning {remark}")
     return figure
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from paper_tables.cells import missing, number, plain, significant
 from paper_tables.published import Published
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
+from paper_tables.view import load_words
 
 STAGES = {"text": "#7FA6C9", "denoise": "#2F5D8A", "decode": "#D9A441"}
 NOT_RUN = "Not run yet; snakemake speed times it."
@@ -135,6 +136,8 @@ def table(timed: Timed, data: Published) -> Table:
         for column, metric in told.items():
             found = timed.get(key, f"speed/{metric}")
             line[column] = number(found, None, interval=column in ("latency", "throughput")) if found else missing(why)
+        if record and line["latency"].summary:
+            line["latency"] = replace(line["latency"], note=load_words(record.details.get("load"), bool(record.details.get("busy"))))
         for batch in (1, 10):
             found = timed.get(key, f"speed/peak_memory_b{batch}_mb")
             line[f"memory_b{batch}"] = plain(found.value / 1024 if found else None, why)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from paper_tables import cells
 from paper_tables.cells import missing, plain
 from paper_tables.render import Cell, Column, Line, Table
@@ -21,7 +23,7 @@ def shares(view: View, row: str) -> dict[str, float]:
 
 
 def _row(view: View, row: str) -> dict[str, Cell]:
-    line = {"row": Cell(row), "tuning": Cell(cells.tuning_words(view, row))}
+    line = {"row": Cell(row, None, view.note(row)), "tuning": Cell(cells.tuning_words(view, row))}
     ran = any(view.evaluators(key) for key in view.methods if key[0] == row) or row in view.made
     key = next(key for key in view.methods if key[0] == row)
     why = cells.NO_RECORD if ran else cells.why_missing(view, key, "geneval")
@@ -43,6 +45,9 @@ def _row(view: View, row: str) -> dict[str, Cell]:
     line["steps"] = plain(view.cost(row, "steps"), why, 0)
     line["seconds"] = plain(seconds, why, 0)
     line["per_thousand"] = plain(1000 * seconds / forwards if seconds and forwards else None, why)
+    for name in ("seconds", "per_thousand"):
+        if line[name].summary:
+            line[name] = replace(line[name], note=view.training_timing(row))
     line["seeds"] = missing(why) if view.images_only(row) else cells.common_cells(view, key)["seeds"]
     hardware = next((made["hardware"] for made in view.made.get(row, []) if made.get("hardware")), "")
     line["hardware"] = (
@@ -64,7 +69,7 @@ def cost(view: View) -> Table:
         "What a run costs, means over seeds. Share of the budget: training FLOPs by network; extra: networks that the method adds, "
         "such as a discriminator or a fake-score network (footnotes name them). Memory: parameters of the student, of the frozen "
         "teacher where it is a network of its own, of extra networks, of the running mean; optimizer: AdamW's moments; step: the peak of "
-        "activations, gradients and temporaries in one step of training. Seconds are wall time on a machine that may have done other work."
+        "activations, gradients and temporaries in one step of training. Seconds are wall time; a footnote says where the machine was busy."
     )
     panels = [
         ("(a) Budget and time", ["row", "tuning", *(f"share_{name}" for name in (*OWN, "extra")),

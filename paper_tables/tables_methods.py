@@ -21,6 +21,8 @@ SCORES = (
     *((task, TASK_NAMES[task], "GenEval", f"geneval/{task}", 2, 1) for task in TASKS),
     *((name, f"{name} ↑", "coverage", f"coverage/{name}", 2, 1) for name in COVERAGE),
 )
+FEW = 6  # rows that a caption names
+SAME_BUDGET = 1.05  # the most that the dearest run spent of what the cheapest did: a run ends with the step that reaches its budget
 BEHIND = [*COVERAGE, "n", "seeds", "note"]
 PANELS = [
     (
@@ -113,12 +115,30 @@ def _elsewhere(view: View) -> list[Line]:
 
 
 def seen_in_training(view: View) -> str:
-    """What the rows' training captions share with the prompts, of the row where it is most; empty where no record says it."""
+    """What the rows' training captions share with the prompts, of the row where it is most, and which trained rows do not record it;
+    empty where no row was trained."""
     most: dict[str, dict[str, Any]] = {}
-    for made in (one for runs in view.made.values() for one in runs):
-        for name, found in (made.get("prompts_seen") or {}).items():
+    trained, unknown = [row for row in view.rows if view.trained(row)], []
+    for row in trained:
+        known = view.prompts_seen(row)
+        if not all(known):
+            unknown.append(row)
+        for name, found in (item for one in known for item in one.items()):
             most[name] = max(most.get(name, found), found, key=lambda one: (one["prompts_seen"], one["samples_alike"]))
-    return f"Prompts in training: {'; '.join(overlap.words(*one) for one in sorted(most.items()))}." if most else ""
+    words = [overlap.words(*one) for one in sorted(most.items())]
+    if unknown:
+        count = f"{len(unknown)} of {len(trained)} rows"
+        words.append(f"not recorded of {count if len(unknown) > FEW else ', '.join(unknown)}" if most else "not recorded")
+    return f"Prompts in training: {'; '.join(words)}." if words else ""
+
+
+def budget_words(view: View) -> str:
+    """What the trained rows spent, by their records; '' where none was trained."""
+    spent = view.budgets
+    if not spent:
+        return ""
+    lowest, highest = (f"{value:,.0f}" for value in (spent[0], spent[-1]))
+    return f"{lowest} forward passes of the teacher" if lowest == highest else f"{lowest} to {highest} forward passes of the teacher"
 
 
 def comparison(view: View) -> Table:
@@ -129,9 +149,11 @@ def comparison(view: View) -> Table:
     columns += [Column("parameters", "parameters", "network"), Column("trainable", "trainable", "network")]
     columns += [Column(name, head, group) for name, head, group, *_ in SCORES[2:]]
     columns += [Column("n", "n"), Column("seeds", "seeds"), Column("note", "note", numeric=False)]
-    budget = f" ({view.expected.budget:,.0f} forward passes of the teacher)" if view.expected else ""
+    spent, words = view.budgets, budget_words(view)
+    alike = not spent or spent[-1] <= SAME_BUDGET * spent[0]
+    budget = f" {'at one training budget' if alike else 'at different training budgets'}{f' ({words}, as recorded)' if words else ''}"
     caption = (
-        f"Every method from the same teacher at one training budget{budget}, prompts of the {view.split} set, by family and NFE. Bold: the "
+        f"Every method from the same teacher{budget}, prompts of the {view.split} set, by family and NFE. Bold: the "
         "best of its column and NFE, only where the 95% interval of its difference from the second leaves out zero (GenEval prompt by "
         "prompt; FID, CLIP and coverage take the two as independent; of a row with one seed it holds the training noise of those with "
         "three); no correction for the number of rows. Latency at batch 1, "

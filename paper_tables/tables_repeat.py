@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
-from apex.config import LOOP_ONLY
 from paper_tables import cells, stats
 from paper_tables.cells import number
+from paper_tables.evidence import differences
 from paper_tables.render import Cell, Column, Line, Table
 from paper_tables.stats import ABOVE, APART, BELOW, Summary
 from paper_tables.tables_paper import remark
@@ -22,15 +21,6 @@ METRICS = (
     ("fid", "FID ↓", False),
 )
 SAME, OTHER = "the same", "other settings"
-NO_SETTING = {"method_files", *(f"train.{key}" for key in LOOP_ONLY)}
-
-
-def _plain(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _plain(value, f"{path}{key}.")
-        else:
-            yield path + key, value
 
 
 class Beside:
@@ -51,12 +41,13 @@ class Beside:
         self.keys = [key for key in view.keys if any(self.here.get(key, metric) and self.there.get(key, metric) for metric, *_ in METRICS)]
 
     def other_settings(self, row: str) -> str:
-        """What the two were trained with differently, of the settings that both records have; '' where nothing, or there is no record."""
+        """What the two were trained with differently; '' where nothing, or there is no record."""
         if not (self.view.made.get(row) and self.committed.made.get(row)):
             return ""
-        here, there = (dict(_plain(side.made[row][0].get("run") or {})) for side in (self.view, self.committed))
-        changed = [key for key in (here.keys() & there.keys()) - NO_SETTING if here[key] != there[key]]
-        return "; ".join(f"{key}: here {here[key]}, committed {there[key]}" for key in sorted(changed))
+        here, there = (side.made[row][0] for side in (self.view, self.committed))
+        run = there.get("run") or {}
+        changed = differences(here, {**run, "params": {**(run.get("params") or {}), **(there.get("params") or {})}}) if run else []
+        return "; ".join(f"{key}: here {ours}, committed {theirs}" for key, ours, theirs in sorted(changed))
 
     def difference(self, key: Key, metric: str) -> Summary | None:
         """Here minus committed. None: not in both.
@@ -114,6 +105,8 @@ def repeated(view: View) -> Table | None:
     family = None
     for key in both.keys:
         line = cells.name_cells(view, key)
+        if (theirs := both.committed.note(*key)) and theirs != line["row"].note:
+            line["row"] = replace(line["row"], note=f"{line['row'].note} Committed: {theirs}".strip())
         other = both.other_settings(key[0])
         for metric, _, judged in METRICS:
             found = both.difference(key, metric)

@@ -42,7 +42,7 @@ def sweep(view: View) -> Table | None:
     panels = [(title, ["row", *(f"{name}_{nfe}" for nfe in nfes), "n", "seed"]) for name, title, _ in SWEPT]
     table = Table("sweep", "From one step to many", caption, columns, remark=remark(view), panels=panels)
     for row in [*rows, "teacher"]:
-        line = {"row": Cell("teacher (guided)" if row == "teacher" else row)}
+        line = {"row": Cell("teacher (guided)" if row == "teacher" else row, None, view.note(row))}
         for name, _, metric in SWEPT:
             known = dict(sweep_points(view, row, metric))
             for nfe in nfes:

@@ -40,7 +40,7 @@ def outcome(view: View, row: str) -> Cell:
 
 
 def _row(view: View, row: str, nfe: int) -> dict[str, Cell]:
-    line = {"row": Cell(row), "tuning": Cell(cells.tuning_words(view, row))}
+    line = {"row": Cell(row, None, view.note(row)), "tuning": Cell(cells.tuning_words(view, row))}
     key = next(key for key in view.methods if key[0] == row)
     logs = list(view.logs.get(row, {}).values())
     ran = bool(logs or row in view.made or any(view.evaluators(one) for one in view.methods if one[0] == row))

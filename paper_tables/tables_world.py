@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from paper_tables import cells
 from paper_tables.cells import COVERAGE, measured, missing, number, plain, why_missing
 from paper_tables.render import Cell, Column, Line, Table
@@ -54,7 +56,9 @@ def _row(view: View, key: Key) -> dict[str, Cell]:
     untrained = key[0] in REFERENCE_NAMES or key[0] == "teacher" or view.evaluators(key)
     why = cells.NO_NETWORK if view.images_only(key[0]) else cells.NO_TRAINING if untrained else why_missing(view, key, "geneval")
     for name, _, field in TRAINING:
-        line[name] = plain(view.training(key, field), why)
+        line[name] = plain(found := view.training(key, field), why)
+        if name == "train_seconds" and found is not None:
+            line[name] = replace(line[name], note=view.training_timing(key[0]))
     return line | cells.size_cells(view, key) | cells.common_cells(view, key) | {"hardware": cells.hardware_cell(view, key)}
 
 
@@ -113,7 +117,8 @@ def relative(view: View) -> Table:
         for name, _, metric, split in RELATIVE:
             found = view.relative(key, metric, split or None)
             if found:
-                line[name] = number(found)
+                timed = " ".join(dict.fromkeys(filter(None, map(view.timing, (key, view.teacher))))) if metric.startswith("speed/") else ""
+                line[name] = replace(number(found), note=timed)
             elif view.get(key, metric, split or None) is None and split == "unseen":
                 line[name] = missing(_why_unseen(view, key))
             elif view.get(key, metric, split or None) is None:

@@ -25,6 +25,7 @@ from apex.files import write_atomic
 from evaluators.result import first_fault
 from paper_tables import plotting
 from paper_tables.cells import FAILED, missing, number, plain
+from paper_tables.evidence import Correction, correction
 from paper_tables.expected import described
 from paper_tables.plotting import Look
 from paper_tables.records import read_object
@@ -36,19 +37,25 @@ from paper_tables.view import family_name, family_rank
 class Candidate(BaseModel):
     """One setting of a method and how it did on the validation prompts."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     params: dict[str, Any] = {}
     train: dict[str, Any] = {}
-    geneval: float | None
-    geneval_low: float | None = None
-    geneval_high: float | None = None
-    spread: float | None = None
-    recall: float | None = None
-    forward_equivalents: float | None = None
-    wall_seconds: float | None = None
+    geneval: float | None = Field(ge=0, le=1)
+    geneval_low: float | None = Field(None, ge=0, le=1)
+    geneval_high: float | None = Field(None, ge=0, le=1)
+    spread: float | None = Field(None, ge=0, le=1)
+    recall: float | None = Field(None, ge=0, le=1)
+    forward_equivalents: float | None = Field(None, gt=0)
+    wall_seconds: float | None = Field(None, gt=0)
     stopped: str | None = ""
     failed: str | None = ""
+    resolved: dict[str, Any] = {}  # the method's settings with its defaults, as the run recorded them
+    revision: int | None = Field(None, ge=1)
+
+    def correction(self, method: str) -> Correction | None:
+        """The correction of the method's objective that the candidate is older than."""
+        return correction(method, {"params": self.params | self.resolved, "revision": self.revision})
 
     @property
     def words(self) -> str:
@@ -62,7 +69,7 @@ class Candidate(BaseModel):
 class Tried(BaseModel):
     """The candidates of a method; `chosen` is the place of the best."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     candidates: list[Candidate] = Field(min_length=1)
     chosen: int = Field(ge=0)
@@ -72,12 +79,28 @@ class Tried(BaseModel):
 class Tuning(BaseModel):
     """tuning.json."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     split: str = "val"
     nfe: int = 1
     budget: float
     methods: dict[str, Tried]
+
+    @property
+    def spent(self) -> str:
+        """What the candidates' trainings cost, by their records and less those that diverged; the declared budget where none says it."""
+        every = [one for tried in self.methods.values() for one in tried.candidates]
+        known = sorted({one.forward_equivalents for one in every if one.forward_equivalents and not one.stopped}) or [self.budget]
+        return f"{known[0]:,.0f}" + (f" to {known[-1]:,.0f}" if known[-1] != known[0] else "")
+
+    @property
+    def remarked(self) -> dict[str, list[str]]:
+        """Short remark -> the methods with a candidate that carries it."""
+        found: dict[str, list[str]] = {}
+        for name, tried in self.methods.items():
+            for remark in dict.fromkeys(one.remark for c in tried.candidates if (one := c.correction(name))):
+                found.setdefault(remark, []).append(name)
+        return found
 
 
 def read(path: Path) -> Tuning:
@@ -122,10 +145,11 @@ def table(tuning: Tuning) -> Table:
     count = f"{least}" if least == most else f"{least} to {most}"
     caption = (
         f"Settings tried for each method, on the {tuning.split} prompts at NFE {tuning.nfe}, one seed, "
-        f"{tuning.budget:,.0f} forward-equivalents each; {count} candidates a method, declared before they were run, the first "
+        f"{tuning.spent} forward-equivalents each; {count} candidates a method, declared before they were run, the first "
         "the method's defaults. Bold: the chosen, the highest GenEval. Intervals: 95% over prompts; training noise is not in them, so "
         "neighbours may swap with another seed. A run that diverged counts with what its last good state scores."
     )
+    caption += "".join(f" {remark[0].upper()}{remark[1:]}: {', '.join(names)}." for remark, names in tuning.remarked.items())
     found = Table("tuning", "Tuning: every candidate of every method", caption, columns)
     for group in _groups(tuning):
         first = True
@@ -133,12 +157,13 @@ def table(tuning: Tuning) -> Table:
             tried = tuning.methods[name]
             for place, one in enumerate(tried.candidates):
                 chosen = place == tried.chosen
+                old = one.correction(name)
                 why = f"{FAILED}{name}, candidate {place + 1}: {one.failed}." if one.failed else "The candidate's record does not hold it."
                 geneval = missing(why) if one.geneval is None else number(Summary(one.geneval, one.geneval_low, one.geneval_high), 3)
                 line = {
                     "method": Cell(name, strong=chosen),
                     "candidate": Cell(str(place + 1), Summary(place + 1)),
-                    "settings": Cell(one.words, strong=chosen),
+                    "settings": Cell(one.words, None, old.sentence if old else "", strong=chosen),
                     "geneval": replace(geneval, strong=chosen),
                     "spread": plain(one.spread, why, 2),
                     "recall": plain(one.recall, why, 2),
@@ -172,7 +197,9 @@ def draw(tuning: Tuning) -> Figure:
     for text, (*_, tint) in zip(axes.get_yticklabels(), ticks, strict=True):
         text.set_color(plotting.ink(tint))
     axes.set(ylim=(level + 0.4, 0.5), xlim=(-0.02, 1.02), xlabel=f"GenEval, {tuning.split} prompts, NFE {tuning.nfe}, 95% over prompts")
-    axes.set_title(f"Tuning at {tuning.budget:,.0f} forward-equivalents: every candidate by its number, the chosen filled, × diverged")
+    axes.set_title(f"Tuning at {tuning.spent} forward-equivalents: every candidate by its number, the chosen filled, × diverged")
+    for remark, names in tuning.remarked.items():
+        plotting.footer(figure, names, remark)
     return figure
 
 

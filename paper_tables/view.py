@@ -6,13 +6,16 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from apex.busy import is_busy
+from apex.provenance import OF_THE_RUN
 from evaluators.result import Metric, Record
-from paper_tables import records, stats
+from paper_tables import evidence, records, stats
 from paper_tables.expected import Expected, described
 from paper_tables.logs import Log, read_logs
 from paper_tables.stats import PerPrompt, Summary, over_seeds
@@ -112,8 +115,8 @@ class View:
     def load(cls, results: Path, expected: Expected | None = None, committed: Path | None = None) -> View:
         """Reads records/, and where there are any runs/*/seed*/made.json and log.csv; the same of the folder `committed`."""
         made: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row, _, path in records.runs(results, "made.json"):
-            made[row].append(records.read_object(path))
+        for row, seed, path in records.runs(results, "made.json"):
+            made[row].append(records.read_made(path, row, seed))
         tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
         view = cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
         view.committed = cls.load(committed) if committed else None
@@ -214,6 +217,99 @@ class View:
         found = [one for one in self._by_row.get(row, []) if one.record.failed and nfe in (None, one.record.nfe)]
         found.sort(key=lambda one: one.record.evaluator != "speed")  # the others say of which prompt
         return {(one.record.nfe, one.record.seed): one.record.failed for one in found}
+
+    # ------------------------------------------------------------------------------------------- its evidence
+    def _making(self, one: records.Found) -> dict[str, Any]:
+        """The training behind a record: what its images say of it, else the run of its row and seed."""
+        images = {key: value for key, value in (one.record.details.get("made") or {}).items() if key in OF_THE_RUN}
+        runs = (made for made in self.made.get(one.record.row, []) if made.get("seed") == one.record.seed)
+        return next(runs, {}) | {key: value for key, value in images.items() if value is not None}
+
+    @cached_property
+    def _remarks(self) -> dict[Key, dict[str, dict[str, set[int | None]]]]:
+        """(row, NFE) -> short remark -> sentence -> seeds. A row's runs have the NFE -1."""
+        wanted = evidence.Wanted(self.expected.config) if self.expected and self.expected.config else None
+        found: dict[Key, dict[str, dict[str, set[int | None]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(set)))
+
+        def add(key: Key, seed: int | None, method: str, made: dict[str, Any], sentences: Iterable[str]) -> None:
+            for sentence in sentences:
+                found[key][evidence.OTHER][sentence].add(seed)
+            if one := evidence.correction(method, made):
+                found[key][one.remark][one.sentence].add(seed)
+
+        for row, runs in self.made.items():
+            for made in runs:
+                add((row, -1), made.get("seed"), made.get("method") or row, made, wanted.of_making(row, made) if wanted else ())
+        for one in self.found:
+            record, made = one.record, self._making(one)
+            trained = made if made.get("run") or record.training else {}
+            sentences = wanted.of_record(record, one.split, made) if wanted else []
+            if wanted and trained:
+                sentences += wanted.of_making(record.row, made)
+            run = next((made for made in self.made.get(record.row, []) if made.get("seed") == record.seed), {})
+            if run.get("run_hash") and record.run and record.run != run["run_hash"]:
+                sentences.append(f"Images of another run ({record.run}) than runs/ holds ({run['run_hash']}).")
+            add(one.key, record.seed, record.method if trained else "", made, sentences)
+        return found
+
+    def remarks(self, row: str, nfe: int | None = None) -> dict[str, list[str]]:
+        """Why numbers of a row, at one NFE or at all, do not stand unmarked: short remark -> whole sentences; empty where nothing is known.
+
+        That is: a record's settings, budget, prompt file or teacher are not those of the profile that the tables are made for, or its
+        objective was corrected since. Every table, figure and claim marks its rows by this.
+        """
+        joined: dict[str, dict[str, set[int | None]]] = {}
+        for key, by_remark in self._remarks.items():
+            if key[0] == row and (nfe is None or key[1] in (nfe, -1)):
+                for remark, sentences in by_remark.items():
+                    for sentence, seeds in sentences.items():
+                        joined.setdefault(remark, {}).setdefault(sentence, set()).update(seeds)
+        every = {one.record.seed for one in self._by_row.get(row, [])} | {made.get("seed") for made in self.made.get(row, [])}
+        return {remark: [_of_seeds(*one, every) for one in sentences.items()] for remark, sentences in joined.items()}
+
+    def note(self, row: str, nfe: int | None = None) -> str:
+        """`remarks` as one footnote; '' where there is none."""
+        return " ".join(sentence for sentences in self.remarks(row, nfe).values() for sentence in sentences)
+
+    def timing(self, key: Key) -> str:
+        """What the row's timing is worth: that the machine was busy, or that no record says whether it was; '' where it was not, or
+        nothing was timed."""
+        found = [one.record.details for one in self._by_key.get(key, []) if one.record.evaluator == "speed"]
+        return next((words for details in found if (words := load_words(details.get("load"), bool(details.get("busy"))))), "")
+
+    def training_timing(self, row: str) -> str:
+        """As `timing`, of the row's trainings."""
+        trainings = [one for found in self._trainings(row) for one in found.values() if one.get("wall_seconds")]
+        return next((words for one in trainings if (words := load_words(one.get("load"), is_busy(one.get("load"))))), "")
+
+    @cached_property
+    def remarked(self) -> dict[str, list[str]]:
+        """Short remark -> the rows that carry it, in the tables' order."""
+        found: dict[str, list[str]] = {}
+        for row in dict.fromkeys([*(row for row, _ in self.keys), *self.made]):
+            for remark in self.remarks(row):
+                found.setdefault(remark, []).append(row)
+        return found
+
+    @property
+    def remarked_words(self) -> str:
+        """`remarked` as a sentence for a caption; '' where nothing is marked."""
+        return " ".join(f"{remark[0].upper()}{remark[1:]}: {', '.join(rows)}." for remark, rows in self.remarked.items())
+
+    def trained(self, row: str) -> bool:
+        """Whether a training of this suite is behind the row's records or runs."""
+        return row in self.made or any(one.record.training for one in self._by_row.get(row, []))
+
+    def prompts_seen(self, row: str) -> list[dict[str, Any]]:
+        """Of each record and run of the row: what of each prompt set was a training caption, by its name; {} where it does not say."""
+        images = [self._making(one).get("prompts_seen") or {} for one in self._by_row.get(row, []) if one.record.training]
+        return images + [made.get("prompts_seen") or {} for made in self.made.get(row, [])]
+
+    @property
+    def budgets(self) -> list[float]:
+        """Forward-equivalents that the trained rows spent, by their records, in rising order; runs that diverged are left out."""
+        found = [training for row in self.rows for runs in self._trainings(row) for training in runs.values()]
+        return sorted({float(spent) for one in found if not one.get("stopped") and (spent := one.get("forward_equivalents"))})
 
     # ------------------------------------------------------------------------------------------- its numbers
 
@@ -375,6 +471,21 @@ class View:
     def of_a_world(self) -> bool:
         """Whether what was measured are small networks that draw an embedded world, as far as the records tell."""
         return self.largest < WORLD_SIZE
+
+
+def load_words(load: dict[str, Any] | None, busy: bool) -> str:
+    """A footnote on a timing; '' where it was taken on a machine that had nothing else to do."""
+    if not load:
+        return "Timed without a record of the machine's load: other work may have slowed it down."
+    words = f"Timed on a busy machine: other processes used {load['others']:.2g} of {load['cores']} cores meanwhile."
+    return words if busy else ""
+
+
+def _of_seeds(sentence: str, seeds: set[int | None], every: set[int | None]) -> str:
+    """The sentence with the seeds that it is true of, where it is not true of all."""
+    if seeds >= every or None in seeds:
+        return sentence
+    return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}: {sentence[0].lower()}{sentence[1:]}"
 
 
 def per_prompt(found: Sequence[Record]) -> PerPrompt | None:

@@ -24,6 +24,7 @@ from apex.config import Config, load
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder, write_atomic
 from evaluators.result import read_record
+from paper_tables.records import read_made
 
 HEADER = """\
 # Settings that `snakemake tune` chose, by method: the best of at most four declared candidates at {share:g} of the budget,
@@ -34,7 +35,10 @@ HEADER = """\
 def read_candidate(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """One candidate's line of tuning.json."""
     geneval, coverage = (read_record(folder / "records" / f"{name}.json") for name in ("geneval", "coverage"))
-    training, scores = geneval.training or {}, dict.fromkeys(("geneval", "geneval_low", "geneval_high", "spread", "recall", "n"))
+    training, made = geneval.training or {}, geneval.details.get("made") or {}
+    run = folder / "run" / "made.json"
+    made |= read_made(run) if run.is_file() else {}
+    scores = dict.fromkeys(("geneval", "geneval_low", "geneval_high", "spread", "recall", "n"))
     if not geneval.failed:
         overall = next(m for m in geneval.metrics if m.metric == "geneval/overall")
         scores = {
@@ -55,9 +59,11 @@ def read_candidate(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "wall_seconds": training.get("wall_seconds"),
         "steps": training.get("steps"),
         "stopped": training.get("stopped", ""),
+        "revision": made.get("revision"),
+        "resolved": made.get("params") or {},
         "prompts_sha256": geneval.prompts_sha256,
         "hardware": geneval.hardware,
-        "git_commit": (geneval.details.get("made") or {}).get("git_commit", geneval.git_commit),
+        "git_commit": made.get("git_commit", geneval.git_commit),
     }
 
 

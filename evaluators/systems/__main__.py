@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from apex import busy
 from apex.errors import UserError, run_command
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
@@ -111,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
     for (resolution, nfe), out in zip(points, outs, strict=True):
         side = resolution // SMALL_SCALE if small else resolution
         metrics: list[Metric] = []
+        before = busy.read()
         for batch in sorted(set(args.batch)):
             if (batch, resolution) not in failed:
                 try:
@@ -120,7 +122,9 @@ def run(args: argparse.Namespace) -> None:
                     if device.startswith("cuda"):
                         torch.cuda.empty_cache()
         why = "; ".join(dict.fromkeys(failed[batch, resolution] for batch in args.batch if (batch, resolution) in failed))
+        load = busy.between(before, busy.read())
         record = describe(args, pipe, device, small, resolution, nfe, metrics, why, time.time() - started)
+        record.details.update(load=load, busy=busy.is_busy(load))
         record.write(out)
         print_metrics(record)
         started = time.time()

@@ -15,6 +15,7 @@ from apex import sample
 from apex.config import load
 from apex.data.prompts import load_prompts, prompts_sha256, read_layout
 from apex.errors import UserError, run_command
+from apex.provenance import OF_THE_RUN
 from apex.sample import REFERENCES, Generator, generate, reference_images
 from apex.seeds import derive
 
@@ -73,7 +74,10 @@ def test_the_layout_is_genevals_and_says_where_the_images_come_from(command, run
     assert (made["row"], made["method"], made["seed"], made["nfe"], made["mode"]) == ("apex", "apex", 3, 2, "few")
     assert made["sigmas"] == [1.0, 0.6] and made["guidance"] == 1.0 and made["split"] == "test"
     assert made["prompts_sha256"] == prompts_sha256(load_prompts_path())
-    assert made["run_hash"] == json.loads((run_folder / "made.json").read_text())["run_hash"]
+    run = json.loads((run_folder / "made.json").read_text())
+    assert {key: made[key] for key in OF_THE_RUN} == {key: run[key] for key in OF_THE_RUN}
+    assert made["run"]["method"] == "apex" and made["revision"] == 2 and made["teacher"], "every record of the images has these"
+    assert set(made["prompts_seen"]) == set(run["prompts_seen"]), "README: every run's record says how many"
     assert made["parameters"] > 1000 and made["wall_seconds"] > 0 and made["hardware"] and made["versions"]["torch"]
     assert not [p for p in out.parent.iterdir() if p.name.startswith(".images")]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from apex import train
 from apex.budget import Counted
 from apex.conditioning import Condition
-from apex.config import load
+from apex.config import fingerprint, load
 from apex.data import embeddings
 from apex.data.cache import load_cache
 from apex.errors import UserError, run_command
@@ -800,6 +800,7 @@ def test_the_command_exports_a_run_and_says_what_it_took(tiny_profile, tiny_cach
     made, config = json.loads((out / "made.json").read_text()), load(profile)
     assert (made["method"], made["row"], made["seed"], made["backbone"], made["tuning"]) == ("apex", "row", 0, "sana", "full")
     assert made["run_hash"] == config.run_hash("row") and made["config_hash"] == config.hash()
+    assert made["teacher"] == fingerprint(config.pipeline_path) and made["training"]["load"]["cores"] >= 1
     assert (
         made["training"]["forward_equivalents"] >= 200 and made["training"]["steps"] == len((out / "log.csv").read_text().splitlines()) - 1
     )

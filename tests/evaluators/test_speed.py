@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,6 +116,20 @@ def test_the_record_names_what_was_timed(call):
     stages = {f"speed/stage/{stage}_b1_s" for stage in COSTS}
     assert named == {"speed/latency_b1_s", "speed/throughput_b10_sps", "speed/peak_memory_mb"} | stages
     assert {m.n for m in record.metrics} == {5, 1}
+
+
+def test_a_timing_on_a_busy_machine_is_repeated_and_then_says_so(call, monkeypatch, capsys):
+    """Readings of a machine on which others use 1.5 cores of 2, then none."""
+    every = iter([0.0, 1e6, 1e6, 1e6])
+    monkeypatch.setattr(speed.busy, "read", lambda: speed.busy.Reading(time.monotonic(), next(every), 0.0))
+    record = call("--repeats", "3")
+    assert record.details["busy"] is False and record.details["load"]["attempts"] == 2
+    assert record.details["load"]["others"] == 0 and "other processes" not in capsys.readouterr().err
+    rising = iter(range(0, 10**8, 10**6))
+    monkeypatch.setattr(speed.busy, "read", lambda: speed.busy.Reading(time.monotonic(), next(rising), 0.0))
+    record = call("--repeats", "3")
+    assert record.details["busy"] is True and record.details["load"]["attempts"] == 3
+    assert "warning: speed: other processes used" in capsys.readouterr().err
 
 
 def test_several_nfes_give_a_record_each(call, tmp_path):

@@ -314,7 +314,9 @@ def test_the_student_is_trained_at_the_times_at_which_it_is_sampled(make_batch, 
 def test_with_one_time_the_share_does_not_matter(make_batch):
     from apex.methods._adversarial import draw_times
 
-    assert torch.equal(draw_times(make("ladd", times=[0.7], one_step_share=0.0).params, make_batch(5)), torch.full((5,), 0.7, dtype=torch.float64))
+    assert torch.equal(
+        draw_times(make("ladd", times=[0.7], one_step_share=0.0).params, make_batch(5)), torch.full((5,), 0.7, dtype=torch.float64)
+    )
 
 
 def test_the_paper_of_add_draws_four_times_alike(make_batch):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from apex.config import load
+from apex.data.prompts import COMMITTED, prompts_sha256
 from apex.errors import run_command
 from paper_tables import audit, collect, figures
 from paper_tables import build as build_tables
@@ -39,6 +40,7 @@ profile: synthetic
 methods: [apex, apex-eq25]
 nfe: [1, 2, 4]
 full: {methods: [fm], nfe: {fm: [8]}, seeds: {apex: [0, 1, 2]}}
+budget: {forward_equivalents: 120000}
 """
 # A full matrix: row -> (family, quality at one step). Every NFE more adds to it; four rows are swept from 1 to 20.
 MATRIX = {
@@ -62,6 +64,7 @@ rows:
 full:
   methods: [{", ".join(row for row in MATRIX if row not in ("apex", "apex-eq25", "fm"))}, scm-late]
   nfe: {{{", ".join(f"{row}: {list(range(1, 21))}" for row in SWEPT)}}}
+budget: {{forward_equivalents: {BUDGET}}}
 external:
   - {{row: theirs, nfe: 1, images: theirs, source: a folder}}
   - {{row: slower, nfe: 8, images: slower, source: another folder}}
@@ -84,20 +87,38 @@ def metric(
     word: str = "bootstrap 95%",
 ) -> dict[str, Any]:
     """One entry of a record's `metrics`; `half` is half the width of its interval."""
-    bounds = {} if half is None else {"ci_low": value - half, "ci_high": value + half, "interval": word}
+    bounds: dict[str, Any] = {}
+    if half is not None:
+        ends = (value - half, value + half)
+        low, high = (min(1.0, max(0.0, end)) for end in ends) if name.startswith(("geneval/", "coverage/")) else ends
+        bounds = {"ci_low": low, "ci_high": high, "interval": word}
     return {"metric": name, "value": value, "unit": unit, "n": n, "higher_is_better": better, **bounds}
+
+
+def outcomes(value: float, split: str) -> list[dict[str, Any]]:
+    """GenEval by prompt, 200 images a task, spread over its prompts; tasks differ by 0.02 around `value`, by less near 0 and 1."""
+    tasks = TASKS if split == "test" else UNSEEN
+    step, found = min(0.02, value / 5, (1 - value) / 5), []
+    for index, task in enumerate(tasks):
+        total = round(200 * (value + step * (index - (len(tasks) - 1) / 2)))
+        shares = [total // 4 + (place < total % 4) for place in range(4)]
+        found += [{"tag": t, "prompt": p, "correct": c, "images": 50} for t, p, c in zip([task] * 4, PROMPTS[task], shares, strict=True)]
+    return found
 
 
 def numbers(evaluator: str, quality: float, seed: int, nfe: int, split: str = "test") -> list[dict[str, Any]]:
     """Metrics of one evaluator for a row of that quality; tasks differ by 0.02 around it."""
     value = quality + 0.01 * seed
     if evaluator == "geneval":
-        tasks = TASKS if split == "test" else UNSEEN
-        each = [metric(f"geneval/{task}", value + 0.02 * (index - (len(tasks) - 1) / 2), 0.05, 200) for index, task in enumerate(tasks)]
-        return [metric("geneval/overall", value, 0.03), *each, metric("geneval/seen" if split == "test" else "geneval/unseen", value, 0.03)]
+        right, tasks = outcomes(value, split), TASKS if split == "test" else UNSEEN
+        by_task = {task: sum(one["correct"] for one in right if one["tag"] == task) / 200 for task in tasks}
+        each = [metric(f"geneval/{task}", share, 0.05, 200) for task, share in by_task.items()]
+        value, n = sum(by_task.values()) / len(tasks), 200 * len(tasks)
+        every = [metric(f"geneval/{name}", value, 0.03, n) for name in ("overall", "seen" if split == "test" else "unseen")]
+        return [every[0], *each, every[1]]
     if evaluator == "fid":
         common = {"unit": "squared feature distance", "better": False}
-        kid = metric("kid", 0.0421 * (1 - value), 0.001, word="jackknife 95%", **common)
+        kid = metric("kid", 0.0421 * (1 - value), 0.001, word="jackknife 95%", **common | {"unit": "squared MMD"})
         return [metric("fid", 50 - 40 * value, **common), metric("fid/floor", 3.2, **common), kid]
     if evaluator == "clip_score":
         real, shuffled = (
@@ -107,7 +128,7 @@ def numbers(evaluator: str, quality: float, seed: int, nfe: int, split: str = "t
         return [metric("clip_score", 20 + 10 * value, 0.2, unit="100 x cosine"), real, shuffled]
     if evaluator == "coverage":
         return [
-            metric("coverage/spread", value, 0.02),
+            metric("coverage/spread", value, 0.02, unit="share of the renderer's standard deviation"),
             metric("coverage/precision", value, 0.03),
             metric("coverage/recall", value / 2, 0.03),
         ]
@@ -131,24 +152,19 @@ def record(row: str, nfe: int, seed: int, evaluator: str, quality: float, split:
         "flops_by_network": {k: v for k, v in shares.items() if v},
         "stopped": "",
     }
-    tasks = TASKS if split == "test" else UNSEEN
-    right = [
-        {"tag": task, "prompt": prompt, "correct": round(100 * (quality + 0.01 * seed)), "images": 100}
-        for task in tasks
-        for prompt in PROMPTS[task]
-    ]
+    right = outcomes(quality + 0.01 * seed, split)
     return {
         "schema": 1, "evaluator": evaluator, "evaluator_version": "1", "row": row,
         "method": row.removesuffix("-lora"), "family": FAMILIES.get(row, MATRIX.get(row, ("test",))[0]),
         "variant": "", "tuning": "none" if not trained else "lora" if row.endswith("-lora") else "full",
         "backbone": "renderer" if reference else "sana", "profile": "synthetic",
         "seed": seed, "nfe": nfe, "guidance": 2.5 if row == "teacher" else 1.0,
-        "prompts": f"prompts/{split}.jsonl", "prompts_sha256": "0" * 64,
+        "prompts": f"prompts/{split}.jsonl", "prompts_sha256": prompts_sha256(COMMITTED / f"{split}.jsonl"),
         "git_commit": "abcdef012345", "config_hash": "0123456789ab", "hardware": "Test CPU, 2 cores", "versions": {"python": "3.11"},
         "wall_seconds": 12.5, "peak_memory_mb": 700.0,
         "parameters": 0 if reference else 1243152, "trainable_parameters": 1243152 if trained else 0,
         "training": training if trained else None, "metrics": numbers(evaluator, quality, seed, nfe, split),
-        "details": {"per_prompt": right} if evaluator == "geneval" else {},
+        "details": ({"per_prompt": right} if evaluator == "geneval" else {}) | ({"made": {"revision": 9}} if trained else {}),
     } | changes  # fmt: skip
 
 
@@ -170,7 +186,7 @@ def write_logs(folder: Path, row: str, seed: int, lines: int = 60) -> None:
     write(folder / "log.csv", "\n".join(rows) + "\n")
     probe = {"apex": {"0.1": 0.9, "0.3": 1.4, "0.5": 1.9, "0.7": 2.2, "0.9": 2.6}, "apex-eq25": {"0.1": 0.05, "0.5": 0.05, "0.9": 0.05}}
     settings = {"budget": {"forward_equivalents": BUDGET}, "train": {"max_grad_norm": 1.0}}
-    write(folder / "made.json", {"row": row, "seed": seed, "shift_visibility": probe.get(row, {}), "run": settings})
+    write(folder / "made.json", {"row": row, "seed": seed, "revision": 9, "shift_visibility": probe.get(row, {}), "run": settings})
 
 
 def write_images(folder: Path, row: str, nfe: int, samples: int = 4, side: int = 32, chosen: Iterable[str] = TASKS) -> None:

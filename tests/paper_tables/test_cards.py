@@ -89,10 +89,11 @@ def test_what_students_have_seen_of_the_prompts_is_said() -> None:
     view = View.load(REFERENCE)
     view.made = {"apex": [{"prompts_seen": {"test": few}}, {}], "lcm": [{"prompts_seen": {"test": many, "mjhq": few}}]}
     words = tables_methods.seen_in_training(view)
-    assert words.startswith("Prompts in training: mjhq: 0 of 2") and words.endswith(f"{said}.")
+    assert words.startswith("Prompts in training: mjhq: 0 of 2") and f"; {said}; not recorded of " in words
     assert words in tables_methods.comparison(view).remark
     view.made = {"apex": [{}]}
-    assert tables_methods.seen_in_training(view) == ""
+    assert tables_methods.seen_in_training(view) == "Prompts in training: not recorded."
+    assert tables_methods.seen_in_training(View([one for one in view.found if one.record.row == "real"])) == "", "nothing was trained"
 
 
 def test_results_without_a_run_are_one_line(run, make_results: Callable[..., Path], tmp_path: Path, capsys) -> None:

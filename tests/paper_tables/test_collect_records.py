@@ -18,7 +18,7 @@ ONE = {("apex", 1): 0.5}
 def test_metrics_csv_has_every_number_once(made: Path, full_results: Path) -> None:
     with (made / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert (made / "metrics.csv").read_text().startswith(ARCHITECTURE + ",row,split,unit,interval\n")
+    assert (made / "metrics.csv").read_text().startswith(ARCHITECTURE + ",row,split,unit,interval,run_hash\n")
     files = [json.loads(path.read_text()) for path in (full_results / "records").rglob("*.json")]
     assert len(rows) == sum(len(record["metrics"]) for record in files)
     wanted = {"row": "apex", "nfe": "2", "seed": "1", "split": "test", "metric": "geneval/overall"}

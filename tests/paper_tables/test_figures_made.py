@@ -280,7 +280,10 @@ def test_images_from_elsewhere_stand_in_the_grid_by_the_prompts_text(
         shutil.copytree(folder, theirs / f"{count - 1 - int(folder.name):05d}")
     bring_images(results, "theirs", 8, 0.6)
     profile = tmp_path / "p.yaml"
-    profile.write_text(f"{{profile: p, methods: [apex], nfe: [1], external: [{{row: theirs, nfe: 8, images: '{theirs}'}}]}}")
+    profile.write_text(
+        f"{{profile: p, methods: [apex], nfe: [1], budget: {{forward_equivalents: 120000}}, "
+        f"external: [{{row: theirs, nfe: 8, images: '{theirs}'}}]}}"
+    )
     view = View.load(results, Expected.of(load(profile)))
     folders = grids.image_folders(results / "images", "test", view)
     sheet = np.asarray(grids.grids(results / "images", view)["grid"])
@@ -437,7 +440,7 @@ BROKEN = {
     "log with words": ("runs/apex/seed0/log.csv", "step,loss\n1,0.5\n2,low\n", "line 3, column 'loss': found 'low'"),
     "log cut off": ("runs/apex/seed0/log.csv", "step,loss\n1,0.5\n2\n", "line 3 has 1 cells, expected 2"),
     "made.json cut off": ("runs/apex/seed0/made.json", '{"shift_', "not JSON"),
-    "probe of words": ("runs/apex/seed0/made.json", '{"shift_visibility": {"0.1": "much"}}', "key 'shift_visibility'"),
+    "probe of words": ("runs/apex/seed0/made.json", '{"shift_visibility": {"0.1": "much"}}', "shift_visibility.0.1: found 'much'"),
     "calibration of another shape": ("calibration/calibration.json", '{"curves": {"blur": [{}]}, "units": {}}', "not a calibration record"),
     "calibration is a list": ("calibration/calibration.json", "[]", "found list, expected a JSON object"),
     "metadata cut off": (

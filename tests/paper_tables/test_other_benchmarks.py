@@ -28,8 +28,8 @@ def judged(make_results: Callable[..., Path]) -> Path:
     about = json.loads((place / "test" / "geneval.json").read_text()) | {"details": {}}
     fid = [{"metric": "fid", "value": 7.25, "unit": "squared feature distance", "n": 30000, "higher_is_better": False}]
     for split, name, found in (
-        ("dpg", "dpg", metrics("dpg", DPG, "score")),
-        ("wise", "wise", metrics("wise", WISE, "WiScore")),
+        ("dpg", "dpg", metrics("dpg", DPG, "100 x share")),
+        ("wise", "wise", metrics("wise", WISE, "score")),
         ("mjhq", "fid", fid),
         ("mjhq", "clip_score", metrics("clip_score", {"shuffled": 12.0}, "100 x cosine")),
     ):

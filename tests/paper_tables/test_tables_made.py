@@ -74,7 +74,7 @@ def test_a_row_with_numbers_of_dpg_stands_beside_the_papers(make_results: Callab
     results = make_results(rows={("apex", 1): 0.5, ("fm", 1): 0.3})
     path = results / "records/apex/nfe1/seed0/test/dpg.json"
     one = json.loads((path.parent / "geneval.json").read_text())
-    overall = {"metric": "dpg/overall", "value": 81.5, "unit": "points", "n": 100, "higher_is_better": True}
+    overall = {"metric": "dpg/overall", "value": 81.5, "unit": "100 x share", "n": 100, "higher_is_better": True}
     path.write_text(json.dumps(one | {"evaluator": "dpg", "metrics": [overall], "details": {}}))
     lines = table3(View.load(results), published.load()).lines
     (ours,) = [line for line in lines if line.cells["model"].text == "apex"]
@@ -109,11 +109,11 @@ def test_world_cells_of_three_seeds(tables: dict[str, Table]) -> None:
 
 def test_relative_to_the_teacher(tables: dict[str, Table]) -> None:
     line = line_of(tables["relative"], ("apex", 1))
-    # Every prompt has 72, 73, 74 of 100 against the teacher's 80, 81, 82: the prompts add nothing, the seeds' parts join.
+    # 72, 73, 74 of 100 against the teacher's 80, 81, 82, as even over prompts as it goes: those add next to nothing, the seeds' parts join.
     seeds = 4.303 * 0.01 / math.sqrt(3)
     half = math.hypot(seeds / 0.81, 0.73 / 0.81 * seeds / 0.81)
     assert line["overall"].summary.value == pytest.approx(0.73 / 0.81)
-    assert line["overall"].summary.high - line["overall"].summary.value == pytest.approx(half, rel=1e-6)
+    assert line["overall"].summary.high - line["overall"].summary.value == pytest.approx(half, rel=1e-3)
     assert line["latency"].text == f"{0.006 / 0.102:.2f}"
     assert line["spread"].summary.value == pytest.approx(0.73 / 0.81)
 

@@ -10,7 +10,7 @@ import pytest
 
 from apex.config import load
 from apex.errors import UserError
-from evaluators.result import Metric, Record
+from evaluators.result import SPREAD, Metric, Record
 from workflows.plan import Plan
 from workflows.tune import adopt, collect, tuned_text
 
@@ -40,10 +40,11 @@ def record(folder: Path, method: str, k: int, geneval: float, stopped: str = "")
         "training": {"forward_equivalents": 10, "wall_seconds": 2.0, "steps": 3, "stopped": stopped},
     }  # fmt: skip
     overall = Metric(
-        metric="geneval/overall", value=geneval, unit="share", n=480, ci_low=geneval - 0.05, ci_high=geneval + 0.05,
+        metric="geneval/overall", value=geneval, unit="fraction", n=480, ci_low=max(0.0, geneval - 0.05), ci_high=min(1.0, geneval + 0.05),
         higher_is_better=True, interval="bootstrap 95%",
     )  # fmt: skip
-    variety = [Metric(metric=f"coverage/{name}", value=0.5, unit="1", n=480, higher_is_better=True) for name in ("spread", "recall")]
+    units = {"spread": SPREAD, "recall": "fraction"}
+    variety = [Metric(metric=f"coverage/{name}", value=0.5, unit=unit, n=480, higher_is_better=True) for name, unit in units.items()]
     out = folder / method / str(k) / "records"
     Record(evaluator="geneval", metrics=[overall], **shared).write(out / "geneval.json")
     Record(evaluator="coverage", metrics=variety, **shared).write(out / "coverage.json")
