@@ -7,7 +7,7 @@
 #     snakemake tune                                       every method's candidate settings, on the validation prompts
 #     snakemake ablations                                  the profile's grids of settings; one of them: ablation_table7
 #     snakemake theory                                     closed forms and gradients on the 2-D mixture
-#     snakemake claims                                     a verdict on every claim of the paper, from the records that are there
+#     snakemake claims                                     every claim of the paper: a verdict from the records, or what would decide it
 #     snakemake report                                     one HTML file with verdicts, tables, figures and where each number is from
 #     snakemake tables                                     tables and figures again, from result records alone
 #     snakemake plan --configfile ...                      memory, FLOPs and hours of a profile's runs, before anything is spent
