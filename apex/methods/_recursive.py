@@ -116,7 +116,7 @@ class Recursive(Method):
 
         with torch.no_grad():
             guided = self.guided(batch, nets, x_t, t, velocity, between)
-            residual, target = predicted.detach() - guided, velocity.clone()
+            residual = predicted.detach() - guided
             if len(real):
                 recursion, cond_real = nets.named(p.recursion_network), batch.cond[real]
                 residual[real] = losses.recursive_residual(
@@ -129,8 +129,9 @@ class Recursive(Method):
                     order=p.order,
                     step=p.interval,
                 )
-                # The fake part keeps its plain flow-matching target z - x: the public code clips the recursive target alone.
-                target[real] = predicted.detach()[real] - residual[real].clamp(-p.residual_clip, p.residual_clip)
+            target = predicted.detach() - residual.clamp(-p.residual_clip, p.residual_clip)
+            # The fake part keeps its plain flow-matching target z - x: the public code clips the recursive target alone.
+            target[fake] = velocity[fake]
             weight = torch.where(part == FAKE, torch.ones_like(t), losses.interval_weight(t, r))
 
         loss = (losses.adaptive_distance(predicted, target) * weight).mean()
