@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from apex.backbones.base import Backbone
 from apex.card import LORA_FILE, STOCK
 from apex.errors import UserError, readable
+from apex.weights import finite
 
 PREFIX = "transformer."
 METADATA = "lora_adapter_metadata"  # diffusers' name for the adapter's configuration in the file
@@ -85,7 +85,7 @@ def load(backbone: Backbone, file: Path, promised: Mapping[str, Any] | None) -> 
             )
         if value.shape != expected[key]:
             raise UserError(f"{file}: {key}: found shape {list(value.shape)}, expected {list(expected[key])} of rank {rank}; {mend}")
-        if not torch.isfinite(value).all():
+        if not finite(value):
             raise UserError(f"{file}: {key}: found values that are not finite, expected numbers; {mend}")
     for key, shape in expected.items():
         if key not in found:
@@ -126,7 +126,7 @@ def load_into(pipe: Any, folder: Path, name: str) -> None:
         with readable(file, mend):
             raise
     for key, value in state.items():
-        if not torch.isfinite(value).all():
+        if not finite(value):
             raise UserError(f"{file}: {key}: found values that are not finite, expected numbers; {mend}")
         if key.partition(".")[0] not in parts:
             names = " or ".join(f"{part}." for part in parts)

@@ -24,9 +24,7 @@ from apex.strict import unknown
 from apex.weights import pretrained
 
 DENOISERS = ("transformer", "unet")
-
-
-FETCH = "fetch it again"
+FETCH = "fetch it again"  # what mends a published folder
 
 
 def scheduler_class(name: str, settings: Mapping[str, Any], where: str, *, own: bool = True) -> Any:

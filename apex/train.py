@@ -478,7 +478,7 @@ class Loop:
         return not self.accelerator.reduce(torch.tensor(float(not good), device=self.accelerator.device), "sum")
 
     def save(self, elapsed: float) -> None:
-        """Writes the state to continue from; the one before stays where weights are not finite, for it is the last good one."""
+        """Writes the state to continue from; if weights are not finite, the state before stays, because it is the last good one."""
         if not (self.main or self.sharded) or not self.finite():
             return
         state = {

@@ -95,7 +95,7 @@ def halve(tensors: dict[str, Tensor], _) -> None:
 
 
 def widen(tensors: dict[str, Tensor], _) -> None:
-    for key, value in tensors.items():  # rank 4 in the place of 2
+    for key, value in tensors.items():  # rank 4 instead of 2
         tensors[key] = torch.cat([value, value], dim=0 if "lora_A" in key else 1)
 
 
