@@ -45,7 +45,8 @@ class Clip:
             self._tokenizer = open_clip.get_tokenizer(name)
         except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             said = " ".join(line.strip() for line in str(error).splitlines()[:2])  # the second names the first tensor
-            raise UserError(f"{folder}: not a readable open_clip folder ({said}); {hint}") from error
+            where = weights[0] if isinstance(error, RuntimeError | SafetensorError) else folder  # torch's errors are of the weights
+            raise UserError(f"{where}: not a readable open_clip folder ({said}); {hint}") from error
         check_finite(self._model.state_dict(), {}, weights[0], hint)
         self._ready(folder.name, file_sha256(weights[0]), device, batch)
 

@@ -328,8 +328,11 @@ def _clip_score(found: Sequence[Any], details: Mapping[str, Any]) -> Again:
 
 
 def _dpg(found: Sequence[Any], details: Mapping[str, Any]) -> Again:
-    """The mean over prompts of `dpg_all`; the official code's own reading leaves prompts out."""
-    return {"dpg_all/overall": (_mean([item["score"] for item in found]), len(found), 1e-4)}
+    """The mean over prompts of both readings; the official code's leaves prompts out, and records older than `official` do not have it."""
+    again: Again = {"dpg_all/overall": (_mean([item["score"] for item in found]), len(found), 1e-4)}
+    if official := [item["official"] for item in found if item.get("official") is not None]:
+        again["dpg/overall"] = (_mean(official), len(official), 1e-4)
+    return again
 
 
 def _wise(found: Sequence[Any], details: Mapping[str, Any]) -> Again:

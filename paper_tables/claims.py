@@ -42,6 +42,7 @@ from paper_tables.claims_tests import (
     VERDICTS,
     Evidence,
     Outcome,
+    remarks,
 )
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
@@ -92,6 +93,8 @@ def _outcome(claim: Claim, test: dict[str, Any], evidence: Evidence) -> Outcome:
     if small and test.get("scale") == "full":
         return Outcome(FULL)
     outcome = TESTS[test["kind"]](test, evidence)
+    if outcome.value is not None:
+        outcome = replace(outcome, remarks=remarks(test, evidence))
     return replace(outcome, verdict=ANALOGY) if small and outcome.verdict in (HOLDS, FAILS, UNDECIDED) else outcome
 
 
@@ -165,7 +168,8 @@ def table(found: list[Judged], view: View) -> Table:
         f"{HOLDS}: the interval, or an exact number, is on the claim's side; {FAILS}: on the other; {UNDECIDED}: the interval includes "
         f"both, or there is none; {CONTRADICTED}: its own printed tables say otherwise; {ANALOGY}: what a world saw of a claim that only "
         f"full scale decides, which neither confirms nor refutes it; {NOT_RUN}: the records are not there yet, the command makes them; "
-        f"{FULL}: nothing small is like it. {here}Quotation marks: the words as printed. {counted(found)}"
+        f"{FULL}: nothing small is like it. Words after a verdict are remarks on its numbers; the footnotes explain them. "
+        f"{here}Quotation marks: the words as printed. {counted(found)}"
     )
     out = Table("claims", "Claims of the paper and verdicts", caption.strip(), list(COLUMNS), panels=[("", list(PANELS))])
     last, group = "", ""
@@ -178,7 +182,7 @@ def table(found: list[Judged], view: View) -> Table:
             "kind": Cell(KIND_WORDS[claim.kind] if first else ""),
             "objective": Cell(one.objective),
             "reading": Cell(one.reading),
-            "verdict": Cell(outcome.verdict, strong=outcome.verdict in (HOLDS, FAILS, CONTRADICTED)),
+            "verdict": _verdict(outcome),
             "value": Cell(words(outcome), summary(outcome)),
             "what": Cell(outcome.effect or (f"{outcome.source} makes it" if outcome.verdict == NOT_RUN else "")),
             "seeds": Cell(str(outcome.seeds or "")),
@@ -190,6 +194,12 @@ def table(found: list[Judged], view: View) -> Table:
         out.lines.append(Line(line, claim.group if claim.group != group else ""))
         last, group = claim.id, claim.group
     return out
+
+
+def _verdict(outcome: Outcome) -> Cell:
+    """The verdict with the short remarks on its numbers; their sentences are the footnote."""
+    words = ", ".join([outcome.verdict, *outcome.remarks])
+    return Cell(words, None, " ".join(outcome.remarks.values()), strong=outcome.verdict in (HOLDS, FAILS, CONTRADICTED))
 
 
 def says(claim: Claim) -> str:
@@ -206,7 +216,7 @@ def counted(found: list[Judged]) -> str:
 
 CSV = (
     "id", "says", "kind", "group", "location", "verbatim", "objective", "claim_verdict", "reading", "test", "verdict", "value", "ci_low",
-    "ci_high", "effect", "seeds", "n", "confirm", "refute", "command",
+    "ci_high", "effect", "seeds", "n", "confirm", "refute", "command", "remarks",
 )  # fmt: skip
 
 
@@ -224,7 +234,7 @@ def to_csv(found: list[Judged]) -> str:
         ends = (its.value, its.low, its.high) if its else (None, None, None)
         line |= {key: "" if end is None else f"{end:.6g}" for key, end in zip(("value", "ci_low", "ci_high"), ends, strict=True)}
         line |= {"effect": outcome.effect or f"{outcome.verdict}: {outcome.source or outcome.command}", "seeds": outcome.seeds or ""}
-        writer.writerow(line | {"n": outcome.n or "", "command": outcome.command})
+        writer.writerow(line | {"n": outcome.n or "", "command": outcome.command, "remarks": " ".join(outcome.remarks.values())})
     return text.getvalue()
 
 

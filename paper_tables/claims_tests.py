@@ -11,7 +11,7 @@
 | system_speedup | records of `snakemake speed` | the same of two systems of Table 1 at their published sizes, on a GPU |
 | passes | the profile | network evaluations of `versus`, guidance counted, over the row's |
 | training | records | a cost of training of row over that of `versus` is above `at_least` |
-| diverged | records | how many runs of `rows` diverged |
+| diverged | records | how many runs of `rows` diverged or made images that are not finite |
 | reported | records, published/ | the row's number minus the one that the paper prints as `printed` is above `at_least` |
 | hours | records of making | hours of training of row are at most `at_most` |
 | ablation | ablations/ | cell minus `versus`, or the pair of `elsewhere` that the profile's grid has, paired over prompts, is above 0 |
@@ -62,7 +62,7 @@ class Outcome:
     Attributes:
         effect: in words with its unit. value, low, high: the number and its 95% interval, None where there is none.
         seeds, n: what it is a mean over. source: what was read, or what would make it. command: what decides the test, or what makes what
-            is missing.
+            is missing. remarks: why the number does not stand unmarked, as `remarks` returns it.
     """
 
     verdict: str
@@ -74,6 +74,7 @@ class Outcome:
     n: int | None = None
     source: str = ""
     command: str = ""
+    remarks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -182,6 +183,38 @@ def judged(found: Summary, test: dict[str, Any], effect: str, source: str) -> Ou
 
 def not_run(source: str) -> Outcome:
     return Outcome(NOT_RUN, source=source)
+
+
+def remarks(test: dict[str, Any], evidence: Evidence) -> dict[str, str]:
+    """Why the numbers that a test reads do not stand unmarked: short remark -> sentences; empty if nothing is known against them.
+
+    The remarks are those of the tables: `View.remarks` of each row, `Trial.remarks` of each cell, and the machine's load while a time was
+    taken. A sentence that is not true of every row or cell of the test begins with the names of those that it is true of.
+    """
+    its: dict[str, dict[str, list[str]]] = {}  # row or cell -> short remark -> sentences
+    if test["kind"] == "ablation" and test["grid"] in evidence.plan.found.grids:
+        grid = evidence.grid(test["grid"])
+        names = pair_of(test, grid) or ()
+        its = {cell.name: {remark: [words] for remark, words in cell.remarks.items()} for cell in grid.cells if cell.name in names}
+    if test["kind"] in OF_RECORDS and (view := evidence.view(test)):
+        nfe = test.get("nfe")
+        keys = {test[name]: at for name, at in (("row", nfe), ("versus", test.get("versus_nfe", nfe))) if name in test}
+        for row, at in (keys | dict.fromkeys(test.get("rows", []))).items():
+            words = ""
+            if test["kind"] == "speedup":
+                words = view.timing((row, at or 1))
+            elif test["kind"] == "hours" or "wall_seconds" in test.get("quantity", ()):
+                words = view.training_timing(row)
+            its[row] = dict(view.remarks(row, at)) | ({f"t{words.partition(':')[0][1:]}": [words]} if words else {})
+    found: dict[str, dict[str, list[str]]] = {}  # short remark -> sentence -> rows or cells
+    for name, said in its.items():
+        for remark, sentences in said.items():
+            for sentence in sentences:
+                found.setdefault(remark, {}).setdefault(sentence, []).append(name)
+    return {
+        remark: " ".join(words if len(names) == len(its) else f"{', '.join(names)}: {words}" for words, names in of.items())
+        for remark, of in found.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- closed forms
@@ -367,20 +400,26 @@ def diverged(test: dict[str, Any], evidence: Evidence) -> Outcome:
     if not view or not all(map(view.recorded, rows)):
         return _missing(view, rows, test, evidence)
     runs = {(one.record.row, one.record.seed) for one in view.found if one.record.row in rows}
-    count = sum(len(view.stopped(row)) for row in rows)
-    return judged(Summary(float(count), seeds=len(runs)), test, f"{count} of {len(runs)} runs diverged", "records")
+    lost = {(row, seed) for row in rows for seed in view.stopped(row)} | {(row, seed) for row in rows for _, seed in view.failed(row)}
+    effect = f"{len(lost)} of {len(runs)} runs diverged or made images that are not finite"
+    return judged(Summary(float(len(lost)), seeds=len(runs)), test, effect, "records")
+
+
+def pair_of(test: dict[str, Any], grid: ablations.Grid) -> list[str] | None:
+    """The two cells that the test compares. Profiles vary the same thing by settings of their own: the first pair that the grid has."""
+    own = {cell.name for cell in grid.cells}
+    pairs = ([grid.ablation.name(one[which]) for which in ("cell", "versus")] for one in (test, *test.get("elsewhere", [])))
+    return next((pair for pair in pairs if own.issuperset(pair)), None)
 
 
 def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
     if test["grid"] not in evidence.plan.found.grids:
         return not_run(f"a profile with the ablation {test['grid']}, such as workflows/config/world.yaml,")
     grid = evidence.grid(test["grid"])
-    cells = {cell.name: cell for cell in grid.cells}
-    # Profiles vary the same thing by settings of their own: the first pair that this one's grid has.
-    pairs = [[grid.ablation.name(one[which]) for which in ("cell", "versus")] for one in (test, *test.get("elsewhere", []))]
-    names = next((pair for pair in pairs if set(pair) <= cells.keys()), None)
+    cells, names = {cell.name: cell for cell in grid.cells}, pair_of(test, grid)
     if names is None:
-        return not_run(f"a profile whose ablation {test['grid']} has {' and '.join(pairs[0])}, such as workflows/config/world.yaml,")
+        wanted = " and ".join(grid.ablation.name(test[which]) for which in ("cell", "versus"))
+        return not_run(f"a profile whose ablation {test['grid']} has {wanted}, such as workflows/config/world.yaml,")
     if not all(cells[name].per_prompt for name in names):
         return not_run(f"snakemake ablation_{test['grid']}")
     found = grid.difference(*(cells[name] for name in names))

@@ -5,24 +5,21 @@
 Copied: records, calibration, every run's log and record of making, the images that grids show (pictures/), what tuning tried, the
 ablations; no weights, no other images. A matrix takes several sittings: points that these results lack stay as they were, as long as
 the profile trains their row with the settings that they were trained with, and these results do not hold another run of the same row and
-seed. Tables and figures are made again from the whole (`snakemake
-reference` does both).
+seed. Tables and figures are made again from the whole; `snakemake reference` does both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from apex.config import LOOP_ONLY, RESERVED_ROWS, Config, RunConfig, load
+from apex.config import RESERVED_ROWS, Config, load
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
-from paper_tables import pictures
+from paper_tables import evidence, pictures
+from paper_tables.records import read_made
 
 POINTS = ("records/**/*.json", "runs/*/*/log.csv", "runs/*/*/*.json")
 WHOLE = (
@@ -41,25 +38,16 @@ def found(root: Path, patterns: tuple[str, ...]) -> dict[Path, Path]:
     return {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.parts)}
 
 
-def settings(run: RunConfig) -> dict:
-    return run.model_dump(mode="json", exclude={"method_files": True, "train": LOOP_ONLY})
-
-
 def outdated(config: Config, reference: Path, row: str) -> str:
     """Why a row of the reference cannot stay; empty where it can."""
     if row in RESERVED_ROWS or row in {one.row for one in (*config.external, *config.checkpoints)}:
         return ""
-    try:
-        wanted = settings(config.run_config(row))
-    except UserError:
+    wanted = evidence.Wanted(config).run(row)
+    if wanted is None:
         return "the profile has no such row"
     for path in sorted((reference / "runs" / row).glob("seed*/made.json")):
-        try:
-            had = settings(RunConfig.model_validate({"method_files": []} | json.loads(path.read_text())["run"]))
-        except (ValueError, KeyError, TypeError, ValidationError):
-            return f"{path} is not a record of making"
-        if had != wanted:
-            changed = sorted(key for key in wanted if had[key] != wanted[key])
+        made = read_made(path, row, int(path.parent.name.removeprefix("seed")))
+        if changed := sorted(key for key, _, _ in evidence.differences(made, wanted)):
             return f"it was trained with another {', '.join(changed)}"
     return ""
 

@@ -97,6 +97,11 @@ def flat_texts(answers: Mapping[str, list[list[str]]]) -> Iterator[str]:
             yield from row
 
 
+def _percent(score: float | None) -> float | None:
+    """0 to 100, rounded for the record; None: the official code leaves the prompt out."""
+    return None if score is None else round(100 * float(score), 4)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = image_parser("evaluators.dpg", __doc__)
     parser.add_argument("--questions", type=Path, help="dpg_bench.csv (default: the asset dpg-bench)")
@@ -138,6 +143,7 @@ def run(args: argparse.Namespace) -> None:
     for prefix, reading in readings.items():
         if reading.ids:
             found += metrics(reading, prefix, bootstrap_weights([""] * len(reading.ids), seed=args.seed))
+    official_scores = dict(zip(readings["dpg"].ids, readings["dpg"].scores, strict=True))
     strange = [text for text in flat_texts(answers) if read_answer(text, judge.exact) is None]
     per_prompt = 4 if grid else len(matched.images.files[0])
     details = {
@@ -155,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
         "malformed": malformed(strange),
         "finer": {prefix: reading.details for prefix, reading in readings.items()},
         "per_prompt": [
-            {"item_id": name, "score": round(100 * float(score), 4)}
+            {"item_id": name, "score": _percent(score), "official": _percent(official_scores.get(name))}
             for name, score in zip(readings["dpg_all"].ids, readings["dpg_all"].scores, strict=True)
         ],
     }

@@ -63,7 +63,7 @@ class Mplug:
             state = state.get("model", state)
             state = state.get("module", state)
             names = self._model.load_state_dict({key.replace("model.", ""): value for key, value in state.items()}, strict=False)
-            if names.missing_keys:
+            if names.missing_keys:  # tensors without a place are left out, as modelscope's own pipeline does; the record counts them
                 raise ValueError(f"{len(names.missing_keys)} weights are missing, such as {names.missing_keys[0]}")
             check_finite(self._model.state_dict(), {}, folder / "pytorch_model.bin", "fetch it again")
         self._model.eval().to(device)
@@ -80,6 +80,7 @@ class Mplug:
             "judge": "mplug",
             "model": folder.name if Path(name).is_dir() else name,
             "weights_sha256": file_sha256(folder / "pytorch_model.bin"),
+            "unused_tensors": len(names.unexpected_keys),
             "modelscope": metadata.version("modelscope"),
             "transformers": metadata.version("transformers"),
         }

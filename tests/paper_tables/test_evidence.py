@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,8 @@ from apex import methods
 from apex.ablations import Plan
 from apex.config import fingerprint, load
 from apex.errors import UserError
-from paper_tables import ablations, build, evidence, page, published, tables_methods, tuning
+from paper_tables import ablations, build, claims, evidence, page, published, tables_methods, tuning
+from paper_tables.claims_tests import Evidence, pair_of, remarks
 from paper_tables.expected import Expected
 from paper_tables.logs import read_log
 from paper_tables.records import read_made
@@ -221,6 +224,37 @@ def test_the_remark_stands_in_every_table_and_figure_where_the_row_does(half_old
     html = page.index(view, ["quality_latency", "calibration"])
     shown = {name: html.partition(f'id="figure-{name}"')[2].partition("</figure>")[0] for name in ("quality_latency", "calibration")}
     assert [("Before the correction: apex." in text) for text in shown.values()] == [True, False]
+
+
+def test_claims_carry_it_beside_the_verdicts_that_rest_on_the_row(half_old: Path, tmp_path: Path) -> None:
+    given = Evidence({"world": View.load(half_old)}, published.load(), Plan(load(WORLD)), REFERENCE / "ablations", tmp_path)
+    (says,) = {one.sentence for one in evidence.corrections()}
+    found = claims.judge(claims.read(), given)
+    lines = list(csv.DictReader(io.StringIO(claims.to_csv(found))))
+    for one, line, printed in zip(found, lines, claims.table(found, given.views["world"]).lines, strict=True):
+        assert (OLD in printed.cells["verdict"].text) is (OLD in one.outcome.remarks) is ("Before the correction" in line["remarks"])
+        assert printed.cells["verdict"].note == line["remarks"]
+    test = {"kind": "difference", "metric": "geneval/overall", "nfe": 1}
+    assert remarks(test | {"row": "twinflow", "versus": "fm"}, given) == {}
+    assert remarks(test | {"row": "apex", "versus": "twinflow"}, given) == {OLD: f"apex: {says}"}
+    assert remarks({"kind": "diverged", "rows": ["apex"]}, given) == {OLD: says}, "true of all that the test reads"
+    cells = {cell.name: cell for cell in ablations.load_grid(given.plan, "table7", given.cells).cells}
+    old = [name for name, cell in cells.items() if OLD in cell.remarks]
+    for claim in claims.read():
+        for ablation in (one for one in claim.tests if one["kind"] == "ablation" and one["grid"] == "table7"):
+            pair = pair_of(ablation, given.grid("table7"))
+            assert (OLD in remarks(ablation, given)) is bool({*pair} & {*old})
+
+
+def test_a_claim_on_time_says_what_its_timings_are_worth(make_results: Callable[..., Path], tmp_path: Path) -> None:
+    results = make_results(rows={("apex", 1): 0.5, ("teacher", 50): 0.8})
+    (timed,) = (results / "records/teacher").rglob("speed.json")
+    said = json.loads(timed.read_text())
+    said["details"] |= {"load": {"others": 1.5, "cores": 2}, "busy": True}
+    timed.write_text(json.dumps(said))
+    given = Evidence({"world": View.load(results)}, published.load(), Plan(load(WORLD)), tmp_path, tmp_path)
+    found = remarks({"kind": "speedup", "row": "apex", "nfe": 1, "versus": "teacher", "versus_nfe": 50}, given)
+    assert "teacher: Timed on a busy machine: other processes used 1.5 of 2 cores" in found["timed on a busy machine"]
 
 
 def test_cells_of_ablations_and_candidates_of_tuning_carry_it(full_results: Path) -> None:
