@@ -20,7 +20,7 @@ from apex.config import RESERVED_ROWS, Config, load
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 from paper_tables import evidence, pictures
-from paper_tables.records import read_made
+from paper_tables.records import read_made, runs
 
 POINTS = ("records/**/*.json", "runs/*/*/log.csv", "runs/*/*/*.json")
 WHOLE = (
@@ -46,17 +46,16 @@ def outdated(config: Config, reference: Path, row: str) -> str:
     wanted = evidence.Wanted(config).run(row)
     if wanted is None:
         return "the profile has no such row"
-    for path in sorted((reference / "runs" / row).glob("seed*/made.json")):
-        made = read_made(path, row, int(path.parent.name.removeprefix("seed")))
-        if changed := sorted(key for key, _, _ in evidence.differences(made, wanted)):
+    for _, seed, path in (one for one in runs(reference, "made.json") if one[0] == row):
+        if changed := sorted(key for key, _, _ in evidence.differences(read_made(path, row, seed), wanted)):
             return f"it was trained with another {', '.join(changed)}"
     return ""
 
 
 def trained_again(new: dict[Path, Path], old: dict[Path, Path]) -> set[tuple[str, str]]:
     """(row, seed's folder) of runs that the new results and the reference both have and that are not the same run."""
-    runs = {name for name in new.keys() & old.keys() if name.parts[0] == "runs" and name.name == "made.json"}
-    return {(name.parts[1], name.parts[2]) for name in runs if new[name].read_bytes() != old[name].read_bytes()}
+    both = {name for name in new.keys() & old.keys() if name.parts[0] == "runs" and name.name == "made.json"}
+    return {(name.parts[1], name.parts[2]) for name in both if new[name].read_bytes() != old[name].read_bytes()}
 
 
 def of_run(name: Path) -> tuple[str, str]:
