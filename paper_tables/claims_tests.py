@@ -198,17 +198,18 @@ def remarks(test: dict[str, Any], evidence: Evidence) -> dict[str, str]:
         its = {cell.name: {remark: [words] for remark, words in cell.remarks.items()} for cell in grid.cells if cell.name in names}
     if test["kind"] in OF_RECORDS and (view := evidence.view(test)):
         nfe = test.get("nfe")
-        keys = {test[name]: at for name, at in (("row", nfe), ("versus", test.get("versus_nfe", nfe))) if name in test}
-        for row, at in (keys | dict.fromkeys(test.get("rows", []))).items():
+        points = [(test[name], at) for name, at in (("row", nfe), ("versus", test.get("versus_nfe", nfe))) if name in test]
+        for row, at in [*points, *((row, None) for row in test.get("rows", []))]:
             words = ""
             if test["kind"] == "speedup":
                 words = view.timing((row, at or 1))
             elif test["kind"] == "hours" or "wall_seconds" in test.get("quantity", ()):
                 words = view.training_timing(row)
-            its[row] = dict(view.remarks(row, at)) | ({f"t{words.partition(':')[0][1:]}": [words]} if words else {})
+            said = view.remarks(row, at) | ({f"t{words.partition(':')[0][1:]}": [words]} if words else {})
+            its[row] = its.get(row, {}) | said  # one row may stand at two NFEs
     found: dict[str, dict[str, list[str]]] = {}  # short remark -> sentence -> rows or cells
-    for name, said in its.items():
-        for remark, sentences in said.items():
+    for name, own in its.items():
+        for remark, sentences in own.items():
             for sentence in sentences:
                 found.setdefault(remark, {}).setdefault(sentence, []).append(name)
     return {

@@ -5,7 +5,8 @@
 Copied: records, calibration, every run's log and record of making, the images that grids show (pictures/), what tuning tried, the
 ablations; no weights, no other images. A matrix takes several sittings: points that these results lack stay as they were, as long as
 the profile trains their row with the settings that they were trained with, and these results do not hold another run of the same row and
-seed. Tables and figures are made again from the whole; `snakemake reference` does both.
+seed. Tables and figures are made again from the whole; `snakemake reference` does both, and only the second where these results hold no
+record.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from apex.config import RESERVED_ROWS, Config, load
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 from paper_tables import evidence, pictures
-from paper_tables.records import read_made
+from paper_tables.records import read_made, runs
 
 POINTS = ("records/**/*.json", "runs/*/*/log.csv", "runs/*/*/*.json")
 WHOLE = (
@@ -45,17 +46,16 @@ def outdated(config: Config, reference: Path, row: str) -> str:
     wanted = evidence.Wanted(config).run(row)
     if wanted is None:
         return "the profile has no such row"
-    for path in sorted((reference / "runs" / row).glob("seed*/made.json")):
-        made = read_made(path, row, int(path.parent.name.removeprefix("seed")))
-        if changed := sorted(key for key, _, _ in evidence.differences(made, wanted)):
+    for _, seed, path in (one for one in runs(reference, "made.json") if one[0] == row):
+        if changed := sorted(key for key, _, _ in evidence.differences(read_made(path, row, seed), wanted)):
             return f"it was trained with another {', '.join(changed)}"
     return ""
 
 
 def trained_again(new: dict[Path, Path], old: dict[Path, Path]) -> set[tuple[str, str]]:
     """(row, seed's folder) of runs that the new results and the reference both have and that are not the same run."""
-    runs = {name for name in new.keys() & old.keys() if name.parts[0] == "runs" and name.name == "made.json"}
-    return {(name.parts[1], name.parts[2]) for name in runs if new[name].read_bytes() != old[name].read_bytes()}
+    both = {name for name in new.keys() & old.keys() if name.parts[0] == "runs" and name.name == "made.json"}
+    return {(name.parts[1], name.parts[2]) for name in both if new[name].read_bytes() != old[name].read_bytes()}
 
 
 def of_run(name: Path) -> tuple[str, str]:
@@ -72,10 +72,12 @@ def copy(config: Config, results: Path, out: Path) -> tuple[int, dict[str, str]]
     """Copies and merges; returns the number of files, and why rows that were there did not stay.
 
     Raises:
-        UserError: the results hold no record.
+        UserError: neither the results nor the reference hold a record.
     """
     if not found(results, (POINTS[0], WHOLE[1])):
-        raise UserError(f"{results}: found no records; make the results first: snakemake all")
+        if not found(out, (POINTS[0], WHOLE[1])):
+            raise UserError(f"{results}: found no records; make the results first: snakemake all")
+        return 0, {}
     new, old = found(results, (*POINTS, *WHOLE)), found(out, (*POINTS, *WHOLE))
     pointed = {name: file for name, file in old.items() if name.parts[0] in ("records", "runs")}
     dropped = {row: why for row in sorted(set(map(row_of, pointed))) if (why := outdated(config, out, row))}
@@ -109,7 +111,7 @@ def main() -> None:
             for name in ("theory.json", "alignment.csv"):
                 if (args.theory / name).is_file():
                     shutil.copyfile(args.theory / name, folder / name)
-    print(f"{args.out}: {count} files")
+    print(f"{args.out}: {count} files" if count else f"{args.results}: no records; {args.out} stays, and only its pages are made again")
 
 
 if __name__ == "__main__":

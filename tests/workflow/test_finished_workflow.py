@@ -196,7 +196,7 @@ def test_another_sitting_joins_the_reference(flow, tmp_path):
     assert (seconds("fm"), seconds("slow")) == (3.0, 2.0)
     # The profile trains `slow` at another rate now, and has forgotten it at last.
     changed = load(flow.profile, ["rows.slow={method: fm, train: {learning_rate: 3e-4}}", "methods=fm,slow"])
-    assert reference.copy(changed, tmp_path / "third", out)[1] == {"slow": "it was trained with another train"}
+    assert reference.copy(changed, tmp_path / "third", out)[1] == {"slow": "it was trained with another train.learning_rate"}
     assert (seconds("fm"), seconds("slow")) == (3.0, None) and not (out / "runs/slow").exists()
     assert [path.stem for path in (out / "pictures").iterdir()] == ["fm"]
     reference.copy(config, tmp_path / "second", out)

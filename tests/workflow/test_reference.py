@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from apex.config import load
+from apex.errors import UserError
 from workflows import reference
 
 CONFIG = load(Path(__file__).resolve().parents[2] / "workflows" / "config" / "world.yaml")
@@ -38,3 +39,12 @@ def test_old_points_of_a_run_that_was_trained_again_go(results):
     # Of apex, seed 0, NFE 20 was measured on weights that are gone; another seed, and a run that is the same, stay.
     kept = {path.relative_to(out).as_posix(): path.read_text() for path in out.glob("records/**/*.json")}
     assert kept == {point("apex", 1, 0): "new", point("apex", 1, 1): "old", point("rcgm", 1, 0): "old"}
+
+
+def test_without_results_of_its_own_the_reference_stays_as_it_is(results, tmp_path):
+    out = results("reference", {"records/apex/nfe1/seed0/test/geneval.json": "old"}, {"apex/seed0": "old"})
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert reference.copy(CONFIG, tmp_path / "nothing", out) == (0, {})
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="nothing: found no records; make the results first"):
+        reference.copy(CONFIG, tmp_path / "nothing", tmp_path / "nowhere")
