@@ -36,7 +36,7 @@ from apex.data.embeddings import CaptionShards
 from apex.data.overlap import overlaps
 from apex.ema import Ema
 from apex.errors import UserError, check_format, run_command
-from apex.export import MADE_FORMATS, export_run
+from apex.export import MADE_FORMATS, RUN, export_run
 from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.gpu import claim, repeatable
 from apex.memory import PeakMemory, megabytes
@@ -646,7 +646,7 @@ class Loop:
         }
         if "shift" in self.extra:
             made["shift"] = {k: float(v) for k, v in self.extra["shift"].state_dict().items()}
-        with atomic_folder(out) as folder:
+        with atomic_folder(out, RUN) as folder:
             export_run(folder, student, tuning=self.run.tuning, recipe=recipe, made=made)
             (folder / "log.csv").write_text(log_text(self.rows))
 
@@ -677,6 +677,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    RUN.check(args.out)
     claim()
     config = load(args.config, args.set)
     check_params(config, [args.row])

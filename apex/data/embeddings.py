@@ -36,6 +36,7 @@ from apex.data.cache import load_cache
 from apex.data.parts import MADE, Parts
 from apex.data.shards import progress
 from apex.errors import UserError, check_format, run_command
+from apex.files import Kind
 from apex.gpu import pick_device
 from apex.pipeline import DTYPES
 from apex.provenance import digest, file_sha256
@@ -43,6 +44,7 @@ from apex.text import TextPath, pipeline_class
 
 SCHEMA = 1  # of made.json
 PART = 1024  # captions of a file
+EMBEDDINGS = Kind("embeddings of apex.data.embeddings", ("captions-*.safetensors",), MADE, "files")
 AGAIN = "make them again with python -m apex.data.embeddings"
 
 
@@ -64,7 +66,7 @@ def build(pipeline: Path, captions: list[str], out: Path, *, dtype: str = "fp32"
         dtype: fp32 or bf16, of the encoder's weights and of what is written. batch: captions encoded at once.
     """
     about = {"schema": SCHEMA} | identity(pipeline, captions, dtype)
-    parts, texts = Parts(out, about | {"part": PART, "batch": batch}), [*captions, ""]
+    parts, texts = Parts(out, about | {"part": PART, "batch": batch}, EMBEDDINGS), [*captions, ""]
     names = {f"captions-{k:05d}.safetensors": texts[start : start + PART] for k, start in enumerate(range(0, len(texts), PART))}
     missing = {name: held for name, held in names.items() if parts.done(name) is None}
     if missing:

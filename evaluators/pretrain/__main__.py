@@ -17,11 +17,12 @@ import sys
 from pathlib import Path
 
 from apex.errors import UserError, run_command
-from apex.files import atomic_folder
+from apex.files import Kind, atomic_folder
 from evaluators.command import parser_of, set_threads
 from evaluators.networks import save_network
 from evaluators.pretrain.loop import write_made
 
+NETWORK = Kind("a network of evaluators.pretrain", ("*.json", "*.safetensors", "*.txt"), "made.json", "held_out")
 # (steps, batch, learning rate): what the bundled networks were made with.
 RECIPES = {"detector": (1300, 64, 3e-3), "fid": (1800, 64, 3e-3), "clip": (1800, 128, 2e-3)}
 
@@ -43,11 +44,12 @@ def main() -> None:
         raise UserError(f"--steps {steps}, --batch {batch}, --lr {lr}: expected at least 1 step, 16 images a step and a positive rate")
     if args.resolution < 16 or args.resolution % 8:
         raise UserError(f"--resolution {args.resolution}: expected a multiple of 8, at least 16")
+    NETWORK.check(args.out)
     set_threads(args.threads)
     from evaluators.pretrain import clip, detector, features  # seconds: only once they are needed
 
     common = {"steps": steps, "batch": batch, "lr": lr, "seed": args.seed, "resolution": args.resolution}
-    with atomic_folder(args.out) as folder:
+    with atomic_folder(args.out, NETWORK) as folder:
         if args.network == "clip":
             seconds = clip.train(folder, **common)
             measured = clip.measure(folder)

@@ -216,7 +216,7 @@ def test_latents_out_of_range_are_refused(pipeline: Path, data: Path, tmp_path: 
 
 
 def test_a_folder_that_is_no_cache_is_not_replaced(pipeline: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not replaced"):
+    with pytest.raises(UserError, match="found a folder without"):
         build(pipeline, data, data)
     assert (data / "index.json").exists()
 
