@@ -23,7 +23,7 @@ from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, scatter, tuning
 from paper_tables.plotting import STYLE, footer, png
-from paper_tables.view import View
+from paper_tables.view import REFERENCE_WORDS, View
 
 WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
 
@@ -59,6 +59,8 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
                 if name not in WITHOUT_ROWS:
                     for remark, rows in view.remarked.items():
                         footer(figure, rows, remark)
+                if view.origin:
+                    footer(figure, [view.origin], REFERENCE_WORDS)
                 made[name] = png(figure)
     with pictures.gathered([results]) as images:
         for name, image in grids.grids(images, view).items():

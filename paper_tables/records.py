@@ -54,6 +54,12 @@ def read(path: Path, root: Path) -> Found:
     return Found(path, split, record)
 
 
+def of_reference(results: Path | None) -> str:
+    """The folder, where it holds records of the committed reference (results/reference/<profile>); else empty."""
+    committed = results is not None and results.resolve().parent.name == "reference"
+    return str(results) if committed else ""
+
+
 def load(results: Path) -> list[Found]:
     """All records below `results`/records, ordered by path. No folder, no record, or one number twice is a `UserError`."""
     root = results / "records"

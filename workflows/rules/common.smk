@@ -244,11 +244,12 @@ def beside(results):
 def table_commands(results, out=PLAN.root):
     """From the records in `results` to metrics.csv, tables, audit and figures in `out`: one shell command each."""
     about = arguments(_file, overrides(_settings)) + beside(results)
+    gallery = f" --gallery {PLAN.gallery}" if out == PLAN.root else ""  # too large to commit
     return [
         f"python -m paper_tables.collect --results {results} --out {out}/metrics.csv",
         f"python -m paper_tables.build --results {results} --out {out}/tables {about}",
         f"python -m paper_tables.audit --out {out}/audit",
-        f"python -m paper_tables.figures --results {results} --out {out}/figures {about}",
+        f"python -m paper_tables.figures --results {results} --out {out}/figures{gallery} {about}",
     ]
 
 
