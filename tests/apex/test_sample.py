@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -249,7 +250,7 @@ def test_an_earlier_result_is_replaced_whole(command):
     _, out = command("out", row="noise", nfe=1)
     stale = out / "00099" / "samples" / "0000.png"
     stale.parent.mkdir(parents=True)
-    stale.write_text("x")
+    shutil.copy(out / "00005" / "samples" / "0000.png", stale)
     before = images(out)
     command("out", row="noise", nfe=1, seed=1)
     assert not stale.exists()
