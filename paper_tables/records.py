@@ -56,7 +56,7 @@ def read(path: Path, root: Path) -> Found:
 
 def of_reference(results: Path | None) -> str:
     """The folder, where it holds records of the committed reference (results/reference/<profile>); else empty."""
-    committed = results is not None and results.resolve().parent.name == "reference"
+    committed = results is not None and results.is_dir() and results.resolve().parent.name == "reference"
     return str(results) if committed else ""
 
 
