@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_RST = re.compile(r"([\\`*_|{}%#])")  # of inline markup, and of Jinja
+_RST = re.compile(r"([\\`*_|:@{}%#])")  # of inline markup and of addresses, and of Jinja
 
 
 def one_line(text: object) -> str:

@@ -594,7 +594,7 @@ OF_TWO = [
     Case(TWO, "results that are a file", lambda f: (a_file(f / "results"), holding(f / "results"))[1], r"results: cannot be written: "),
     Case(TWO, "a file system without locks", without_locks, None, warns),
     Case(TWO, "a run that two processes began", resuming(of_two), r"state\.pt: found the state of a run of 2 processes, expected 1: start"),
-    Case(TWO, "a run whose weights two processes share", split_over, r"shares\.json: found the state of .* split over processes, expected whole: start"),
+    Case(TWO, "a run whose weights two processes share", split_over, r"found the state of .* split over processes, expected whole"),
     Case(TWO, "a run that this one began", resuming(dict), None, went_on, ("work",)),
     Case(TWO, "a run of an earlier version", resuming(of_an_earlier_version), None, went_on, ("work",)),
 ]  # fmt: skip
