@@ -17,18 +17,14 @@ from typing import Any
 
 from apex import card, flow, lora
 from apex.backbones.base import Backbone
-from apex.backbones.qwen_image import EXTRA_FILE
 from apex.backbones.sana import SanaBackbone
 from apex.card import FOLDED, GUIDED
 from apex.errors import UserError, check_format
-from apex.files import Kind
 
 FORMATS = frozenset({1})  # of sampling.json, that can be read
 MADE_FORMATS = frozenset({1})  # of made.json; one without a format has the first
 MODES = ("few", "any", "multi")
 AGAIN = "train the row again"
-_FILES = ("sampling.json", "README.md", "log.csv", EXTRA_FILE, "transformer/*", f"{FOLDED}/*", "lora/*")
-RUN = Kind("an exported run of apex.train", _FILES, "made.json", "run_hash")
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -34,15 +34,15 @@ from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write
 from apex.data.shards import encode_png
 from apex.errors import NotFinite, UserError, naming, run_command
 from apex.export import AGAIN, read_run
-from apex.files import Kind, atomic_folder, replace_folder, write_atomic
+from apex.files import atomic_folder, replace_folder, write_atomic
 from apex.gpu import pick_device, repeatable
+from apex.kinds import IMAGES
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 from apex.stock import StockGenerator
 from apex.strict import unknown
 
 REFERENCES = ("real", "shuffled", "noise", "mean")
-IMAGES = Kind("images of apex.sample", ("*/metadata.jsonl", "*/samples/*.png"), "made.json", "prompts_sha256")
 MEAN_RENDERS = 64  # renders averaged into a prompt's mean image
 
 

@@ -36,9 +36,10 @@ from apex.data.embeddings import CaptionShards
 from apex.data.overlap import overlaps
 from apex.ema import Ema
 from apex.errors import UserError, check_format, on_sigterm, run_command
-from apex.export import MADE_FORMATS, RUN, export_run
+from apex.export import MADE_FORMATS, export_run
 from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.gpu import claim, repeatable
+from apex.kinds import RUN
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
 from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role

@@ -32,8 +32,9 @@ from torch import Tensor
 from apex.data.readers import Record, detect, read_index, records
 from apex.data.shards import checksum, decoded, progress
 from apex.errors import UserError, check_format, readable, run_command
-from apex.files import Kind, atomic_folder, write_atomic
+from apex.files import atomic_folder, write_atomic
 from apex.gpu import pick_device
+from apex.kinds import CACHE
 from apex.provenance import digest, file_sha256
 from apex.weights import pretrained
 
@@ -44,7 +45,6 @@ ENCODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 PART = 4096  # samples in a part, rounded to whole batches so that resuming keeps the batches
 SCHEMA = 1  # of made.json
 LATENTS, CAPTIONS = "latents.safetensors", "captions.json"
-CACHE = Kind("a cache of apex.data.cache", (LATENTS, CAPTIONS), "made.json", "vae")
 
 
 class Cache(NamedTuple):

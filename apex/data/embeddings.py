@@ -36,15 +36,14 @@ from apex.data.cache import load_cache
 from apex.data.parts import MADE, Parts
 from apex.data.shards import progress
 from apex.errors import UserError, check_format, run_command
-from apex.files import Kind
 from apex.gpu import pick_device
+from apex.kinds import EMBEDDINGS
 from apex.pipeline import DTYPES
 from apex.provenance import digest, file_sha256
 from apex.text import TextPath, pipeline_class
 
 SCHEMA = 1  # of made.json
 PART = 1024  # captions of a file
-EMBEDDINGS = Kind("embeddings of apex.data.embeddings", ("captions-*.safetensors",), MADE, "files")
 AGAIN = "make them again with python -m apex.data.embeddings"
 
 

@@ -28,14 +28,14 @@ from PIL import Image
 from apex.data.readers import INDEX, Record, Source, detect, records
 from apex.data.world import Item, PromptSampler, Scene, render, scene_for, shapes_alone
 from apex.errors import UserError, run_command
-from apex.files import Kind, atomic_folder
+from apex.files import atomic_folder
+from apex.kinds import SHARDS
 from apex.provenance import file_sha256
 
 if TYPE_CHECKING:
     import torch
 
 SHARD_SIZE = 10_000  # samples
-SHARDS = Kind("shards of apex.data.shards", ("shard-*.tar",), INDEX, "schema")
 T = TypeVar("T")
 
 

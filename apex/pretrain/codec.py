@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from apex.errors import run_command
-from apex.files import Kind, atomic_folder
+from apex.files import atomic_folder
+from apex.kinds import CODEC
 from apex.pretrain import origin, settings
 from apex.weights import pretrained
 
-CODEC = Kind("a codec of apex.pretrain.codec", ("config.json", "*.safetensors"), "made.json", "arguments")
 CONFIG = {
     "in_channels": 3,
     "out_channels": 3,

@@ -29,17 +29,15 @@ from apex.conditioning import Condition
 from apex.config import fingerprint
 from apex.data.cache import load_cache
 from apex.errors import UserError, readable, run_command
-from apex.files import Kind, atomic_file, atomic_folder, write_atomic
+from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.flow import interpolate
 from apex.gpu import pick_device, repeatable
+from apex.kinds import PIPELINE
 from apex.pipeline import CaptionTable, Pipeline
 from apex.pretrain import origin
 
 EMA_RATE = 0.999
 PARTS = ("vae", "tokenizer", "text_encoder")
-PIPELINE = Kind(
-    "a pipeline of apex.pretrain.teacher", tuple(f"{part}/*" for part in (*PARTS, "transformer", "scheduler")), "made.json", "arguments"
-)
 
 
 def build_sana(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> SanaBackbone:

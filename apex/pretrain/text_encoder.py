@@ -26,13 +26,12 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from apex.data import world
 from apex.errors import run_command
-from apex.files import Kind, atomic_folder
+from apex.files import atomic_folder
+from apex.kinds import TEXT_ENCODER, TOKENIZER
 from apex.pretrain import origin, settings
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 MAX_TOKENS = 20
-TOKENIZER = Kind("a tokenizer of apex.pretrain.text_encoder", ("tokenizer.json", "*_config.json", "special_tokens_map.json"))
-TEXT_ENCODER = Kind("a text encoder of apex.pretrain.text_encoder", ("*config.json", "*.safetensors"), "made.json", "arguments")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

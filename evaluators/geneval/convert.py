@@ -20,7 +20,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from apex.errors import UserError, readable, run_command
-from apex.files import Kind, atomic_folder, write_atomic
+from apex.files import atomic_folder, write_atomic
+from apex.kinds import CONVERTED
 from apex.provenance import file_sha256
 from apex.weights import check_finite
 from evaluators.assets import find
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
 
 ASSET = "mask2former-mmdet"
-CONVERTED = Kind("what evaluators.geneval.convert writes", ("config.json", "model.safetensors"), "made.json", "sha256")
 POINTS, LEVELS = 4, 3  # of the deformable attention; fixed in transformers
 
 _SWIN, _NORMS = "model.pixel_level_module.encoder.swin.", "model.pixel_level_module.encoder.hidden_states_norms."

@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 
 from apex.errors import UserError, run_command
-from apex.files import Kind, atomic_folder
+from apex.files import atomic_folder
+from apex.kinds import NETWORK
 from evaluators.command import parser_of, set_threads
 from evaluators.networks import save_network
 from evaluators.pretrain.loop import write_made
 
-NETWORK = Kind("a network of evaluators.pretrain", ("*.json", "*.safetensors", "*.txt"), "made.json", "held_out")
 # (steps, batch, learning rate): what the bundled networks were made with.
 RECIPES = {"detector": (1300, 64, 3e-3), "fid": (1800, 64, 3e-3), "clip": (1800, 128, 2e-3)}
 

@@ -25,6 +25,7 @@ from apex import export, sample, theory, train
 from apex.data import cache, embeddings, prompts, shards, world
 from apex.data.cache import load_cache
 from apex.files import write_atomic
+from apex.kinds import RUN
 from apex.pipeline import load_backbone
 from apex.pretrain import codec, text_encoder
 from evaluators.journal import Journal
@@ -446,7 +447,7 @@ def exporting(out: Path) -> Callable[[], Any]:
         from apex.files import atomic_folder
 
         backbone = load_backbone(small() / "pipeline" / "transformer", dtype=torch.float32)
-        with atomic_folder(out, export.RUN) as folder:
+        with atomic_folder(out, RUN) as folder:
             backbone.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
 
     return Command(save)
