@@ -53,7 +53,8 @@ def living(folder: Path) -> dict[int, str]:
 
 def trainings(folder: Path) -> list[str]:
     """What the trainings that run at this moment write to; one place twice is a collision."""
-    lines = [line.split() for line in living(folder).values() if " apex.train " in line and not line.startswith(("/bin/", "bash", "sh "))]
+    lines = [line.split() for line in living(folder).values()]
+    lines = [line for line in lines if "python" in line[0] and "apex.train" in line]  # not the shell around it
     return sorted(line[line.index("--out") + 1] for line in lines if "--out" in line)
 
 
@@ -70,11 +71,13 @@ def disturbed(folder: Path, profile: Path, kills: int, seconds: float, rng: rand
     while done < kills:
         process = start(folder, profile, log)
         delay = rng.uniform(2, max(3.0, seconds / 3))
-        end = time.monotonic() + delay
+        end, twice = time.monotonic() + delay, set()
         while time.monotonic() < end and process.poll() is None:
-            if len(set(found := trainings(folder))) < len(found):
-                yield f"COLLISION: two trainings write to {found}"
+            found = trainings(folder)
+            twice |= {out for out in found if found.count(out) > 1}
             time.sleep(0.2)
+        if twice:
+            yield f"COLLISION: two trainings at once wrote to {', '.join(sorted(twice))}"
         if process.poll() is not None:
             if process.returncode:
                 yield f"FAILED: exit code {process.returncode}, see {log}"
