@@ -47,7 +47,7 @@ from paper_tables.claims_tests import (
 )
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
-from paper_tables.view import REFERENCE_WORDS, View
+from paper_tables.view import View
 
 COLORS = {
     HOLDS: "#2E7D32", PART: "#8DA63A", FAILS: "#B3382C", CONTRADICTED: "#6D1F52", UNDECIDED: "#8A6D3B", ANALOGY: "#5B7FA6",
@@ -359,11 +359,8 @@ def main() -> None:
     guidance = {one.profile: one.guidance for one, _ in sources}
     evidence = Evidence(views, published.load(), Plan(config), args.results / "ablations", args.theory, guidance, args.speed)
     found = judge(read(), evidence)
-    read_from = (*(folder for _, folder in sources), args.theory, args.speed)
-    committed = ", ".join(filter(None, map(records.of_reference, read_from)))
-    origin = f"{REFERENCE_WORDS[0].upper()}{REFERENCE_WORDS[1:]}, not of a run in this folder: {committed}." if committed else ""
-    shown = table(found, views[config.profile])
-    shown = replace(shown, remark=origin)
+    origin = records.reference_words(*(folder for _, folder in sources), args.theory, args.speed)
+    shown = replace(table(found, views[config.profile]), remark=origin)
     for name, content in (all_formats(shown) | {f"{shown.name}.csv": to_csv(found)}).items():
         write_atomic(args.out / name, content)
     write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description, origin))

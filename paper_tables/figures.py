@@ -21,9 +21,9 @@ import matplotlib
 
 from apex.errors import run_command
 from apex.files import write_atomic
-from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, scatter, tuning
+from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, records, scatter, tuning
 from paper_tables.plotting import STYLE, footer, png
-from paper_tables.view import REFERENCE_WORDS, View
+from paper_tables.view import View
 
 WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
 
@@ -59,8 +59,8 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
                 if name not in WITHOUT_ROWS:
                     for remark, rows in view.remarked.items():
                         footer(figure, rows, remark)
-                if view.origin:
-                    footer(figure, [view.origin], REFERENCE_WORDS)
+                if origin := records.of_reference(view.tuning) if name == "tuning" else view.origin:
+                    footer(figure, [origin], records.REFERENCE)
                 made[name] = png(figure)
     with pictures.gathered([results]) as images:
         for name, image in grids.grids(images, view).items():

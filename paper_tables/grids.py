@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 from apex.errors import UserError
 from paper_tables.cells import row_name
 from paper_tables.plotting import ink, row_looks
-from paper_tables.view import EXTERNAL, REFERENCE_WORDS, TASKS, Key, View
+from paper_tables.records import REFERENCE
+from paper_tables.view import EXTERNAL, TASKS, Key, View
 
 LARGEST, ABOUT = 128, 110  # pixels of one picture's side
 GAP, LABEL_WIDTH, LINE, HEADING = 5, 150, 17, 24
@@ -299,7 +300,7 @@ def _without(view: View, rows: list[Row], nfe: int, elsewhere: bool = True) -> s
 
 
 def _origin(view: View) -> list[str]:
-    return [f"{REFERENCE_WORDS}: {view.origin}"] if view.origin else []
+    return [f"{REFERENCE}: {view.origin}"] if view.origin else []
 
 
 def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Image | None:

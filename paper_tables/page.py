@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from paper_tables import audit, build, published, tuning
+from paper_tables import audit, build, published, records, tuning
 from paper_tables.render import html_fragment
 from paper_tables.render import page as html_page
 from paper_tables.view import View
@@ -156,7 +156,9 @@ def index(view: View, figures: list[str]) -> str:
     body.append(f"<p>{html.escape(tables[0].remark)}</p>")
     findings = audit.findings_table(audit.run(data))
     if view.tuning:
-        tables.insert([table.name for table in tables].index("relative"), tuning.table(tuning.read(view.tuning)))
+        tried = tuning.table(tuning.read(view.tuning))
+        tried.caption = f"{records.reference_words(view.tuning)} {tried.caption}".strip()
+        tables.insert([table.name for table in tables].index("relative"), tried)
     shown = {name: _figure(name, more="" if name in ("calibration", "tuning") else view.remarked_words) for name in figures}
     links = " ".join(f'<a href="#{quote(table.name)}">{html.escape(table.title)}</a>' for table in [*tables, findings])
     body.append(f"<nav>Tables: {links}</nav>")

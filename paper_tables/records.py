@@ -21,6 +21,7 @@ from apex.errors import UserError
 from evaluators.result import Made, Record, first_fault, read_record
 
 SPLITS = ("test", "val", "unseen")
+REFERENCE = "records of the committed reference"
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,18 @@ def read(path: Path, root: Path) -> Found:
     return Found(path, split, record)
 
 
-def of_reference(results: Path | None) -> str:
-    """The folder, where it holds records of the committed reference (results/reference/<profile>); else empty."""
-    committed = results is not None and results.is_dir() and results.resolve().parent.name == "reference"
-    return str(results) if committed else ""
+def of_reference(path: Path | None) -> str:
+    """The path, where it lies in the committed reference (results/reference/<profile>) and is there; else empty."""
+    if path is None or not path.exists():
+        return ""
+    parts = path.resolve().parts
+    return str(path) if ("results", "reference") in zip(parts, parts[1:], strict=False) else ""
+
+
+def reference_words(*paths: Path | None) -> str:
+    """Says which of the paths hold records of the committed reference; '' where all are of results that were made here."""
+    found = ", ".join(filter(None, map(of_reference, paths)))
+    return f"{REFERENCE[0].upper()}{REFERENCE[1:]}, not of a run in this folder: {found}." if found else ""
 
 
 def load(results: Path) -> list[Found]:

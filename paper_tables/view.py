@@ -54,9 +54,6 @@ def family_rank(family: str) -> tuple[int, str]:
 WORLD_SIZE = 1e8  # parameters: the networks of the embedded worlds have a hundredth of it, the smallest of the paper six times as many
 
 
-REFERENCE_WORDS = "records of the committed reference"
-
-
 class View:
     """All numbers of one results folder.
 
@@ -72,11 +69,12 @@ class View:
         logs: their training logs, by row and seed.
         tuning: tuning.json of these results, or the committed one that the profile's settings are from.
         committed: what is committed of the same profile, to be set beside these results; None where there is nothing.
-        origin: the folder of the records where they are the committed reference's; else empty.
+        origin: the folder of the records where they are the committed reference's; else empty. origin_words: a sentence that says so.
     """
 
     committed: View | None = None
     origin: str = ""
+    origin_words: str = ""
 
     def __init__(
         self,
@@ -125,13 +123,8 @@ class View:
         tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
         view = cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
         view.committed = cls.load(committed) if committed else None
-        view.origin = records.of_reference(results)
+        view.origin, view.origin_words = records.of_reference(results), records.reference_words(results)
         return view
-
-    @property
-    def origin_words(self) -> str:
-        """Says of committed records that they are; '' of records that were made here."""
-        return f"{REFERENCE_WORDS[0].upper()}{REFERENCE_WORDS[1:]} ({self.origin}), not of a run in this folder." if self.origin else ""
 
     # ------------------------------------------------------------------------------------------- what a row is
     def about(self, row: str, name: str) -> str:

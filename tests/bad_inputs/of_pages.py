@@ -316,11 +316,11 @@ PLOTS = [
 
 
 def committed(folder: Path) -> View:
-    synthetic.build(folder / "reference" / "tiny", {("real", 0): 0.9, ("apex", 1): 0.6})
-    return View.load(folder / "reference" / "tiny")
+    results = synthetic.build(folder / "results" / "reference" / "tiny", {("real", 0): 0.9, ("apex", 1): 0.6}, tuning=True)
+    return View.load(results)
 
 
-SAID = "Records of the committed reference ("
+SAID = "Records of the committed reference, not of a run in this folder: "
 
 
 def labelled(show: Callable[[View], str]) -> Callable[[Path], Callable[[], Any]]:
@@ -332,7 +332,11 @@ def labelled(show: Callable[[View], str]) -> Callable[[Path], Callable[[], Any]]
 
 
 def says_so(_: Path, text: str) -> None:
-    assert SAID in text and "reference/tiny), not of a run in this folder" in text
+    assert SAID in text and "results/reference/tiny" in text
+
+
+def tuning_says_so(_: Path, text: str) -> None:
+    assert "results/reference/tiny/tune/tuning.json. Settings tried for each method" in text
 
 
 def own_are_not_labelled(_: Path, text: str) -> None:
@@ -349,6 +353,7 @@ def tables_of(view: View) -> str:
 
 LABELS = [
     Case("committed records", "the index page says so", labelled(lambda view: page.index(view, [])), None, says_so),
+    Case("committed records", "the candidates of tuning say so", labelled(lambda view: page.index(view, [])), None, tuning_says_so),
     Case("committed records", "every table says so", labelled(tables_of), None, says_so),
     Case("committed records", "own ones do not", lambda _: lambda: page.index(view_of("mine"), []), None, own_are_not_labelled),
 ]
