@@ -8,6 +8,7 @@ agree with what the file says. A record that does not fit is one `UserError` nam
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def of_reference(path: Path | None) -> str:
     if path is None or not path.exists():
         return ""
     parts = path.resolve().parts
-    return str(path) if ("results", "reference") in zip(parts, parts[1:], strict=False) else ""
+    return str(path) if ("results", "reference") in itertools.pairwise(parts) else ""
 
 
 def reference_words(*paths: Path | None) -> str:
