@@ -24,6 +24,8 @@ CALIBRATION = Kind("a calibration of evaluators.geneval", ("calibration.json", "
 CODEC = Kind("a codec of apex.pretrain.codec", _WEIGHTS, MADE, "arguments")
 TOKENIZER = Kind("a tokenizer of apex.pretrain.text_encoder", ("tokenizer.json", "*_config.json", "special_tokens_map.json"))
 TEXT_ENCODER = Kind("a text encoder of apex.pretrain.text_encoder", _WEIGHTS, MADE, "arguments")
+TEXT_PARTS = Kind("what apex.pretrain.text_encoder writes", (*TOKENIZER.holds, *_WEIGHTS, MADE))
+FETCHED = Kind("what apex.fetch brought", ("*",), "fetched.json", "hub")
 PIPELINE = Kind("a pipeline of apex.pretrain.teacher", tuple(f"{part}/*" for part in _PIPELINE), MADE, "arguments")
 NETWORK = Kind("a network of evaluators.pretrain", ("*.json", "*.safetensors", "*.txt"), MADE, "held_out")
 CONVERTED = Kind("what evaluators.geneval.convert writes", _WEIGHTS, MADE, "sha256")
@@ -36,9 +38,11 @@ OF_RULES = {
     **dict.fromkeys(("train", "tune_train", "ablation_train"), RUN),
     **dict.fromkeys(("sample", "sample_teacher", "sample_checkpoint", "sample_reference", "tune_score", "ablation_score"), IMAGES),
     **dict.fromkeys(("build_tables", "audit", "draw_figures", "write_cards", "judge"), PAGES),
+    **dict.fromkeys(("fetch_pipeline", "fetch_checkpoint", "fetch_lora"), FETCHED),
     "synthesise": SYNTHESISED,
     "calibrate": CALIBRATION,
     "pretrain_codec": CODEC,
+    "pretrain_text_encoder": TEXT_PARTS,
     "pretrain_teacher": PIPELINE,
     "pretrain_evaluator": NETWORK,
 }

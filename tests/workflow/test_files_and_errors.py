@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ import pytest
 
 from apex import files, provenance
 from apex.errors import AT_WORK, GONE, STOPPING, WORKFLOW, UserError, run_command, workflow_state
+from apex.kinds import OF_RULES
 from workflows import lock
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ANY = files.Kind("a folder of this test", ("*",))
 
@@ -85,6 +89,15 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
         (folder / "new").write_text("2")
         raise KeyboardInterrupt
     assert os.listdir(out) == ["old"] and os.listdir(tmp_path) == ["run"]
+
+
+def test_every_rule_that_writes_a_folder_says_what_such_a_folder_holds():
+    """Snakemake empties it before a job, so `onstart` looks at it first."""
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "workflows/rules").glob("*.smk")))
+    rules = re.split(r"^ *(?:use rule \w+ as|rule) (\w+)(?: with)?:$", text, flags=re.MULTILINE)[1:]
+    writing = {name for name, body in zip(rules[::2], rules[1::2], strict=True) if "directory(" in body}
+    assert {"train", "sample", "ablation_train", "judge", "fetch_lora"} <= writing
+    assert writing == OF_RULES.keys()
 
 
 # --------------------------------------------------------------------------------------------- apex.errors
