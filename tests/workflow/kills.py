@@ -24,10 +24,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).resolve().parents[2]
 WAYS = ("SIGKILL to Snakemake alone", "SIGKILL to all", "SIGTERM to Snakemake alone")
-TIMED = ("speed/", "wall_seconds", "peak_memory")  # what the clock says differs between any two runs
-SAME = ("*.png", "*.safetensors", "*.tar", "*/captions.json")  # files that must be equal, byte by byte
+COLUMNS = ("row", "nfe", "seed", "split", "metric", "value", "ci_low", "ci_high", "n")  # of metrics.csv
+SAME = ("*.png", "*.safetensors", "*.tar", "captions.json")  # files that must be equal; figures show what a clock says
 
 
 def start(folder: Path, profile: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -105,24 +108,30 @@ def disturbed(folder: Path, profile: Path, kills: int, seconds: float, rng: rand
 
 
 def metrics(results: Path) -> list[tuple[str, ...]]:
-    """metrics.csv less what a clock says."""
+    """metrics.csv without what a clock measured."""
     with (results / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return sorted(
-        tuple(value for key, value in row.items() if not any(word in key for word in TIMED))
-        for row in rows
-        if not row["metric"].startswith(TIMED)
-    )
+        rows = [row for row in csv.DictReader(file) if not row["metric"].startswith("speed/")]
+    return sorted(tuple(row[key] for key in COLUMNS) for row in rows)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of safetensors of the tensors, because the order of their metadata is by chance."""
+    if path.suffix != ".safetensors":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    for name, value in sorted(load_file(path).items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def files(results: Path) -> dict[str, str]:
-    """Name -> digest of every file that is no log and not hidden; of files that hold times, that they are there."""
-    found = {}
+    """Name -> digest of every file that is no log and not hidden; "is there" of those that hold times."""
+    found: dict[str, str] = {}
     for path in sorted(results.rglob("*")):
         name = path.relative_to(results)
         if path.is_file() and not any(part.startswith(".") for part in name.parts) and name.parts[0] not in ("logs", "benchmarks"):
             plain = any(name.match(pattern) for pattern in SAME) and name.parts[0] not in ("figures", "claims")
-            found[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest() if plain else "is there"
+            found[name.as_posix()] = digest(path) if plain else "is there"
     return found
 
 
