@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from apex.data import overlap
+from apex.escape import code as as_code
+from apex.escape import markdown
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # in a run's folder `lora`
 FOLDED = "one_step/transformer"  # in a run's folder: exact for one time grid
@@ -33,7 +36,7 @@ CODE = """
 ```python
 {imports}from diffusers import FlowMatchEulerDiscreteScheduler, {names}
 
-pipe = {pipeline}.from_pretrained("{teacher}")
+pipe = {pipeline}.from_pretrained({teacher})
 {load}
 pipe.scheduler = FlowMatchEulerDiscreteScheduler({scheduler})
 image = pipe("a red circle left of a blue square", sigmas={sigmas}, height={side}, width={side}{call}).images[0]
@@ -128,7 +131,7 @@ def code(made: Mapping[str, Any], recipe: Mapping[str, Any], place: str, nfe: in
         imports="from itertools import cycle\n\nimport torch\n" if guided else "",
         names=pipeline if lora else f"{pipeline}, {transformer}",
         pipeline=pipeline,
-        teacher=(made.get("hub") or made["run"]["pipeline"]).partition("@")[0],
+        teacher=json.dumps((made.get("hub") or made["run"]["pipeline"]).partition("@")[0]),
         load=load,
         scheduler="shift=1.0, stochastic_sampling=True" if recipe["mode"] == "few" and nfe > 1 else "shift=1.0",
         sigmas=recipe["sigmas"][str(nfe)],
@@ -141,7 +144,7 @@ def numbers_table(numbers: Sequence[Mapping[str, str]]) -> str:
     """Metrics as Markdown: metric, NFE, value with its interval, n, seeds."""
     head = ("metric", "NFE", "value", "n", "seeds")
     lines = ["| " + " | ".join(head) + " |", "| --- | ---: | ---: | ---: | ---: |"]
-    return "\n".join([*lines, *("| " + " | ".join(one[key] for key in head) + " |" for one in numbers)])
+    return "\n".join([*lines, *("| " + " | ".join(markdown(one[key]) for key in head) + " |" for one in numbers)])
 
 
 def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequence[Mapping[str, str]] = (), remarks: str = "") -> str:
@@ -151,7 +154,7 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     remarks: why these numbers do not stand unmarked.
     """
     run, training, train = made["run"], made["training"], made["run"]["train"]
-    data, teacher = run["data"], made.get("hub") or f"`{run['pipeline']}`"
+    data, teacher = run["data"], markdown(made["hub"]) if made.get("hub") else as_code(run["pipeline"])
     rank = f" of rank {run['lora']['rank']}" if run.get("lora") else ""
     source = data["source"]
     if source == "world":
@@ -160,19 +163,27 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
         drawn = data["teacher"]
         many = f"{drawn['count']:,} pictures" if drawn.get("count") else "a picture of every prompt"
         source = f"{many} that the teacher drew in {drawn['steps']} steps"
+    else:
+        source = markdown(source)
     places = sorted(stock_places(recipe).items(), key=lambda one: one[0] == GUIDED)  # what needs no hook first
     lines = "".join(code(made, recipe, place, next((n for n in nfes if place == GUIDED and n > 1), nfes[0])) for place, nfes in places)
     grids = "\n".join(f"- NFE {nfe}: `sigmas={grid}`" for nfe, grid in recipe["sigmas"].items())
-    stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
+    stopped = (
+        f"\n**It stopped early: {markdown(training['stopped'])}. These are the last good weights.**\n" if training.get("stopped") else ""
+    )
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
-    seen = "".join(f"\n| prompts in training | {overlap.words(name, found)} |" for name, found in made.get("prompts_seen", {}).items())
+    seen = "".join(
+        f"\n| prompts in training | {markdown(overlap.words(name, found))} |" for name, found in made.get("prompts_seen", {}).items()
+    )
+    params = ", ".join(f"{key} {value}" for key, value in made["params"].items() if value is not None)
+    hardware, commit = markdown(made["hardware"]), markdown(made["git_commit"])
     optimizer = OPTIMIZERS[train.get("optimizer", "adamw")]
     measured = numbers_table(numbers) if numbers else "Not measured yet."
-    measured += f"\n\n**{remarks}**" if remarks else ""
+    measured += f"\n\n**{markdown(remarks)}**" if remarks else ""
     return f"""{front_matter(made)}
-# {made["row"]} ({made["profile"]}, seed {made["seed"]})
+# {markdown(made["row"])} ({markdown(made["profile"])}, seed {made["seed"]})
 
-A text-to-image generator of few steps, distilled from {teacher} by `{made["method"]}` ({made["citation"]}).
+A text-to-image generator of few steps, distilled from {teacher} by {as_code(made["method"])} ({markdown(made["citation"])}).
 {stopped}
 ## How it was made
 
@@ -182,8 +193,8 @@ A text-to-image generator of few steps, distilled from {teacher} by `{made["meth
 | data | {source}, {data["resolution"]} px |{seen}
 | budget | {passes}, {training["steps"]:,} steps |
 | optimiser | {optimizer}, learning rate {train["learning_rate"]:g}, betas {train["betas"]}, mean {train["ema"]:g}, {train["precision"]} |
-| settings | {", ".join(f"{key} {value}" for key, value in made["params"].items() if value is not None)} |
-| made on | {made["hardware"]}, {training["wall_seconds"] / 3600:.2g} hours, commit {made["git_commit"]}, run {made["run_hash"]} |
+| settings | {markdown(params)} |
+| made on | {hardware}, {training["wall_seconds"] / 3600:.2g} hours, commit {commit}, run {made["run_hash"]} |
 
 ## What was measured
 

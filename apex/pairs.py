@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from apex.conditioning import Condition, concatenate
 from apex.errors import readable
+from apex.files import write_atomic
 from apex.flow import guide, sample, uniform_sigmas
 from apex.methods.base import Network, PairPlan, Pairs
 from apex.seeds import torch_generator
@@ -85,9 +86,7 @@ def make_pairs(
 
             x = sample(network, noise.to(device), uniform_sigmas(plan.steps), mode="multi").cpu()
             part = {"noise": noise, "x": x, "caption": caption}
-            temporary = file.with_suffix(".tmp")
-            save_file({k: v.contiguous() for k, v in part.items()}, temporary)
-            temporary.replace(file)
+            write_atomic(file, save({k: v.contiguous() for k, v in part.items()}))
             fresh += size
         parts.append(part)
         if time.time() - said > 10 and fresh:

@@ -36,6 +36,7 @@ from apex.errors import NotFinite, UserError, naming, run_command
 from apex.export import AGAIN, read_run
 from apex.files import atomic_folder, replace_folder, write_atomic
 from apex.gpu import pick_device, repeatable
+from apex.kinds import IMAGES
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 from apex.stock import StockGenerator
@@ -281,13 +282,13 @@ def write_images(
                 f"{message}; no image is written to {out}: train the row again, or give its weights another precision"
             ) from None
         print(f"warning: {message}; {out} says so, and holds no image", flush=True)
-        with atomic_folder(out) as folder:
+        with atomic_folder(out, IMAGES) as folder:
             write_atomic(folder / "made.json", json.dumps(about | {"failed": str(error)}, indent=1) + "\n")
         shutil.rmtree(work, ignore_errors=True)
         return
     about = about | {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
     write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
-    replace_folder(work, out)
+    replace_folder(work, out, IMAGES)
 
 
 def draw(args: argparse.Namespace, device: str) -> None:
@@ -352,6 +353,9 @@ def main() -> None:
     for split in args.split:
         if split not in known:
             raise UserError(f"--split: {unknown('prompt set', split, known)}")
+    outs = {split: Path(args.out.replace("{split}", split)) for split in args.split}
+    for out in outs.values():
+        IMAGES.check(out)
     sets = {split: args.prompts or config.prompts_path(split) for split in args.split}
     rows = {split: load_prompts(file) for split, file in sets.items()}
     if config.prompts.per_task is not None:
@@ -368,8 +372,7 @@ def main() -> None:
         weights = [fingerprint(folder) for folder in places]
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)
-        out = Path(args.out.replace("{split}", split))
-        write_images(config, rows[split], about, generator, weights, out, keep_failed=args.keep_failed)
+        write_images(config, rows[split], about, generator, weights, outs[split], keep_failed=args.keep_failed)
 
 
 if __name__ == "__main__":

@@ -35,10 +35,11 @@ from apex.data.cache import Cache, load_cache
 from apex.data.embeddings import CaptionShards
 from apex.data.overlap import overlaps
 from apex.ema import Ema
-from apex.errors import UserError, check_format, run_command
+from apex.errors import UserError, check_format, on_sigterm, run_command
 from apex.export import MADE_FORMATS, export_run
 from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.gpu import claim, repeatable
+from apex.kinds import RUN
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
 from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
@@ -56,6 +57,10 @@ class Diverged(UserError):
     def __init__(self, message: str, short: str) -> None:
         super().__init__(message)
         self.short = short
+
+
+class Stopped(UserError):
+    """SIGTERM came while a run trained; its state is saved."""
 
 
 STATE_FORMAT = 1  # of what a run continues from
@@ -418,42 +423,56 @@ class Loop:
         started = saved = said = time.time()
         before = busy.read()
         first, spent_at_start = self.step, self.spent()
-        while self.spent() < budget and (max_steps is None or self.step - first < max_steps):
-            logged = self.one_step()
-            now = time.time()
-            elapsed = self.seconds + now - started
-            if self.step % self.run.train.log_every == 0 or self.spent() >= budget:
-                self.rows.append(
-                    {"step": self.step, "wall_seconds": round(elapsed, 3), "forward_equivalents": round(self.spent()), **logged}
-                )
-            if self.main and now - said > 10:
-                spent = self.spent()
-                share = (spent - spent_at_start) / (now - started)
-                pace = (now - started) / (self.step - first)
-                print(
-                    f"{self.run.row} seed {self.seed}: step {self.step}, {100 * spent / budget:.1f}% of the budget, "
-                    f"loss {logged.get('loss', math.nan):.4f}, {pace:.3f} s a step ({spent / self.step / self.run.train.batch_size:.2f} "
-                    f"forward-equivalents a sample), {(budget - spent) / share / 60:.1f} min left",
-                    flush=True,
-                )
-                said = now
-            if self.due(now - saved > self.run.train.checkpoint_every):
-                self.save(elapsed)
-                saved = time.time()
-        self.seconds += time.time() - started
-        self.load = busy.between(before, busy.read())
-        if not self.finite():
-            self.stop("a trained weight is not finite")
+        asked: list[int] = []
+        stopped = False
+        with on_sigterm(lambda number, _: asked.append(number)):
+            while self.spent() < budget and (max_steps is None or self.step - first < max_steps):
+                logged = self.one_step()
+                now = time.time()
+                elapsed = self.seconds + now - started
+                if self.step % self.run.train.log_every == 0 or self.spent() >= budget:
+                    self.rows.append(
+                        {"step": self.step, "wall_seconds": round(elapsed, 3), "forward_equivalents": round(self.spent()), **logged}
+                    )
+                if self.main and now - said > 10:
+                    spent = self.spent()
+                    share = (spent - spent_at_start) / (now - started)
+                    pace = (now - started) / (self.step - first)
+                    print(
+                        f"{self.run.row} seed {self.seed}: step {self.step}, {100 * spent / budget:.1f}% of the budget, "
+                        f"loss {logged.get('loss', math.nan):.4f}, {pace:.3f} s a step "
+                        f"({spent / self.step / self.run.train.batch_size:.2f} forward-equivalents a sample), "
+                        f"{(budget - spent) / share / 60:.1f} min left",
+                        flush=True,
+                    )
+                    said = now
+                if self.due(now - saved > self.run.train.checkpoint_every):
+                    self.save(elapsed)
+                    saved = time.time()
+                if stopped := self.any(bool(asked)):
+                    break
+            self.seconds += time.time() - started
+            self.load = busy.between(before, busy.read())
+            if not self.finite():
+                self.stop("a trained weight is not finite")
+            self.save(self.seconds)
         done = self.spent() >= budget
-        self.save(self.seconds)
+        if stopped and not done:
+            raise Stopped(
+                f"row {self.run.row}, seed {self.seed}: stopped by SIGTERM at step {self.step}; the state is saved in {self.resume}: "
+                "run the same command to go on from there"
+            )
         return done
 
     def due(self, by_the_clock: bool) -> bool:
         """Whether to save now, by the first process's clock: where weights are split, all of them save."""
-        if not self.sharded:
-            return by_the_clock
-        said = torch.tensor(float(by_the_clock and self.main), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(said, "sum"))
+        return self.any(by_the_clock and self.main) if self.sharded else by_the_clock
+
+    def any(self, said: bool) -> bool:
+        """Whether one of the processes says so; all of them must ask."""
+        if self.accelerator.num_processes == 1:
+            return said
+        return bool(self.accelerator.reduce(torch.tensor(float(said), device=self.accelerator.device), "sum"))
 
     # ----------------------------------------------------------------------------- saving and resuming
     def state_file(self, step: int | None = None) -> str:
@@ -473,9 +492,7 @@ class Loop:
     def finite(self) -> bool:
         """Whether all that is trained, and its running mean, is finite, in all processes where weights are split."""
         good = all(map(finite, (*map(sharding.local, self.trained().values()), *self.ema.shadow)))
-        if not self.sharded:
-            return good
-        return not self.accelerator.reduce(torch.tensor(float(not good), device=self.accelerator.device), "sum")
+        return not self.any(not good) if self.sharded else good
 
     def save(self, elapsed: float) -> None:
         """Writes the state to continue from; if weights are not finite, the state before stays, because it is the last good one."""
@@ -485,6 +502,7 @@ class Loop:
             "format": STATE_FORMAT,
             "hash": self.hash,
             "seed": self.seed,
+            "processes": self.accelerator.num_processes,
             "step": self.step,
             "seconds": elapsed,
             "rows": self.rows,
@@ -552,6 +570,12 @@ class Loop:
             if found != expected:
                 raise UserError(
                     f"{path}: checkpoint of another configuration ({found}; expected {expected}); remove the folder to start again"
+                )
+            now = self.accelerator.num_processes
+            if (begun := state.get("processes", now)) != now:  # the batch, and with it the course of training, follows their number
+                raise UserError(
+                    f"{path}: found the state of a run of {begun} processes, expected {now}: start it with as many, or remove "
+                    f"{self.resume} to start again"
                 )
             for name, parameter in self.trained().items():
                 sharding.local(parameter).copy_(state["trained"][name])
@@ -646,7 +670,7 @@ class Loop:
         }
         if "shift" in self.extra:
             made["shift"] = {k: float(v) for k, v in self.extra["shift"].state_dict().items()}
-        with atomic_folder(out) as folder:
+        with atomic_folder(out, RUN) as folder:
             export_run(folder, student, tuning=self.run.tuning, recipe=recipe, made=made)
             (folder / "log.csv").write_text(log_text(self.rows))
 
@@ -677,6 +701,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    RUN.check(args.out)
     claim()
     config = load(args.config, args.set)
     check_params(config, [args.row])

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from apex.errors import UserError
+from apex.files import saving
 from apex.provenance import digest
 
 
@@ -44,7 +45,10 @@ class Journal:
         return whole
 
     def _write(self, line: Any) -> None:
-        os.write(self._file, json.dumps(line).encode() + b"\n")
+        data = json.dumps(line).encode() + b"\n"
+        with saving(self.path):
+            while data:  # a disk that is nearly full takes a part of it
+                data = data[os.write(self._file, data) :]
 
     def get(self, key: str) -> Any | None:
         return self._answers.get(key)

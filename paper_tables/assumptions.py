@@ -18,7 +18,7 @@ from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.strict import Strict, explain, parse_yaml
-from paper_tables import expected
+from paper_tables import expected, records
 from paper_tables.ablations import OVERALL, label, load_grid
 from paper_tables.cells import missing
 from paper_tables.render import Cell, Column, Line, Table, all_formats
@@ -88,6 +88,7 @@ def main() -> None:
     if not args.config:
         parser.error("give --config")
     made = table(read(), Plan(load(args.config, args.set)), args.results)
+    made.remark = records.reference_words(args.results)
     for name, content in all_formats(made).items():
         write_atomic(args.out / name, content)
     print(f"{args.out}: {len(made.lines)} assumptions")

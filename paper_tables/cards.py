@@ -59,7 +59,8 @@ def main() -> None:
         raise UserError(f"{args.results}: found no runs, expected runs/<row>/seed<S>/made.json; run `snakemake all`")
     for row, (_, path) in made.items():
         about, recipe = records.read_object(path), records.read_object(path.parent / "sampling.json")
-        write_atomic(args.out / f"{row}.md", card.text(about, recipe, numbers=numbers(view, row), remarks=view.note(row)))
+        remarks = " ".join(filter(None, (view.origin_words, view.note(row))))
+        write_atomic(args.out / f"{row}.md", card.text(about, recipe, numbers=numbers(view, row), remarks=remarks))
     print(f"{args.out}: {', '.join(f'{row}.md' for row in made)}")
 
 

@@ -25,8 +25,9 @@ from matplotlib.figure import Figure
 from apex.ablations import Plan
 from apex.config import load
 from apex.errors import UserError, run_command
+from apex.escape import rst
 from apex.files import write_atomic
-from paper_tables import expected, plotting, published
+from paper_tables import expected, plotting, published, records
 from paper_tables.cells import significant
 from paper_tables.claims_model import KINDS, OBJECTIVES, PAPER, SCALE, WORLD, Claim, command, read
 from paper_tables.claims_tests import (
@@ -275,7 +276,7 @@ Does one-step generation by condition shifting hold?
 `arXiv 2604.12322 <https://arxiv.org/abs/2604.12322>`_ claims that a flow model becomes a one-step generator without a discriminator. This
 report sets {claims} of its claims against what was measured here: profile *{profile}*, {commits}, {hardware}.
 
-{kinds}
+{origin}{kinds}
 
 {verdicts}
 
@@ -307,8 +308,8 @@ def profiles(view: View) -> str:
     return ", ".join(map(str, view.all_values("profile")))
 
 
-def front(found: list[Judged], view: View, description: str) -> str:
-    """The report's first page, reStructuredText."""
+def front(found: list[Judged], view: View, description: str, origin: str = "") -> str:
+    """The report's first page, reStructuredText. origin: says which records are the committed reference's."""
     lines = []
     for objective, its in by_objective(found).items():
         lines += [f"**{OBJECTIVE_WORDS[objective]}** ({len(its)} claims)", ""]
@@ -320,12 +321,13 @@ def front(found: list[Judged], view: View, description: str) -> str:
     kinds = [*{one.claim.id: one.claim.kind for one in found}.values()]
     return FRONT.format(
         claims=len(kinds),
-        profile=profiles(view),
-        commits=("commit " if len(commits) == 1 else "commits ") + ", ".join(commits),
-        hardware="; ".join(hardware),
+        profile=rst(profiles(view)),
+        commits=("commit " if len(commits) == 1 else "commits ") + ", ".join(map(rst, commits)),
+        hardware="; ".join(map(rst, hardware)),
+        origin=f"**{rst(origin)}**\n\n" if origin else "",
         kinds=KINDS_SAID.format(**{kind: kinds.count(kind) for kind in KINDS}),
         verdicts="\n".join(lines).strip(),
-        limits=(WORLD_SHOWS if view.of_a_world else LARGE_SHOWS).format(description=description),
+        limits=(WORLD_SHOWS if view.of_a_world else LARGE_SHOWS).format(description=rst(description)),
     )
 
 
@@ -357,10 +359,11 @@ def main() -> None:
     guidance = {one.profile: one.guidance for one, _ in sources}
     evidence = Evidence(views, published.load(), Plan(config), args.results / "ablations", args.theory, guidance, args.speed)
     found = judge(read(), evidence)
-    shown = table(found, views[config.profile])
+    origin = records.reference_words(*(folder for _, folder in sources), args.theory, args.speed)
+    shown = replace(table(found, views[config.profile]), remark=origin)
     for name, content in (all_formats(shown) | {f"{shown.name}.csv": to_csv(found)}).items():
         write_atomic(args.out / name, content)
-    write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description))
+    write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description, origin))
     with matplotlib.rc_context(plotting.STYLE):
         write_atomic(args.out / "verdicts.png", plotting.png(draw(found)))
     print(f"{args.out}: {len({one.claim.id for one in found})} claims, {len(found)} tests. {counted(found)}")

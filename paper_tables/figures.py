@@ -21,11 +21,12 @@ import matplotlib
 
 from apex.errors import run_command
 from apex.files import write_atomic
-from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, scatter, tuning
+from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, records, scatter, tuning
 from paper_tables.plotting import STYLE, footer, png
 from paper_tables.view import View
 
 WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
+PUBLISHED = ("table2", "table3", "table4")  # figures of the paper's numbers alone
 
 
 def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> list[str]:
@@ -59,6 +60,9 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
                 if name not in WITHOUT_ROWS:
                     for remark, rows in view.remarked.items():
                         footer(figure, rows, remark)
+                origin = records.of_reference(view.tuning) if name == "tuning" else view.origin
+                if origin and name not in PUBLISHED:
+                    footer(figure, [origin], records.REFERENCE)
                 made[name] = png(figure)
     with pictures.gathered([results]) as images:
         for name, image in grids.grids(images, view).items():

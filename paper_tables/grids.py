@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from apex.errors import UserError
 from paper_tables.cells import row_name
 from paper_tables.plotting import ink, row_looks
+from paper_tables.records import REFERENCE
 from paper_tables.view import EXTERNAL, TASKS, Key, View
 
 LARGEST, ABOUT = 128, 110  # pixels of one picture's side
@@ -295,7 +296,11 @@ def _without(view: View, rows: list[Row], nfe: int, elsewhere: bool = True) -> s
     wanted = [key for key in view.methods if key[1] == nfe and (elsewhere or not view.images_only(key[0]))]
     absent = [key[0] for key in wanted if key not in shown]
     words = [f"{', '.join(mine)}: {remark}" for remark, rows in view.remarked.items() if (mine := [row for row, _ in shown if row in rows])]
-    return "; ".join(words + ([f"no images yet: {', '.join(absent)}"] if absent else []))
+    return "; ".join([*_origin(view), *words, *([f"no images yet: {', '.join(absent)}"] if absent else [])])
+
+
+def _origin(view: View) -> list[str]:
+    return [f"{REFERENCE}: {view.origin}"] if view.origin else []
 
 
 def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Image | None:
@@ -311,5 +316,5 @@ def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Im
     prompts = prompts_of(folders, rows)
     words = f"{name}, {view.split} set, seed {seed}: the same prompts and seed at every NFE; prompts chosen by place in the list"
     absent = [str(nfe) for row, nfe in view.methods if row == name and (row, nfe) not in folders]
-    foot = list(view.remarks(name)) + ([f"NFE without images of this seed: {', '.join(absent)}"] if absent else [])
+    foot = _origin(view) + list(view.remarks(name)) + ([f"NFE without images of this seed: {', '.join(absent)}"] if absent else [])
     return draw(folders, rows, prompts, 1, words, "; ".join(foot)) if prompts else None

@@ -6,8 +6,9 @@ import base64
 import html
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
-from paper_tables import audit, build, published, tuning
+from paper_tables import audit, build, published, records, tuning
 from paper_tables.render import html_fragment
 from paper_tables.render import page as html_page
 from paper_tables.view import View
@@ -122,15 +123,19 @@ def _figure(name: str, source: str = "", more: str = "") -> str:
     title, words = map(html.escape, caption(name))
     words = f"{words} {html.escape(more)}".strip()
     return (
-        f'<figure id="figure-{name}"><h3>{title}</h3><figcaption>{words}</figcaption>'
-        f'<img src="{source or name + ".png"}" alt="{title}" loading="lazy"></figure>'
+        f'<figure id="{html.escape(f"figure-{name}")}"><h3>{title}</h3><figcaption>{words}</figcaption>'
+        f'<img src="{source or quote(name + ".png")}" alt="{title}" loading="lazy"></figure>'
     )
+
+
+def _links(figures: Iterable[str]) -> str:
+    return " ".join(f'<a href="#{quote(f"figure-{name}")}">{html.escape(caption(name)[0])}</a>' for name in figures)
 
 
 def gallery(folder: Path, figures: list[str]) -> str:
     """All picture grids on one page that holds them, for the report: it has no files beside it."""
     names = [name for name in figures if name.startswith(("grid", "sweep_"))]
-    links = " ".join(f'<a href="#figure-{name}">{html.escape(caption(name)[0])}</a>' for name in names)
+    links = _links(names)
     sources = {name: "data:image/png;base64," + base64.b64encode((folder / f"{name}.png").read_bytes()).decode() for name in names}
     shown = [_figure(name, source) for name, source in sources.items()]
     return html_page(
@@ -144,17 +149,20 @@ def index(view: View, figures: list[str]) -> str:
     tables = build.tables(view, data)
     profile = ", ".join(map(str, view.all_values("profile"))) or "results"
     body = [f"<h1>Results: {html.escape(profile)}</h1>", f'<p class="box">{headline(view)}</p>']
+    if view.origin:
+        body.append(f'<p class="box">{html.escape(view.origin_words)}</p>')
     if view.not_run:
         body.append(f'<p class="box">Named by the profile and not run yet: {html.escape(", ".join(view.not_run))}.</p>')
     body.append(f"<p>{html.escape(tables[0].remark)}</p>")
     findings = audit.findings_table(audit.run(data))
     if view.tuning:
-        tables.insert([table.name for table in tables].index("relative"), tuning.table(tuning.read(view.tuning)))
+        tried = tuning.table(tuning.read(view.tuning))
+        tried.caption = f"{records.reference_words(view.tuning)} {tried.caption}".strip()
+        tables.insert([table.name for table in tables].index("relative"), tried)
     shown = {name: _figure(name, more="" if name in ("calibration", "tuning") else view.remarked_words) for name in figures}
-    links = " ".join(f'<a href="#{table.name}">{html.escape(table.title)}</a>' for table in [*tables, findings])
+    links = " ".join(f'<a href="#{quote(table.name)}">{html.escape(table.title)}</a>' for table in [*tables, findings])
     body.append(f"<nav>Tables: {links}</nav>")
-    links = " ".join(f'<a href="#figure-{name}">{html.escape(caption(name)[0])}</a>' for name in shown)
-    body.append(f"<nav>Figures: {links}</nav>")
+    body.append(f"<nav>Figures: {_links(shown)}</nav>")
     body += [shown.pop(name) for one in FIRST for name in _like(figures, one)]
     for table in tables:
         body.append(html_fragment(table, remark=False))

@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from paper_tables.view import REFERENCE_NAMES, Key, View
 
@@ -178,7 +179,10 @@ def footer(figure: Figure, rows: Sequence[str], words: str = "not run yet") -> N
 
 
 def png(figure: Figure) -> bytes:
-    """110 dots an inch, no version or date inside, so that equal input gives equal files."""
+    """110 dots an inch, no version or date inside, so that equal input gives equal files. A dollar in a row's name is a dollar."""
+    powers = {t for a in figure.axes for axis in (a.xaxis, a.yaxis) if axis.get_scale() == "log" for t in axis.findobj(Text)}
+    for text in set(figure.findobj(Text)) - powers:
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     return buffer.getvalue()

@@ -8,6 +8,7 @@ agree with what the file says. A record that does not fit is one `UserError` nam
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from apex.errors import UserError
 from evaluators.result import Made, Record, first_fault, read_record
 
 SPLITS = ("test", "val", "unseen")
+REFERENCE = "records of the committed reference"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,20 @@ def read(path: Path, root: Path) -> Found:
         if found is not None and found != value:
             raise UserError(f"{path}: key {key!r} is {found!r}, but the file lies under {value!r}; move it or evaluate again")
     return Found(path, split, record)
+
+
+def of_reference(path: Path | None) -> str:
+    """The path, where it lies in the committed reference (results/reference/<profile>) and is there; else empty."""
+    if path is None or not path.exists():
+        return ""
+    parts = path.resolve().parts
+    return str(path) if ("results", "reference") in itertools.pairwise(parts) else ""
+
+
+def reference_words(*paths: Path | None) -> str:
+    """Says which of the paths hold records of the committed reference; '' where all are of results that were made here."""
+    found = ", ".join(filter(None, map(of_reference, paths)))
+    return f"{REFERENCE[0].upper()}{REFERENCE[1:]}, not of a run in this folder: {found}." if found else ""
 
 
 def load(results: Path) -> list[Found]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+from apex.escape import markdown as _md
 from paper_tables.stats import Summary
 
 
@@ -105,17 +106,13 @@ def _groups(columns: list[Column]) -> list[tuple[str, int]]:
 # ---------------------------------------------------------------- Markdown
 
 
-def _md(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
 def to_markdown(table: Table) -> str:
     """GitHub Markdown. It has no spanning heads, so a column's group stands in its head."""
     notes = table.notes()
-    out = [f"## {table.title}", "", _md(table.words), ""]
+    out = [f"## {_md(table.title)}", "", _md(table.words), ""]
     for title, columns in table.views():
         if title:
-            out += [f"### {title}", ""]
+            out += [f"### {_md(title)}", ""]
         out.append("| " + " | ".join(_md(f"{column.group}: {column.head}" if column.group else column.head) for column in columns) + " |")
         out.append("|" + "|".join(" ---: " if column.numeric else " :--- " for column in columns) + "|")
         for line in table.lines:
@@ -318,7 +315,7 @@ def html_fragment(table: Table, heading: str = "h2", remark: bool = True) -> str
     """The table with its title, caption and footnotes, for a page that has `STYLE`; `remark` False leaves the shared words out."""
     notes = table.notes()
     out = [
-        f'<{heading} id="{table.name}">{html.escape(table.title)}</{heading}>',
+        f'<{heading} id="{html.escape(table.name)}">{html.escape(table.title)}</{heading}>',
         f"<p>{html.escape(table.words if remark else table.caption)}</p>",
     ]
     for title, columns in table.views():

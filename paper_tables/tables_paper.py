@@ -53,7 +53,7 @@ def remark(view: View) -> str:
             "coloured shapes, scored by the world's own detector, FID and CLIP networks. Such a world can neither refute nor confirm a "
             "claim at 20B, and its FID and CLIP score are on another scale than the paper's."
         )
-    return f"{words.strip()} {view.remarked_words}".strip()
+    return " ".join(filter(None, (view.origin_words, words.strip(), view.remarked_words)))
 
 
 def _range(rows: list[Row], column: str) -> Cell:

@@ -69,9 +69,12 @@ class View:
         logs: their training logs, by row and seed.
         tuning: tuning.json of these results, or the committed one that the profile's settings are from.
         committed: what is committed of the same profile, to be set beside these results; None where there is nothing.
+        origin: the folder of the records where they are the committed reference's; else empty. origin_words: a sentence that says so.
     """
 
     committed: View | None = None
+    origin: str = ""
+    origin_words: str = ""
 
     def __init__(
         self,
@@ -120,6 +123,7 @@ class View:
         tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
         view = cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
         view.committed = cls.load(committed) if committed else None
+        view.origin, view.origin_words = records.of_reference(results), records.reference_words(results)
         return view
 
     # ------------------------------------------------------------------------------------------- what a row is

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from apex.config import RESERVED_ROWS, Config, load
 from apex.errors import UserError, run_command
-from apex.files import atomic_folder
+from apex.files import Kind, atomic_folder
 from paper_tables import evidence, pictures
 from paper_tables.records import read_made, runs
 
@@ -30,7 +30,14 @@ WHOLE = (
     "ablations/*/*/run/*.json",
     "ablations/*/*/run/log.csv",
 )
-TUNING = ("tune/tuning*", "tune/*/*/records/*.json", "tune/*/*/run/log.csv")
+TUNING = ("tune/tuning.*", "tune/*/*/records/*.json", "tune/*/*/run/log.csv")
+MADE_AGAIN = tuple(
+    f"{folder}/*.{end}"
+    for folder in ("tables", "audit", "figures", "claims", "ablations/tables")
+    for end in ("md", "tex", "csv", "html", "png", "rst")
+)
+REFERENCE = Kind("what `snakemake reference` writes", (*POINTS, *WHOLE, *TUNING, *MADE_AGAIN, f"{pictures.FOLDER}/*.zip", "metrics.csv"))
+THEORY = Kind("what `snakemake theory` writes", ("theory.json", "alignment.csv"))
 
 
 def found(root: Path, patterns: tuple[str, ...]) -> dict[Path, Path]:
@@ -87,7 +94,7 @@ def copy(config: Config, results: Path, out: Path) -> tuple[int, dict[str, str]]
     tuned = results if (results / "tune" / "tuning.json").is_file() else out
     wanted = old | new | found(tuned, TUNING)
     rows = {row_of(name) for name in wanted if name.parts[0] == "records"}
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, REFERENCE) as folder:
         for name, file in sorted(wanted.items()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
@@ -107,8 +114,8 @@ def main() -> None:
     for row, why in dropped.items():
         print(f"{args.out}: row {row} is gone: {why}")
     if args.theory and (args.theory / "theory.json").is_file():
-        with atomic_folder(args.out.parent / "theory") as folder:
-            for name in ("theory.json", "alignment.csv"):
+        with atomic_folder(args.out.parent / "theory", THEORY) as folder:
+            for name in THEORY.holds:
                 if (args.theory / name).is_file():
                     shutil.copyfile(args.theory / name, folder / name)
     print(f"{args.out}: {count} files" if count else f"{args.results}: no records; {args.out} stays, and only its pages are made again")

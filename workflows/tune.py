@@ -22,10 +22,11 @@ import yaml
 
 from apex.config import Config, load
 from apex.errors import UserError, run_command
-from apex.files import atomic_folder, write_atomic
+from apex.files import Kind, atomic_folder, write_atomic
 from evaluators.result import read_record
 from paper_tables.records import read_made
 
+REFERENCE = Kind("what `snakemake adopt_tuning` writes", ("tuning.*", "*/*/records/*.json", "*/*/run/log.csv"))
 HEADER = """\
 # Settings that `snakemake tune` chose, by method: the best of at most four declared candidates at {share:g} of the budget,
 # by GenEval on the validation prompts. Written by `snakemake adopt_tuning` from {source}; do not edit.
@@ -111,9 +112,10 @@ def adopt(results: Path, tuned: Path, reference: Path) -> int:
     file = results / "tuning.json"
     if not file.is_file():
         raise UserError(f"{file}: not found; run `snakemake tune` first")
+    REFERENCE.check(reference)
     write_atomic(tuned, tuned_text(json.loads(file.read_text()), f"{reference}/tuning.json"))
-    wanted = sorted({*results.glob("tuning*"), *results.glob("*/*/records/*.json"), *results.glob("*/*/run/log.csv")})
-    with atomic_folder(reference) as folder:
+    wanted = sorted({*results.glob("tuning.*"), *results.glob("*/*/records/*.json"), *results.glob("*/*/run/log.csv")})
+    with atomic_folder(reference, REFERENCE) as folder:
         for path in wanted:
             target = folder / path.relative_to(results)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -30,10 +30,11 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from apex.data.readers import Record, detect, read_index, records
-from apex.data.shards import checksum, decoded, progress, refuse_foreign
+from apex.data.shards import checksum, decoded, progress
 from apex.errors import UserError, check_format, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.gpu import pick_device
+from apex.kinds import CACHE
 from apex.provenance import digest, file_sha256
 from apex.weights import pretrained
 
@@ -129,7 +130,7 @@ def vae_checksum(pipeline: Path) -> str:
 
 def build(pipeline: Path, data: Path, out: Path, *, resolution: int | None = None, batch: int = 64, device: str = "cpu") -> dict[str, Any]:
     """Encodes every image of `data` and writes the cache `out`; returns what made.json holds."""
-    refuse_foreign(out, "made.json")
+    CACHE.check(out)
     source, vae = detect(data), load_vae(pipeline).to(device)
     about = {"schema": SCHEMA, "data_sha256": checksum(source), "vae": vae_checksum(pipeline), "resolution": resolution, "batch": batch}
     part = batch * max(1, PART // batch)
@@ -155,7 +156,7 @@ def build(pipeline: Path, data: Path, out: Path, *, resolution: int | None = Non
         if len(index) - start < part:
             break
     latents = torch.cat(done)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, CACHE) as folder:
         save_file({"latents": latents, "caption_index": torch.tensor(index, dtype=torch.int32)}, folder / LATENTS)
         (folder / LATENTS).chmod(0o644)  # safetensors makes it private
         (folder / CAPTIONS).write_text(json.dumps({"captions": list(captions)}, ensure_ascii=False, indent=0) + "\n")

@@ -37,6 +37,7 @@ from apex.data.parts import MADE, Parts
 from apex.data.shards import progress
 from apex.errors import UserError, check_format, run_command
 from apex.gpu import pick_device
+from apex.kinds import EMBEDDINGS
 from apex.pipeline import DTYPES
 from apex.provenance import digest, file_sha256
 from apex.text import TextPath, pipeline_class
@@ -64,7 +65,7 @@ def build(pipeline: Path, captions: list[str], out: Path, *, dtype: str = "fp32"
         dtype: fp32 or bf16, of the encoder's weights and of what is written. batch: captions encoded at once.
     """
     about = {"schema": SCHEMA} | identity(pipeline, captions, dtype)
-    parts, texts = Parts(out, about | {"part": PART, "batch": batch}), [*captions, ""]
+    parts, texts = Parts(out, about | {"part": PART, "batch": batch}, EMBEDDINGS), [*captions, ""]
     names = {f"captions-{k:05d}.safetensors": texts[start : start + PART] for k, start in enumerate(range(0, len(texts), PART))}
     missing = {name: held for name, held in names.items() if parts.done(name) is None}
     if missing:

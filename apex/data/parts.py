@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apex.data.shards import refuse_foreign
-from apex.files import replace_folder, write_atomic
+from apex.files import Kind, replace_folder, saving, write_atomic
 from apex.provenance import digest, file_sha256
 
 MADE = "made.json"
@@ -23,9 +22,9 @@ class Parts:
     Raises `UserError` when `out` holds something else.
     """
 
-    def __init__(self, out: Path, identity: dict[str, Any]) -> None:
-        refuse_foreign(out, MADE)
-        self.out, self.work = out, out.parent / f".{out.name}.parts-{digest(identity)}"
+    def __init__(self, out: Path, identity: dict[str, Any], kind: Kind) -> None:
+        kind.check(out)
+        self.kind, self.out, self.work = kind, out, out.parent / f".{out.name}.parts-{digest(identity)}"
         self.files = self.work / "files"
         self.files.mkdir(parents=True, exist_ok=True)
 
@@ -40,9 +39,14 @@ class Parts:
     def add(self, name: str, write: Callable[[Path], dict[str, Any]]) -> None:
         """Makes a file: `write(path)` writes it and returns what is to be known of it; its name and SHA-256 are added."""
         temporary = self.work / f"{name}.tmp"
-        about = write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        try:
+            with saving(self.out):
+                about = write(temporary)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         temporary.chmod(0o644)  # safetensors makes it private
         record = {"file": name, **about, "sha256": file_sha256(temporary)}
         os.replace(temporary, self.files / name)
@@ -52,5 +56,5 @@ class Parts:
         """Adds files of these texts, made.json among them, and gives the folder its name."""
         for name, text in texts.items():
             write_atomic(self.files / name, text)
-        replace_folder(self.files, self.out)
+        replace_folder(self.files, self.out, self.kind)
         shutil.rmtree(self.work)

@@ -29,6 +29,7 @@ from apex.data.readers import INDEX, Record, Source, detect, records
 from apex.data.world import Item, PromptSampler, Scene, render, scene_for, shapes_alone
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
+from apex.kinds import SHARDS
 from apex.provenance import file_sha256
 
 if TYPE_CHECKING:
@@ -87,12 +88,6 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def refuse_foreign(out: Path, marker: str) -> None:
-    """Writing replaces the folder `out` as a whole: raises `UserError` when it holds something else (no `marker` file)."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / marker).is_file())):
-        raise UserError(f"{out}: exists, and holds no {marker}, so it is not replaced; name another --out, or remove it")
-
-
 def write_tar(samples: Iterable[Sample], path: Path) -> int:
     """Writes one shard; returns the number of samples. Bytes depend on the samples alone: no times, no user names."""
     from webdataset import TarWriter
@@ -116,11 +111,10 @@ def write_shards(samples: Iterable[Sample], out: Path, about: dict[str, Any], sh
 
     The folder appears when it is complete.
     """
-    refuse_foreign(out, INDEX)
     shards: list[dict[str, Any]] = []
     iterator = iter(samples)
     sample = next(iterator, None)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, SHARDS) as folder:
         while sample is not None:
             path = folder / f"shard-{len(shards):06d}.tar"
             count = write_tar(itertools.islice(itertools.chain([sample], iterator), shard_size), path)

@@ -37,6 +37,7 @@ from apex.data.readers import INDEX
 from apex.data.shards import Sample, index_of, progress, write_tar
 from apex.errors import NotFinite, UserError, run_command
 from apex.gpu import pick_device
+from apex.kinds import SYNTHESISED
 from apex.provenance import file_sha256
 from apex.sample import Generator, load_generator
 from apex.strict import explain
@@ -81,7 +82,7 @@ def build(config: Config, settings: FromTeacher, out: Path, *, seed: int, device
         "source": "teacher", "teacher": fingerprint(pipeline), "prompts_sha256": file_sha256(file), "count": count, "steps": settings.steps,
         "guidance": guidance, "seed": seed, "resolution": config.data.resolution, "precision": config.sampling.precision,
     }  # fmt: skip
-    parts = Parts(out, about | {"shard": SHARD})
+    parts = Parts(out, about | {"shard": SHARD}, SYNTHESISED)
     generator = load_generator(config.model_copy(update={"guidance": guidance}), "teacher", pipeline, settings.steps, device)
     names = {f"shard-{k:06d}.tar": range(first, min(first + SHARD, count)) for k, first in enumerate(range(0, count, SHARD))}
     missing = {name: held for name, held in names.items() if parts.done(name) is None}

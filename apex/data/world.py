@@ -16,11 +16,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from apex.errors import run_command
+from apex.files import atomic_file, write_atomic
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = {
@@ -350,7 +354,7 @@ def main() -> None:
     if args.prompts:
         args.prompts.mkdir(parents=True, exist_ok=True)
         for name, rows in prompt_sets().items():
-            (args.prompts / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_atomic(args.prompts / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     if args.show:
         from PIL import Image
 
@@ -362,8 +366,9 @@ def main() -> None:
             print(prompt["prompt"])
             tiles.append(np.pad(render(scene_for(prompt, rng), args.resolution), ((1, 1), (1, 1), (0, 0))))
         sheet = np.concatenate([np.concatenate(tiles[i : i + 8], axis=1) for i in range(0, 48, 8)], axis=0)
-        Image.fromarray(sheet).resize((sheet.shape[1] * 3, sheet.shape[0] * 3), Image.NEAREST).save(args.show)
+        with atomic_file(args.show) as file:
+            Image.fromarray(sheet).resize((sheet.shape[1] * 3, sheet.shape[0] * 3), Image.NEAREST).save(file, "PNG")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

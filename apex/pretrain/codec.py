@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from apex.errors import run_command
+from apex.files import atomic_folder
+from apex.kinds import CODEC
 from apex.pretrain import origin, settings
 from apex.weights import pretrained
 
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--decode-for", type=Path, help="skip --steps: train the decoder alone for this codec's latents")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    CODEC.check(args.out)
     torch.set_num_threads(1)
 
     from apex.data.shards import load_images
@@ -147,9 +150,10 @@ def main() -> None:
     refined: list[tuple[int, float]] = []
     if args.decoder_steps:
         codec, refined = train(images, steps=args.decoder_steps, lr=args.lr / 2, seed=args.seed + 1, init=codec, **common)
-    codec.save_pretrained(args.out, safe_serialization=True)
     made = {"arguments": settings(args), "psnr": log, "psnr_decoder": refined} | origin()
-    (args.out / "made.json").write_text(json.dumps(made, indent=1))
+    with atomic_folder(args.out, CODEC) as folder:
+        codec.save_pretrained(folder, safe_serialization=True)
+        (folder / "made.json").write_text(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

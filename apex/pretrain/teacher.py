@@ -29,13 +29,15 @@ from apex.conditioning import Condition
 from apex.config import fingerprint
 from apex.data.cache import load_cache
 from apex.errors import UserError, readable, run_command
-from apex.files import atomic_folder, write_atomic
+from apex.files import atomic_file, atomic_folder, write_atomic
 from apex.flow import interpolate
 from apex.gpu import pick_device, repeatable
+from apex.kinds import PIPELINE
 from apex.pipeline import CaptionTable, Pipeline
 from apex.pretrain import origin
 
 EMA_RATE = 0.999
+PARTS = ("vae", "tokenizer", "text_encoder")
 
 
 def build_sana(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> SanaBackbone:
@@ -85,8 +87,8 @@ def flow_matching(backbone: Backbone, latents: torch.Tensor, cond: Condition, t:
 
 
 def export(backbone: Backbone, pipeline: Path, out: Path, made: dict) -> None:
-    with atomic_folder(out) as folder:
-        for part in ("vae", "tokenizer", "text_encoder"):
+    with atomic_folder(out, PIPELINE) as folder:
+        for part in PARTS:
             shutil.copytree(pipeline / part, folder / part)
         backbone.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
         FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
+    PIPELINE.check(args.out)
     args.device = pick_device(args.device)
     repeatable(args.device, strict=True)
     torch.set_num_threads(args.threads)
@@ -215,20 +218,17 @@ def main() -> None:
             print(f"teacher {log[-1]}, {speed:.3f} s a step, {(args.steps - step) * speed / 60:.1f} min left", flush=True)
         if time.time() - last_save > 60 * args.save_minutes or step == args.steps:
             total = seconds + time.time() - started
-            temporary = state_file.with_suffix(".tmp")
-            torch.save(
-                {
-                    "teacher": teacher.state_dict(),
-                    "ema": ema.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "generator": generator.get_state(),
-                    "step": step,
-                    "seconds": total,
-                    "log": log,
-                },
-                temporary,
-            )
-            temporary.replace(state_file)
+            state = {
+                "teacher": teacher.state_dict(),
+                "ema": ema.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "step": step,
+                "seconds": total,
+                "log": log,
+            }
+            with atomic_file(state_file) as file:
+                torch.save(state, file)
             last_save = time.time()
     seconds += time.time() - started
     export(ema, args.pipeline, args.out, made())

@@ -26,6 +26,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from apex.data import world
 from apex.errors import run_command
+from apex.files import atomic_folder
+from apex.kinds import TEXT_ENCODER, TOKENIZER
 from apex.pretrain import origin, settings
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
@@ -131,15 +133,19 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    TOKENIZER.check(args.out / "tokenizer")
+    TEXT_ENCODER.check(args.out / "text_encoder")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     encoder = build_encoder(len(tokenizer))
     accuracy = warm_up(encoder, tokenizer, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
-    tokenizer.save_pretrained(args.out / "tokenizer")
-    encoder.save_pretrained(args.out / "text_encoder", safe_serialization=True)
     made = {"arguments": settings(args), "accuracy": accuracy} | origin()
-    (args.out / "text_encoder" / "made.json").write_text(json.dumps(made, indent=1))
+    with atomic_folder(args.out / "tokenizer", TOKENIZER) as folder:
+        tokenizer.save_pretrained(folder)
+    with atomic_folder(args.out / "text_encoder", TEXT_ENCODER) as folder:
+        encoder.save_pretrained(folder, safe_serialization=True)
+        (folder / "made.json").write_text(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from apex.errors import UserError, readable, run_command
-from apex.files import write_atomic
+from apex.files import atomic_folder, write_atomic
+from apex.kinds import CONVERTED
 from apex.provenance import file_sha256
 from apex.weights import check_finite
 from evaluators.assets import find
@@ -239,12 +240,12 @@ def from_folder(folder: Path) -> Mask2FormerForUniversalSegmentation:
 
 
 def save(model: Mask2FormerForUniversalSegmentation, folder: Path, source: Path) -> None:
-    """Writes `config.json`, `model.safetensors` and `made.json`; the weights come last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.json", model.config.to_json_string(use_diff=False))
-    write_atomic(folder / "made.json", json.dumps({"from": source.name, "sha256": file_sha256(source)}, indent=1) + "\n")
+    """Writes `config.json`, `model.safetensors` and `made.json`."""
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
-    write_atomic(folder / "model.safetensors", to_bytes(weights, metadata={"format": "pt"}))
+    with atomic_folder(folder, CONVERTED) as out:
+        write_atomic(out / "config.json", model.config.to_json_string(use_diff=False))
+        write_atomic(out / "made.json", json.dumps({"from": source.name, "sha256": file_sha256(source)}, indent=1) + "\n")
+        write_atomic(out / "model.safetensors", to_bytes(weights, metadata={"format": "pt"}))
 
 
 def main(argv: list[str] | None = None) -> None:

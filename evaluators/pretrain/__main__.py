@@ -18,6 +18,7 @@ from pathlib import Path
 
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
+from apex.kinds import NETWORK
 from evaluators.command import parser_of, set_threads
 from evaluators.networks import save_network
 from evaluators.pretrain.loop import write_made
@@ -43,11 +44,12 @@ def main() -> None:
         raise UserError(f"--steps {steps}, --batch {batch}, --lr {lr}: expected at least 1 step, 16 images a step and a positive rate")
     if args.resolution < 16 or args.resolution % 8:
         raise UserError(f"--resolution {args.resolution}: expected a multiple of 8, at least 16")
+    NETWORK.check(args.out)
     set_threads(args.threads)
     from evaluators.pretrain import clip, detector, features  # seconds: only once they are needed
 
     common = {"steps": steps, "batch": batch, "lr": lr, "seed": args.seed, "resolution": args.resolution}
-    with atomic_folder(args.out) as folder:
+    with atomic_folder(args.out, NETWORK) as folder:
         if args.network == "clip":
             seconds = clip.train(folder, **common)
             measured = clip.measure(folder)

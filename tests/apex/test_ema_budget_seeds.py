@@ -18,7 +18,7 @@ from apex.budget import Cost, Counted, Ledger, counter, measure_cost
 from apex.conditioning import AffineShift
 from apex.ema import Ema, ramp
 from apex.errors import UserError, run_command
-from apex.files import atomic_folder, replace_folder, write_atomic
+from apex.files import Kind, atomic_folder, replace_folder, write_atomic
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -307,7 +307,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="state: cannot be written: found a full disk, expected room for it"):
         write_atomic(path, b"new")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["state"]
@@ -319,21 +319,24 @@ def test_a_written_file_can_be_read_by_others(tmp_path):
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
 
 
+ANY = Kind("a folder of this test", ("*",))
+
+
 def test_a_folder_is_replaced_only_when_it_is_complete(tmp_path):
     out = tmp_path / "run"
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, ANY) as folder:
         (folder / "weights").write_text("1")
-    with pytest.raises(RuntimeError), atomic_folder(out) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(out, ANY) as folder:
         (folder / "weights").write_text("2")
         assert (out / "weights").read_text() == "1"
         raise RuntimeError("killed")
     assert (out / "weights").read_text() == "1"
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, ANY) as folder:
         (folder / "other").write_text("3")
     assert [p.name for p in out.iterdir()] == ["other"]
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     (tmp_path / "new").mkdir()
-    replace_folder(tmp_path / "new", tmp_path / "deep" / "place")
+    replace_folder(tmp_path / "new", tmp_path / "deep" / "place", ANY)
     assert (tmp_path / "deep" / "place").is_dir()
 
 

@@ -180,8 +180,9 @@ def test_a_recipe_without_a_grid_of_one_step_is_folded_for_equal_steps(exported,
 
 
 def test_an_export_replaces_an_earlier_one_whole(exported, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "left_over").write_text("x")
+    _, run = exported("fm", "sana")
+    (run / "lora").mkdir()
+    (run / "lora" / LORA_FILE).write_bytes(b"of an earlier tuning")
     _, run = exported("fm", "sana")
     assert sorted(p.name for p in run.iterdir()) == ["README.md", "log.csv", "made.json", "sampling.json", "transformer"]
 

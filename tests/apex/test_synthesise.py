@@ -158,7 +158,7 @@ def test_a_damaged_shard_is_drawn_again_and_those_of_other_settings_are_not_take
 def test_a_folder_of_something_else_is_not_replaced(draw, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/mine").write_text("mine")
-    with pytest.raises(UserError, match=r"holds no made\.json, so it is not replaced"):
+    with pytest.raises(UserError, match=r"found a folder without made\.json"):
         draw("set")
     assert (tmp_path / "set/mine").read_text() == "mine"
 

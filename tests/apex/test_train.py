@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -321,6 +322,41 @@ def test_a_checkpoint_of_another_configuration_is_refused(make_loop, tmp_path):
         assert same(trained(loop), before) and loop.step == 0
 
 
+def test_sigterm_saves_the_state_and_the_next_call_ends_as_if_nothing_had_been(make_loop, monkeypatch, tmp_path):
+    whole = make_loop("fm", resume="whole")
+    whole.fit(5)
+    loop = make_loop("fm", resume="a")
+    step = loop.one_step
+
+    def third_is_interrupted() -> dict[str, float]:
+        if loop.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step()
+
+    monkeypatch.setattr(loop, "one_step", third_is_interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match=r"^row row, seed 0: stopped by SIGTERM at step 3; the state is saved in .*a: run the same command"):
+        loop.fit()
+    assert signal.getsignal(signal.SIGTERM) == before
+    again = make_loop("fm", resume="a")
+    again.fit(2)
+    assert again.step == 5 and same(trained(again), trained(whole)) and without_time(again.rows) == without_time(whole.rows)
+
+
+def test_a_run_is_not_continued_by_another_number_of_processes(make_loop, tmp_path):
+    make_loop("fm", resume="a").fit(1)
+    file = tmp_path / "a" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    assert state["processes"] == 1
+    torch.save(state | {"processes": 2}, file)
+    loop = make_loop("fm", resume="a")
+    with pytest.raises(UserError, match=r"state\.pt: found the state of a run of 2 processes, expected 1: start it with as many"):
+        loop.fit(1)
+    del state["processes"]  # an earlier version's
+    torch.save(state, file)
+    assert not make_loop("fm", resume="a").fit(1)
+
+
 def test_a_checkpoint_of_another_seed_is_refused_and_says_so(make_loop):
     make_loop("fm", resume="a").fit(1)
     with pytest.raises(UserError, match="seed"):
@@ -368,7 +404,7 @@ def test_a_full_disk_keeps_the_last_state(make_loop, tmp_path, monkeypatch, caps
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         assert run_command(lambda: loop.fit(1)) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "found a full disk" in capsys.readouterr().err
     assert (tmp_path / "resume" / "state.pt").read_bytes() == whole
     assert not [p for p in (tmp_path / "resume").iterdir() if p.name.startswith(".")]
 

@@ -239,4 +239,4 @@ def test_the_command(tiny_pipeline: Path, tiny_cache: Path, tmp_path: Path, monk
     assert len(CaptionShards(tmp_path / "e", tiny_pipeline, captions, "bf16").lengths) == len(captions) + 1
     assert call("--batch", "0") == 2 and "--batch 0: expected 1 or more" in capsys.readouterr().err
     (tmp_path / "e/made.json").unlink()
-    assert call() == 2 and "is not replaced" in capsys.readouterr().err
+    assert call() == 2 and "found a folder without made.json" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_a_damaged_part_is_made_again_and_parts_of_other_data_are_not_taken(
 ) -> None:
     build(pipeline, data, tmp_path / "whole", batch=2)
     monkeypatch.setattr(cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="cache: cannot be written: found a full disk"):
         build(pipeline, data, tmp_path / "cache", batch=2)
     assert not (tmp_path / "cache").exists()
     monkeypatch.undo()
@@ -216,7 +216,7 @@ def test_latents_out_of_range_are_refused(pipeline: Path, data: Path, tmp_path: 
 
 
 def test_a_folder_that_is_no_cache_is_not_replaced(pipeline: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not replaced"):
+    with pytest.raises(UserError, match="found a folder without"):
         build(pipeline, data, data)
     assert (data / "index.json").exists()
 

@@ -277,7 +277,7 @@ def test_arguments_out_of_range_and_foreign_folders(tmp_path: Path) -> None:
             write_world(tmp_path / "w", **({"scenes": 1, "resolution": 16, "seed": 0} | arguments))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not replaced"):
+    with pytest.raises(UserError, match="found a folder without"):
         write_world(tmp_path / "thesis", scenes=1, resolution=16, seed=0)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
 

@@ -15,6 +15,7 @@ from apex.data import shards
 from apex.data.readers import detect
 from apex.data.shards import Sample, checksum, encode_png, load_captions, load_images, open_samples, scene_from, world_sample, write_world
 from apex.data.world import PromptSampler, render
+from apex.errors import UserError
 
 ALL = ["tars", "tars_without_index", "text_folder", "metadata_folder", "parquet", "hugging_face_parquet"]
 
@@ -165,7 +166,7 @@ def test_a_failed_write_leaves_the_old_shards_and_nothing_else(tmp_path: Path, m
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(shards, "file_sha256", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="w: cannot be written: found a full disk"):
         write_world(tmp_path / "w", scenes=5, resolution=16, seed=1)
     assert {p.name: p.read_bytes() for p in (tmp_path / "w").iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["w"]

@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +17,15 @@ from pathlib import Path
 import pytest
 
 from apex import files, provenance
-from apex.errors import WORKFLOW, UserError, run_command
+from apex.errors import AT_WORK, GONE, STOPPING, WORKFLOW, UserError, run_command, workflow_state
+from apex.kinds import OF_RULES
 from workflows import lock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ANY = files.Kind("a folder of this test", ("*",))
+
+ROOM = "expected room for it; nothing that existed was changed: free some space, or write to another disk, and run again"
 
 
 def raise_full(*_: object) -> None:
@@ -41,7 +50,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
     path.write_text("old")
     monkeypatch.setattr(files.os, step, raise_full)
     assert run_command(lambda: files.write_atomic(path, "new")) == 2
-    assert capsys.readouterr().err == "error: No space left on device; nothing that existed was changed\n"
+    assert capsys.readouterr().err == f"error: {path}: cannot be written: found a full disk, {ROOM}\n"
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["state"]
 
 
@@ -56,16 +65,16 @@ def test_a_write_that_the_system_refuses_half_way_leaves_the_old_file(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code.format(path=sys.path, file=str(path))], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: File too large") and done.stderr.count("\n") == 1
+    assert done.stderr == f"error: {path}: cannot be written: found a limit on the size of files, {ROOM}\n"
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["state"]
 
 
 def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
     out = tmp_path / "run"
-    with files.atomic_folder(out) as folder:
+    with files.atomic_folder(out, ANY) as folder:
         (folder / "a").write_text("1")
         assert not out.exists()
-    with files.atomic_folder(out) as folder:
+    with files.atomic_folder(out, ANY) as folder:
         (folder / "b").write_text("2")
         assert os.listdir(out) == ["a"]
     assert os.listdir(out) == ["b"] and os.listdir(tmp_path) == ["run"]
@@ -76,10 +85,19 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
     out = tmp_path / "run"
     out.mkdir()
     (out / "old").write_text("1")
-    with pytest.raises(KeyboardInterrupt), files.atomic_folder(out) as folder:
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(out, ANY) as folder:
         (folder / "new").write_text("2")
         raise KeyboardInterrupt
     assert os.listdir(out) == ["old"] and os.listdir(tmp_path) == ["run"]
+
+
+def test_every_rule_that_writes_a_folder_says_what_such_a_folder_holds():
+    """Snakemake empties it before a job, so `onstart` looks at it first."""
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "workflows/rules").glob("*.smk")))
+    rules = re.split(r"^ *(?:use rule \w+ as|rule) (\w+)(?: with)?:$", text, flags=re.MULTILINE)[1:]
+    writing = {name for name, body in zip(rules[::2], rules[1::2], strict=True) if "directory(" in body}
+    assert {"train", "sample", "ablation_train", "judge", "fetch_lora"} <= writing
+    assert writing == OF_RULES.keys()
 
 
 # --------------------------------------------------------------------------------------------- apex.errors
@@ -99,25 +117,82 @@ def test_a_users_error_is_one_line_and_a_defect_is_a_traceback(capsys):
         run_command(lambda: fail(ZeroDivisionError()))
 
 
-JOB = "import sys, time; sys.path[:0] = {path!r}; from apex.errors import run_command; sys.exit(run_command(lambda: time.sleep({seconds})))"
+JOB = """
+import os, signal, sys, time
+sys.path[:0] = {path!r}
+import apex
+from apex.errors import run_command
+print("started", flush=True)
+{then}
+sys.exit(run_command(lambda: time.sleep({seconds})))
+"""
 
 
-def job(file: Path, seconds: float, host: str | None = None) -> subprocess.Popen[str]:
-    """A command that sleeps, started as if by a workflow that holds `file`."""
-    environment = os.environ | {WORKFLOW: f"{host or platform.node()}:{file}"}
-    line = [sys.executable, "-c", JOB.format(path=sys.path, seconds=seconds)]
-    return subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+def job(file: Path, seconds: float, host: str | None = None, identity: str = "1-1", then: str = "") -> subprocess.Popen[str]:
+    """A command that sleeps, started as if by a workflow that holds `file`. then: what it does between its imports and its work."""
+    environment = os.environ | {WORKFLOW: f"{host or platform.node()}:{identity}:{file}"}
+    line = [sys.executable, "-c", JOB.format(path=sys.path, seconds=seconds, then=then)]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_job_ends_with_the_workflow_that_started_it(tmp_path):
-    file = tmp_path / ".lock"
-    with file.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        left, short = job(file, 1000), job(file, 0.2)
-        assert short.wait(120) == 0, "a job ends as it likes while its workflow lives"
-        assert left.poll() is None
+@pytest.fixture
+def held(tmp_path):
+    """The file of a workflow that is at work, as `workflows.lock.hold` leaves it; closing it ends the workflow."""
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("1-1\n")
+        file.flush()
+        yield file
+
+
+def test_a_job_ends_with_the_workflow_that_started_it(held):
+    left, short = job(Path(held.name), 1000), job(Path(held.name), 0.2)
+    assert short.wait(120) == 0, "a job ends as it likes while its workflow lives"
+    assert left.poll() is None
+    held.close()
     assert left.wait(120) == 3
     assert "the snakemake that started this job is gone" in left.stderr.read()
+
+
+def test_a_job_that_still_imports_ends_with_its_workflow(held):
+    importing = job(Path(held.name), 0, then="time.sleep(1000)  # as long as torch takes")
+    assert importing.stdout.readline() == "started\n"
+    held.close()
+    assert importing.wait(120) == 3
+
+
+def test_a_job_does_not_take_the_next_workflows_lock_for_its_own(held):
+    late = job(Path(held.name), 1000, identity="1-0")
+    assert late.wait(120) == 3, "the workflow that holds the file has another identity"
+    assert workflow_state(Path(held.name), "1-1") == AT_WORK and workflow_state(Path(held.name), "2-1") == GONE
+
+
+def test_without_locks_the_workflows_process_is_asked(held, monkeypatch):
+    monkeypatch.setattr("apex.errors.fcntl.flock", raise_full)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert workflow_state(Path(held.name), f"{gone.pid}-5") == GONE
+    assert workflow_state(Path(held.name), f"{os.getpid()}-5") == AT_WORK
+
+
+def test_a_job_gets_sigterm_when_its_workflow_is_asked_to_stop(held):
+    left = job(Path(held.name), 1000)
+    assert left.stdout.readline() == "started\n"
+    held.write("stopping\n")
+    held.flush()
+    assert left.wait(120) == 128 + signal.SIGTERM
+    assert left.stderr.read() == "error: stopped by SIGTERM; nothing that existed was changed: run again\n"
+
+
+def test_sigterm_leaves_no_temporary_file_and_the_handler_that_was_there(tmp_path, capsys):
+    def killed_while_writing() -> None:
+        with files.atomic_file(tmp_path / "state") as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(killed_while_writing) == 143 and os.listdir(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_job_on_another_machine_does_not_ask_for_a_lock(tmp_path):
@@ -135,13 +210,17 @@ def hold(monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0.2)
     monkeypatch.setattr(lock, "_held", [])
     monkeypatch.setenv(WORKFLOW, "")
-    return lock.hold
+    before = signal.getsignal(signal.SIGTERM)
+    yield lock.hold
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_a_results_folder_is_held_by_one_workflow_at_a_time(hold, tmp_path):
     root = tmp_path / "results" / "mine"
     hold(root)
-    assert os.environ[WORKFLOW] == f"{platform.node()}:{root / '.lock'}"
+    host, identity, file = os.environ[WORKFLOW].split(":")
+    assert (host, file) == (platform.node(), str(root / ".lock")) and identity.startswith(f"{os.getpid()}-")
+    assert workflow_state(Path(file), identity) == AT_WORK
     with pytest.raises(UserError, match="mine: another snakemake is at work there"):
         hold(root)
     hold(tmp_path / "results" / "other")
@@ -159,6 +238,46 @@ def test_the_next_workflow_waits_until_the_jobs_of_a_killed_one_have_ended(hold,
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: (slept.append(seconds), left.close()))
     hold(root)
     assert len(slept) == 1
+
+
+def test_sigterm_asks_the_jobs_to_stop_and_then_does_what_it_did(hold, tmp_path):
+    came = []
+    signal.signal(signal.SIGTERM, lambda *_: came.append("snakemake's own handler"))
+    hold(tmp_path / "results")
+    _, identity, file = os.environ[WORKFLOW].split(":")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert came == ["snakemake's own handler"]
+    assert workflow_state(Path(file), identity) == STOPPING
+
+
+def test_a_file_system_without_locks_is_a_warning(hold, tmp_path, monkeypatch, capsys):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    hold(tmp_path)
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}: this file system has no locks (No locks available): two runs at once may collide there; "
+        "start one at a time\n"
+    )
+    assert os.environ[WORKFLOW].endswith(str(tmp_path / ".lock")), "jobs still end with their workflow"
+
+
+@pytest.mark.parametrize(
+    ("mount", "alone"),
+    [
+        ("server:/a {at} nfs4 rw,vers=4.2,local_lock=none 0 0", False),
+        ("server:/a {at} nfs rw,vers=3,nolock,local_lock=all 0 0", True),
+        ("server:/a {at} nfs rw,vers=3,local_lock=flock 0 0", True),
+        ("server:/a {at} lustre rw,localflock 0 0", True),
+        ("/dev/a {at} ext4 rw,nolock 0 0", False),
+        ("server:/a {at}/elsewhere nfs rw,nolock 0 0", False),
+    ],
+)
+def test_locks_that_other_machines_do_not_see_are_a_warning(tmp_path, mount, alone):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/root / ext4 rw 0 0\n{mount.format(at=tmp_path)}\n")
+    assert lock.of_this_machine_alone(tmp_path / "results", mounts) == (str(tmp_path) if alone else "")
 
 
 def test_a_results_folder_that_cannot_be_written_is_named(hold, tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import torch
@@ -11,6 +14,7 @@ from safetensors.torch import load_file
 from apex.config import load
 from apex.data.cache import load_cache
 from apex.train import Loop
+from tests.workflow.conftest import PATIENCE, wait
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -52,3 +56,18 @@ def test_images_made_before_the_kill_are_kept(story):
 
 def test_evaluation_was_killed_between_two_records(story):
     assert story.records_at_kill == ("test/geneval.json",)
+
+
+def test_sigterm_to_snakemake_alone_lets_a_training_save_and_stop(make_workflow, tmp_path):
+    flow = make_workflow(tmp_path, budget={"forward_equivalents": 1e7})  # it would train for hours
+    run = flow.results / "runs/fm/seed0"
+    process = flow.start("all")
+    state = wait(lambda: next(run.parent.glob(".resume-seed0-*/state.pt"), None), process)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0 and not flow.processes() and not run.exists(), output
+    said = re.search(
+        r"error: row fm, seed 0: stopped by SIGTERM at step (\d+); the state is saved in",
+        (flow.results / "logs/train/fm-seed0.log").read_text(),
+    )
+    assert said and torch.load(state, weights_only=True)["step"] == int(said[1]) > 0

@@ -77,6 +77,12 @@ def test_every_dependency_has_its_reason_and_every_python_is_the_same(write):
     assert [v for v in versions if f"Programming Language :: Python :: {v}" in PROJECT["classifiers"]] == ["3.11", "3.12"]
 
 
+def test_the_tables_bring_what_the_report_imports():
+    """Snakemake itself requires pygments only in an extra of its own."""
+    named = {Requirement(line).name for line in PROJECT["optional-dependencies"]["tables"]}
+    assert {"snakemake", "matplotlib", "pillow", "pygments"} <= named
+
+
 def test_the_tables_need_no_torch():
     names = {Requirement(line).name for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["tables"]]}
     assert not names & {Requirement(line).name for line in PROJECT["optional-dependencies"]["train"]} - {"pillow"}

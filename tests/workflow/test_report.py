@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+# What `.[tables]` does not bring cannot be found.
+WITHOUT_TRAINING = """
+import importlib.machinery as machinery
+find = machinery.PathFinder.find_spec
+absent = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip", "cleanfid", "scipy", "safetensors",
+          "tokenizers", "huggingface_hub", "webdataset", "pyarrow", "pandas"}
+machinery.PathFinder.find_spec = classmethod(
+    lambda cls, name, path=None, target=None: None if name.split(".")[0] in absent else find(name, path, target)
+)
+"""
+
+
+@pytest.mark.parametrize("target", ["report", "tables"])
+def test_in_a_fresh_clone_the_committed_records_are_shown_without_training_and_its_packages(target, root, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT_TRAINING)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "reference").symlink_to(root / "results" / "reference")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{root}"}
+    line = [sys.executable, "-m", "snakemake", target, "-n", "-p", "--cores", "1", "--snakefile", str(root / "Snakefile")]
+    done = subprocess.run([*line, "--directory", str(tmp_path)], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert re.search(rf"^{target} +1\ntotal +1$", said, re.MULTILINE), said
+    assert "--results results/reference/world" in said and "--gallery results/world/pictures.html" in said
+    assert not Path(tmp_path, "results", "world", "records").exists()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from apex.ablations import CELL as CELL_ROW
 from apex.ablations import Plan as AblationPlan
 from apex.config import FETCHED, fingerprint, load, locate, method_faults
 from apex.errors import UserError
+from apex.kinds import OF_RULES
 from apex.provenance import digest
 from evaluators.systems.known import chosen, systems
 from workflows.lock import hold
@@ -244,11 +245,12 @@ def beside(results):
 def table_commands(results, out=PLAN.root):
     """From the records in `results` to metrics.csv, tables, audit and figures in `out`: one shell command each."""
     about = arguments(_file, overrides(_settings)) + beside(results)
+    gallery = f" --gallery {PLAN.gallery}" if out == PLAN.root else ""  # too large to commit
     return [
         f"python -m paper_tables.collect --results {results} --out {out}/metrics.csv",
         f"python -m paper_tables.build --results {results} --out {out}/tables {about}",
         f"python -m paper_tables.audit --out {out}/audit",
-        f"python -m paper_tables.figures --results {results} --out {out}/figures {about}",
+        f"python -m paper_tables.figures --results {results} --out {out}/figures{gallery} {about}",
     ]
 
 
@@ -300,6 +302,11 @@ onstart:
     try:
         hold(Path(PLAN.root))
         _jobs = list(workflow.dag.needrun_jobs())
+        # Snakemake empties a job's output folders before it starts the job.
+        for _job in _jobs:
+            for _output in _job.output if _job.rule.name in OF_RULES else ():
+                if _output.is_directory:
+                    OF_RULES[_job.rule.name].check(Path(_output))
         _rules = {job.rule.name for job in _jobs}
         _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
         if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
