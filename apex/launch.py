@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,9 @@ class Launch:
     split: bool = False
 
     @property
-    def command(self) -> str:
-        """What stands before `apex.train`."""
-        return f"accelerate launch --config_file {shlex.quote(self.file)} -m" if self.file else "python -m"
+    def command(self) -> list[str]:
+        """The words before `apex.train`."""
+        return ["accelerate", "launch", "--config_file", self.file, "-m"] if self.file else ["python", "-m"]
 
 
 def read(path: Path, key: str) -> Launch:

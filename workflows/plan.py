@@ -7,7 +7,6 @@ of results/<profile>/ are written here once, as templates with Snakemake's wildc
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,6 +220,6 @@ def profile_file(basedir: Path, configfiles: list[Path], settings: Mapping[str, 
     return basedir / "workflows" / "config" / f"{rest.pop('profile', 'world')}.yaml", rest
 
 
-def arguments(file: Path, changes: list[str]) -> str:
-    """What follows a program's name: `--config FILE --set key=value ...`, quoted for a shell."""
-    return shlex.join(["--config", str(file), *(part for change in changes for part in ("--set", change))])
+def arguments(file: Path, changes: list[str]) -> list[str]:
+    """What follows a program's name, as words: `--config FILE --set key=value ...`."""
+    return ["--config", str(file), *(part for change in changes for part in ("--set", change))]

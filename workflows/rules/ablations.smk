@@ -75,7 +75,7 @@ use rule tune_score as ablation_score with:
         config=cell_arguments,
         networks=EVALUATOR_NETWORKS,
         prompts=PROMPTS.get("test"),
-        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        amount=lambda wildcards: CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
         row=CELL_ROW,
         split="test",
         nfe=ABLATIONS.found.nfe,
@@ -98,7 +98,7 @@ rule ablation_pictures:
     conda:
         ENVIRONMENT
     shell:
-        "python -m paper_tables.pictures --images {input} --out {output} > {log} 2>&1"
+        "python -m paper_tables.pictures --images {input:q} --out {output:q} > {log:q} 2>&1"
 
 
 # What the first seeds say: which cells are the best and the worst.
@@ -117,7 +117,7 @@ checkpoint ablation_ends:
         config=config_arguments,
         results=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
     shell:
-        "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --ends {output} > {log} 2>&1"
+        "python -m paper_tables.ablations {params.config:q} --results {params.results:q} --grid {wildcards.grid:q} --ends {output:q} > {log:q} 2>&1"
 
 
 rule ablation:
@@ -139,7 +139,7 @@ rule ablation:
         results=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --out {params.out} 2>&1 | tee {log}"
+        "python -m paper_tables.ablations {params.config:q} --results {params.results:q} --grid {wildcards.grid:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 for _grid in GRIDS:

@@ -17,7 +17,7 @@ rule theory:
             for part in ("theory.py", "alignment.py", "mixture.py", "methods", "losses")
         ],
     shell:
-        "(python -m apex.theory --out {params.out} && python -m apex.alignment --out {params.out}) 2>&1 | tee {log}"
+        "(python -m apex.theory --out {params.out:q} && python -m apex.alignment --out {params.out:q}) 2>&1 | tee {log:q}"
 
 
 # The verdicts and the assumptions of this profile's results; part of `all`.
@@ -37,11 +37,11 @@ rule judge:
     conda:
         ENVIRONMENT
     params:
-        command=" && ".join(claim_commands(PLAN.root)),
+        command=lambda wildcards: joined(claim_commands(PLAN.root)),
         code=fingerprint(BASEDIR / "paper_tables" / "claims.yaml"),
         expected=digest(CONFIG.as_profile()),
     shell:
-        "({params.command}) > {log} 2>&1"
+        "({params.command}) > {log:q} 2>&1"
 
 
 # Without inputs, as `tables`: it takes what is there and never trains.
@@ -51,9 +51,9 @@ rule claims:
     conda:
         ENVIRONMENT
     params:
-        command=" && ".join(claim_commands(RECORDED)),
+        command=lambda wildcards: joined(claim_commands(RECORDED)),
     shell:
-        "({params.command}) 2>&1 | tee {log}"
+        "({params.command}) 2>&1 | tee {log:q}"
 
 
 # One HTML file with everything that the profile's results show. The same by hand: snakemake all --report FILE.
@@ -67,10 +67,10 @@ rule report:
     conda:
         ENVIRONMENT
     params:
-        call=snakemake_arguments(),
+        call=lambda wildcards: snakemake_arguments(),
         grids=[f"ablation_{grid}" for grid in GRIDS if Path(ABLATIONS.root, "tables", f"{grid}.png").is_file()],
     shell:
-        "snakemake all {params.grids} --report {output} {params.call} > {log} 2>&1"
+        "snakemake all {params.grids:q} --report {output:q} {params.call:q} > {log:q} 2>&1"
 
 
 report: os.path.abspath(f"{PLAN.claims}/front.rst")
