@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from apex.strict import Strict
 
@@ -71,7 +72,9 @@ class Fid(Settings):
     protocol: Literal["world", "pytorch-fid", "clean-fid"] = Field("world", description="network and resize")
     reference: str = Field("", description="folder of real images, or their statistics (protocols but `world`)")
     weights: str = Field("", description="of its network; '': the world's own, or Inception's official ones")
-    resolution: int | None = Field(None, ge=1, description="pytorch-fid: both sets are brought to it; null: the images' short side")
+    resolution: int | None = Field(
+        None, ge=1, le=4096, description="pytorch-fid: both sets are brought to it; null: the images' short side"
+    )
     jpeg: int | None = Field(None, ge=1, le=100, description="quality to compress generated images with first (not `world`); null: not")
 
     @model_validator(mode="after")
@@ -143,9 +146,38 @@ class Wise(Settings):
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; '': the server needs none")
     parser: Literal["official", "tolerant"] = Field("official", description="what reads the answers; official: as the benchmark's script")
     attempts: int | None = Field(
-        None, ge=1, description="how often an answer that lacks a score is asked for; null: as the official script, 1, of 2026 3"
+        None, ge=1, le=1000, description="how often an answer that lacks a score is asked for; null: as the official script, 1, of 2026 3"
     )
     partial: bool = Field(False, description="score images that lack prompts of the benchmark")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _holds_no_secret(cls, endpoint: str) -> str:
+        if endpoint:
+            try:
+                parts = urlsplit(endpoint)
+                good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            except ValueError:
+                good = False
+            if not good:
+                raise ValueError("found something else (not shown here), expected a URL such as https://api.openai.com/v1")
+            if "@" in parts.netloc or parts.query or parts.fragment:
+                raise ValueError(
+                    "found a URL with a user, a query or a fragment (not shown here), expected one such as https://api.openai.com/v1; "
+                    "put the key into the environment variable that key_variable names"
+                )
+        return endpoint
+
+    @field_validator("key_variable")
+    @classmethod
+    def _is_a_variable(cls, name: str) -> str:
+        """A key that is pasted here would be printed and stored. Keys have small letters, signs or many letters without a `_`."""
+        if name and (not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,47}", name) or (len(name) > 19 and "_" not in name)):
+            raise ValueError(
+                "found what may be the key itself (not shown here), expected the name of an environment variable in capitals, such as "
+                "OPENAI_API_KEY; set that variable to the key: export OPENAI_API_KEY=..."
+            )
+        return name
 
     def assets(self) -> Assets:
         year, end = ("", "") if self.version == "2025" else (self.version, "_verified")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apex.errors import UserError
-from apex.strict import parse_yaml
+from apex.strict import parse_yaml, read_text
 
 KINDS = {"MULTI_GPU": False, "FSDP": True}  # accelerate's distributed_type -> whether weights are split (apex/sharding.py)
 
@@ -32,7 +32,7 @@ def read(path: Path, key: str) -> Launch:
         UserError: one line that names the file and what of it cannot be launched here.
     """
     try:
-        values = parse_yaml(path.read_text(), str(path))
+        values = parse_yaml(read_text(path), str(path))
     except OSError:
         raise UserError(f"{key}: found no file {path}; expected one such as workflows/accelerate/fsdp2.yaml") from None
     values = values if isinstance(values, dict) else {}

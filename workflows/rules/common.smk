@@ -15,9 +15,9 @@ from apex.ablations import Plan as AblationPlan
 from apex.config import FETCHED, fingerprint, load, locate, method_faults
 from apex.errors import UserError
 from apex.provenance import digest
-from evaluators.systems.known import chosen, systems
+from evaluators.systems.known import systems
 from workflows.lock import hold
-from workflows.plan import Plan, arguments, overrides, profile_file
+from workflows.plan import Plan, arguments, configured, overrides
 
 BASEDIR = Path(workflow.basedir)
 ENVIRONMENT = "../envs/suite.yaml"
@@ -27,23 +27,21 @@ for _name, _folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", BAS
     os.environ[_name] = os.pathsep.join(filter(None, [str(_folder), os.getenv(_name)]))
 
 try:
-    _file, _settings = profile_file(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
-    CARD = str(_settings.pop("card", ""))  # `snakemake plan --config card=h100`
-    SYSTEMS = systems()
-    TIMED = chosen(_settings.pop("systems", ""))  # `snakemake speed --config systems=flux-schnell`
-    _file = _file.relative_to(Path.cwd()) if _file.is_relative_to(Path.cwd()) else _file
-    CONFIG = load(_file, overrides(_settings))
+    _called = configured(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
+    _file, _settings, CONFIG = _called.file, _called.settings, _called.config
+    CARD = _called.card  # `snakemake plan --config card=h100`
+    SYSTEMS, TIMED = systems(), _called.systems  # `snakemake speed --config systems=flux-schnell`
     PLAN, ABLATIONS, LAUNCH = Plan(CONFIG), AblationPlan(CONFIG), CONFIG.launched()
-    # These two come before there are data or prompts.
-    if not {"plan", "measure", "measure_row"} & set(sys.argv) and (_missing := PLAN.missing()):
-        raise UserError(f"{_file}: {_missing}")
+    if not {"plan", "measure", "measure_row"} & set(sys.argv):  # these come before there are data or prompts
+        _called.check(PLAN)
     for _folder in (Path(PLAN.root), *Path(PLAN.root).parents):
         if _folder.exists() and not _folder.is_dir():
             raise UserError(
                 f"{PLAN.root}: cannot be written: {_folder} is a file; move it, or run in another folder (--directory)"
             )
 except UserError as error:
-    raise WorkflowError(str(error).replace("--set", "--config")) from None
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
 
 MADE_HERE = CONFIG.pipeline == f"{PLAN.pretrained}/pipeline"  # the teacher is an output of this workflow
 MARKER = CONFIG.pipeline_path / "transformer" / "config.json"
@@ -318,7 +316,7 @@ onstart:
         _rules = {job.rule.name for job in _jobs}
         _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
         if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
-            raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
+            raise UserError(CONFIG.blame(f"pipeline: found no {MARKER}; expected a folder in diffusers' layout"))
         # These have no inputs, so they would run before what the same call still has to make.
         _takes = sorted(_rules & {"tables", "figures", "claims", "cards", "reference"})
         _makes = {file for job in _jobs for file in job.output} & {PLAN.metrics, *PLAN.records(full=True)}
@@ -328,7 +326,7 @@ onstart:
         if _lacking := PLAN.unready(
             {Path(file).stem for job in _jobs for file in job.output if file.endswith(".json")}
         ):
-            raise UserError(f"{_file}: {_lacking}")
+            raise UserError(CONFIG.blame(_lacking))
     except UserError as error:
         raise WorkflowError(str(error))
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
