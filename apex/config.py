@@ -344,7 +344,7 @@ class Pretraining(Strict):
 class Config(Strict):
     """A profile: everything that `snakemake all` needs to know."""
 
-    profile: str = Field(description="names the folder of results, results/<profile>")
+    profile: str = Field(json_schema_extra={"pattern": NAME}, description="names the folder of results, results/<profile>")
     description: str = Field("", description="one sentence for the reader")
     pipeline: str = Field("apex/pretrained/world", min_length=1, description="the teacher, in diffusers' pipeline layout")
     hub: str = Field(
