@@ -81,7 +81,7 @@ use rule tune_score as ablation_score with:
         nfe=ABLATIONS.found.nfe,
         seed=lambda wildcards: wildcards.seed,
         records=lambda wildcards: CELL_RECORDS[0].format(**wildcards).replace(JUDGES[0], "{evaluator}"),
-        scores=scores({"test": JUDGES}),
+        scores=lambda wildcards: scores({"test": JUDGES}),
 
 
 # Of a cell's images those that its grid's pictures show.

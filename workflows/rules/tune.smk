@@ -59,7 +59,7 @@ rule tune_score:
         records=lambda wildcards: f"{PLAN.candidate}/records/{{evaluator}}.json".format(
             **wildcards, evaluator="{evaluator}"
         ),
-        scores=scores({"val": JUDGES}),
+        scores=lambda wildcards: scores({"val": JUDGES}),
     shell:
         "(python -m apex.sample {params.config:q} --row {params.row:q} --run {input:q} --nfe {params.nfe:q}"
         " --seed {params.seed:q} --split {params.split:q} --out {output.images:q} --keep-failed && python -m evaluators --images {output.images:q}"
