@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -153,30 +152,19 @@ class Wise(Settings):
     @field_validator("endpoint")
     @classmethod
     def _holds_no_secret(cls, endpoint: str) -> str:
-        if endpoint:
-            try:
-                parts = urlsplit(endpoint)
-                good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-            except ValueError:
-                good = False
-            if not good:
-                raise ValueError("found something else (not shown here), expected a URL such as https://api.openai.com/v1")
-            if "@" in parts.netloc or parts.query or parts.fragment:
-                raise ValueError(
-                    "found a URL with a user, a query or a fragment (not shown here), expected one such as https://api.openai.com/v1; "
-                    "put the key into the environment variable that key_variable names"
-                )
+        from evaluators.wise.endpoint import url_fault
+
+        if endpoint and (fault := url_fault(endpoint)):
+            raise ValueError(fault)
         return endpoint
 
     @field_validator("key_variable")
     @classmethod
     def _is_a_variable(cls, name: str) -> str:
-        """A key that is pasted here would be printed and stored. Keys have small letters, signs or many letters without a `_`."""
-        if name and (not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,47}", name) or (len(name) > 19 and "_" not in name)):
-            raise ValueError(
-                "found what may be the key itself (not shown here), expected the name of an environment variable in capitals, such as "
-                "OPENAI_API_KEY; set that variable to the key: export OPENAI_API_KEY=..."
-            )
+        from evaluators.wise.endpoint import variable_fault
+
+        if name and (fault := variable_fault(name)):
+            raise ValueError(fault)
         return name
 
     def assets(self) -> Assets:

@@ -27,6 +27,11 @@ use rule cache as ablation_cache with:
         directory(f"{CELL_DATA}/cache"),
     log:
         f"{PLAN.root}/logs/ablations/cache-{{data}}.log",
+    params:
+        teacher=TEACHER,
+        pipeline=lambda wildcards: str(CONFIG.pipeline_path),
+        source=lambda wildcards, input: input.data or given_sources(wildcards)[0],
+        resolution=CONFIG.data.resolution,
 
 
 use rule embeddings as ablation_embeddings with:

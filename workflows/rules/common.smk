@@ -175,9 +175,14 @@ CELL_DATA = f"{ABLATIONS.root}/data/{{data}}"
 CELL_EMBEDDINGS = f"{CELL_DATA}/embeddings-{{dtype}}"
 
 
+def given_sources(wildcards):
+    """Where images of a cell's data lie that are given."""
+    return [cell.source for cell in ABLATIONS.cells.values() if cell.data == wildcards.data and cell.source]
+
+
 def cell_source(wildcards):
     """What a cell's latents are of: images that are given, or scenes rendered with other captions."""
-    sources = [cell.source for cell in ABLATIONS.cells.values() if cell.data == wildcards.data and cell.source]
+    sources = given_sources(wildcards)
     return given(sources[0]) if sources else f"{CELL_DATA}/shards".format(data=wildcards.data)
 
 
