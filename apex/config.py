@@ -354,7 +354,9 @@ class Config(Strict):
     )
     data: Data = Data()
     prompts: Prompts = Prompts()
-    method_files: Names = Field([], description="methods outside the package: paths of Python files, `my_method.py` is `my-method`")
+    method_files: Names = Field(
+        [], description="methods outside the package: Python files, relative to the profile's folder; `my_method.py` is `my-method`"
+    )
     methods: Names = Field(["apex", "apex-eq25", "fm"], description="rows to train: methods, or names under `rows`")
     rows: dict[Annotated[str, Field(pattern=NAME)], Row] = Field({}, description="rows with settings of their own")
     seeds: Seeds = Field([0], min_length=1, description="of distillation and of sampling noise")
