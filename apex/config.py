@@ -667,7 +667,10 @@ def _read_profile(path: Path) -> dict[str, Any]:
 
 def _beside(profile: Path, files: Any) -> Any:
     """`method_files` as written in a profile, those that lie relative to its folder with that folder."""
-    files = [] if files is None else as_list(files)
+    try:
+        files = as_list(files)
+    except ValueError:
+        return files  # the model says what is wrong
     if not isinstance(files, list):
         return files
     return [str(place) if isinstance(file, str) and (place := profile.parent / file).is_file() else file for file in files]

@@ -26,7 +26,10 @@ def as_list(value: Any) -> Any:
     if value is None:
         return []
     if isinstance(value, str):
-        return [parse_yaml(part.strip(), "value") for part in value.split(",") if part.strip()]
+        try:
+            return [parse_yaml(part.strip(), "value") for part in value.split(",") if part.strip()]
+        except UserError:
+            raise ValueError(f"found {_short(value)}, expected words or numbers with commas between them, or a list") from None
     return [value] if isinstance(value, int | float) else value
 
 

@@ -114,6 +114,8 @@ FILES += [
 ]
 
 KEYS = [
+    Case("keys", "half of a list", profile("methods: '[a'\n"), FILE + r"methods: found '\[a', expected words or numbers with commas"),
+    Case("keys", "half of a list of files", profile("method_files: '{a'\n"), FILE + r"method_files: found '\{a', expected words"),
     Case("keys", "unknown", profile("batch: 3\n"), FILE + r"batch: unknown key 'batch'"),
     Case("keys", "unknown, nested", profile("train: {batchsize: 3}\n"), FILE + r".*did you mean 'batch_size'\?"),
     Case("keys", "a number", profile("3: x\n"), FILE + r"3: "),
