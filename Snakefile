@@ -2,6 +2,7 @@
 #
 #     snakemake all                                        the default profile, workflows/config/world.yaml
 #     snakemake all --config methods=apex,fm               some rows of it
+#     snakemake all --config set='train.ema=0.5 nfe=1'     single keys, also inside others
 #     snakemake all --configfile workflows/config/smoke.yaml
 #     snakemake full                                       the whole matrix: more rows, seeds and NFEs
 #     snakemake tune                                       every method's candidate settings, on the validation prompts

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from apex.config import NAME, Config, Seeds, locate
 from apex.errors import UserError
-from apex.strict import Strict, explain, parse_yaml, put
+from apex.strict import Strict, explain, parse_yaml, put, read_text
 
 Settings = dict[str, Any]
 # What a cell may change: the row's own keys, and of the profile the training data and the share of its budget.
@@ -75,7 +75,7 @@ class Ablations(Strict):
     """The file of a profile's ablations."""
 
     share: float = Field(0.25, gt=0, le=1, description="of the profile's budget, for every cell that does not name its own")
-    nfe: int = Field(1, ge=1, description="network evaluations per image")
+    nfe: int = Field(1, ge=1, le=10_000, description="network evaluations per image")
     seeds: Seeds = Field([0], min_length=1, description="of every cell")
     again: Seeds = Field([], description="more seeds of the best, the worst and the control cell of every grid")
     grids: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Ablation] = Field({}, description="by name: `snakemake ablation_NAME`")
@@ -166,9 +166,9 @@ def read(config: Config) -> Ablations:
         return Ablations()
     path = locate(config.ablations)
     try:
-        values = parse_yaml(path.read_text(), str(path))
+        values = parse_yaml(read_text(path), str(path))
     except OSError:
-        raise UserError(f"{config._origin}: ablations: found no file {path}; expected a file of ablations, or nothing") from None
+        raise UserError(config.blame(f"ablations: found no file {path}; expected a file of ablations, or nothing")) from None
     try:
         found = Ablations.model_validate(values or {})
     except ValidationError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -42,7 +43,7 @@ from apex.files import write_atomic
 from apex.launch import Launch
 from apex.launch import read as read_launch
 from apex.provenance import digest
-from apex.strict import Strict, as_list, document, explain, parse_yaml, put, unknown
+from apex.strict import Strict, as_list, blame, check_texts, document, explain, parse_yaml, put, read_text, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 Evaluator = Literal["geneval", "fid", "clip_score", "coverage", "speed", "dpg", "wise"]
@@ -54,12 +55,21 @@ LOOP_ONLY = {"checkpoint_every", "log_every"}  # keys of `train` that change no 
 FETCHED = "results/pretrained/checkpoints/{row}"  # pipeline/ and lora/ of a checkpoint from the hub
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 HUB = r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?)?$"
+FREE = re.compile(r"description$|(external|checkpoints|published|rows|tuning)\.")  # keys of texts that may have several lines
+KEPT = {  # names of folders beside those of profiles, in results/ or in results/reference/
+    "reference": "the committed results",
+    "pretrained": "networks that are made or fetched",
+    "assets": "files of other benchmarks",
+    **dict.fromkeys(("theory", "speed", "mixture", "gpu", "geneval_agreement"), "results that belong to no profile"),
+}
+MOST_SEED = 2**63 - 1
+MANY = 10**9  # of scenes, images or steps
 METRIC = r"^[a-z][a-z0-9_]*(/[a-z0-9_]+)*$"
 
 
 Names = Annotated[list[str], BeforeValidator(as_list)]
-Counts = Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_list)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(as_list)]
+Counts = Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], BeforeValidator(as_list)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=MOST_SEED)]], BeforeValidator(as_list)]
 Evaluators = Annotated[list[Evaluator], BeforeValidator(as_list)]
 References = Annotated[list[Reference], BeforeValidator(as_list)]
 
@@ -68,8 +78,10 @@ class FromTeacher(Strict):
     """A training set that the guided teacher draws (`data.source: teacher`)."""
 
     prompts: str = Field(min_length=1, description="file with a prompt a line, or .jsonl with `prompt` in every line")
-    count: int | None = Field(None, ge=1, description="images: one of every prompt, then a second of every prompt, ...; null: one of each")
-    steps: int = Field(50, ge=1, description="Euler steps")
+    count: int | None = Field(
+        None, ge=1, le=MANY, description="images: one of every prompt, then a second of every prompt, ...; null: one of each"
+    )
+    steps: int = Field(50, ge=1, le=10_000, description="Euler steps")
     guidance: float | None = Field(None, ge=0, le=50, description="of the teacher; null: the profile's `guidance`")
 
 
@@ -81,9 +93,9 @@ class Data(Strict):
         min_length=1,
         description="`world` (rendered), `teacher` (drawn by it), or a folder of shards, captioned images or parquet",
     )
-    scenes: int = Field(20_000, ge=1, description="scenes to render (source `world` only)")
+    scenes: int = Field(20_000, ge=1, le=MANY, description="scenes to render (source `world` only)")
     resolution: int = Field(32, ge=16, le=4096, multiple_of=8, description="side of a square image, pixels")
-    seed: int = Field(0, ge=0, description="seed of the rendered scenes, or of the teacher's noise")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of the rendered scenes, or of the teacher's noise")
     captions: Literal["full", "shapes"] = Field("full", description="what captions say (source `world`): all, or the shapes alone")
     embeddings: Literal["memory", "batch", "disk"] = Field(
         "memory",
@@ -111,7 +123,7 @@ class PromptSet(Strict):
     """The prompts of another benchmark."""
 
     file: str = Field(min_length=1, description="JSON lines, each with a `prompt`")
-    images_per_prompt: int = Field(1, ge=1, description="images of each prompt")
+    images_per_prompt: int = Field(1, ge=1, le=10_000, description="images of each prompt")
 
 
 class Prompts(Strict):
@@ -120,8 +132,8 @@ class Prompts(Strict):
     test: str = Field("apex/data/prompts/world/test.jsonl", description="file of the split that the tables report")
     val: str = Field("apex/data/prompts/world/val.jsonl", description="file of the split to tune on")
     unseen: str = Field("apex/data/prompts/world/unseen.jsonl", description="file of the split with combinations never trained on")
-    images_per_prompt: int = Field(4, ge=1, description="images of each prompt")
-    per_task: int | None = Field(None, ge=1, description="use only the first so many prompts of each task (`tag`); null: all")
+    images_per_prompt: int = Field(4, ge=1, le=10_000, description="images of each prompt")
+    per_task: int | None = Field(None, ge=1, le=MANY, description="use only the first so many prompts of each task (`tag`); null: all")
     sets: dict[Annotated[str, Field(pattern=NAME)], PromptSet] = Field(
         {}, description="prompt sets of other benchmarks, by the name that `splits` has"
     )
@@ -136,40 +148,40 @@ class Prompts(Strict):
 class Lora(Strict):
     """Low-rank adaptation (peft); used where a row's tuning is `lora`."""
 
-    rank: int = Field(16, ge=1, description="rank of the update")
-    alpha: int | None = Field(None, ge=1, description="scale = alpha / rank; null: alpha = rank, as the public code does")
+    rank: int = Field(16, ge=1, le=65_536, description="rank of the update")
+    alpha: int | None = Field(None, ge=1, le=MANY, description="scale = alpha / rank; null: alpha = rank, as the public code does")
 
 
 class Budget(Strict):
     """What a run may spend. One number for every method, so that rows compare at equal cost."""
 
     forward_equivalents: float = Field(
-        1_500_000, gt=0, description="training FLOPs as teacher forward passes of one sample; the loop derives its steps from it"
+        1_500_000, gt=0, le=1e18, description="training FLOPs as teacher forward passes of one sample; the loop derives its steps from it"
     )
 
 
 class Train(Strict):
     """The training loop. What belongs to a method (time distribution, shift, weights) is in the row's `params`."""
 
-    batch_size: int = Field(64, ge=1, description="samples per forward pass of one process")
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="samples per forward pass of one process")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         "adamw", description="adamw8bit: AdamW's moments in 8 bits, a quarter of their memory; needs torchao, and on a GPU a C compiler"
     )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="AdamW, at the end of warm-up")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.99], min_length=2, max_length=2, description="AdamW")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW, decoupled")
-    warmup_steps: int = Field(100, ge=0, description="optimiser steps of linear warm-up")
+    warmup_steps: int = Field(100, ge=0, le=MANY, description="optimiser steps of linear warm-up")
     decay: Literal["none", "linear", "sqrt", "cosine"] = Field("none", description="learning rate from warm-up to the end of the budget")
-    max_grad_norm: float = Field(1.0, ge=0, description="clip of the gradient's global norm; 0: none")
+    max_grad_norm: float = Field(1.0, ge=0, le=1e9, description="clip of the gradient's global norm; 0: none")
     ema: float = Field(0.99, ge=0, le=1, description="decay of the averaged weights; 0: none; 1: as the method says")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward passes; weights that are trained stay fp32")
     frozen: Literal["fp32", "bf16"] = Field(
         "fp32", description="what is not trained is kept in: teacher, base of LoRA, text encoder; bf16 with precision bf16 alone"
     )
-    gradient_accumulation: int = Field(1, ge=1, description="forward-backward passes per optimiser step")
+    gradient_accumulation: int = Field(1, ge=1, le=1_000_000, description="forward-backward passes per optimiser step")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
-    checkpoint_every: float = Field(60.0, gt=0, description="seconds between two resume states")
-    log_every: int = Field(20, ge=1, description="optimiser steps between two lines of log.csv")
+    checkpoint_every: float = Field(60.0, gt=0, le=1e9, description="seconds between two resume states")
+    log_every: int = Field(20, ge=1, le=MANY, description="optimiser steps between two lines of log.csv")
 
     @model_serializer(mode="wrap")
     def _used(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -188,7 +200,7 @@ class Sampling(Strict):
     mode: Literal["few", "any", "multi"] | None = Field(
         None, description="few: fresh noise between steps; any: jump to the next time; multi: Euler; null: the method's own"
     )
-    batch_size: int = Field(100, ge=1, description="images per forward pass")
+    batch_size: int = Field(100, ge=1, le=1_000_000, description="images per forward pass")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="weights and arithmetic of text encoder and velocity network")
 
     @field_validator("sigmas", mode="before")
@@ -200,7 +212,7 @@ class Sampling(Strict):
     @model_validator(mode="after")
     def _grids(self) -> Sampling:
         for nfe, grid in self.sigmas.items():
-            if len(grid) != nfe or grid != sorted(set(grid), reverse=True):
+            if nfe < 1 or len(grid) != nfe or grid != sorted(set(grid), reverse=True):
                 raise ValueError(f"sigmas of NFE {nfe}: found {grid}, expected {nfe} falling values in (0, 1]")
         return self
 
@@ -230,7 +242,7 @@ class Tuning(Strict):
     """`snakemake tune`: the same effort for every method, on the validation prompts."""
 
     share: float = Field(0.25, gt=0, le=1, description="of the budget, for every candidate")
-    nfe: int = Field(1, ge=1, description="network evaluations at which GenEval chooses")
+    nfe: int = Field(1, ge=1, le=10_000, description="network evaluations at which GenEval chooses")
     candidates: dict[str, Candidates] = Field({}, description="at most four settings by method; the first are the published ones")
 
 
@@ -247,7 +259,7 @@ class External(Strict):
 
     row: str = Field(pattern=NAME, description="name in the tables")
     images: str = Field(min_length=1, description="the folder")
-    nfe: int = Field(ge=0, description="network evaluations per image; 0 where it has no meaning")
+    nfe: int = Field(ge=0, le=10_000, description="network evaluations per image; 0 where it has no meaning")
     source: str = Field("", description="where the images come from, for the reader")
 
 
@@ -298,7 +310,7 @@ class Published(Strict):
     """A number that a text states of a method. It stands in the tables as published, with its source, apart from what was measured."""
 
     row: str = Field(min_length=1, max_length=60, description="name in the tables; not that of a row that is measured")
-    nfe: int = Field(ge=0, description="network evaluations per image; 0 where it has no meaning")
+    nfe: int = Field(ge=0, le=10_000, description="network evaluations per image; 0 where it has no meaning")
     metric: str = Field(
         pattern=METRIC,
         description="as in metrics.csv: geneval/overall, fid, clip_score, speed/latency_b1_s, ...; or another benchmark's name",
@@ -313,24 +325,26 @@ class Published(Strict):
 class Pretraining(Strict):
     """How `snakemake pretrained` makes the teacher and the evaluators' networks from nothing (source `world`)."""
 
-    scenes: int = Field(80_000, ge=1, description="scenes to render for it")
-    codec_steps: int = Field(3000, ge=1, description="optimiser steps of the latent codec")
-    decoder_steps: int = Field(5000, ge=0, description="then of its decoder alone, for the same latents")
-    text_encoder_steps: int = Field(800, ge=1, description="optimiser steps of the text encoder")
-    teacher_steps: int = Field(16_000, ge=1, description="optimiser steps of the teacher")
-    evaluator_steps: int | None = Field(None, ge=1, description="optimiser steps of each evaluator's network; null: its own default")
-    batch_size: int = Field(64, ge=1, description="samples per step of the teacher")
+    scenes: int = Field(80_000, ge=1, le=MANY, description="scenes to render for it")
+    codec_steps: int = Field(3000, ge=1, le=MANY, description="optimiser steps of the latent codec")
+    decoder_steps: int = Field(5000, ge=0, le=MANY, description="then of its decoder alone, for the same latents")
+    text_encoder_steps: int = Field(800, ge=1, le=MANY, description="optimiser steps of the text encoder")
+    teacher_steps: int = Field(16_000, ge=1, le=MANY, description="optimiser steps of the teacher")
+    evaluator_steps: int | None = Field(
+        None, ge=1, le=MANY, description="optimiser steps of each evaluator's network; null: its own default"
+    )
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="samples per step of the teacher")
     parts: str = Field("", description="a pipeline whose codec and text encoder are taken as they are; empty: both are made")
     family: Literal["sana", "qwen_image"] = Field("sana", description="architecture family of the teacher's transformer")
-    width: int = Field(128, ge=32, multiple_of=32, description="channels of the teacher's transformer")
-    layers: int = Field(4, ge=1, description="blocks of the teacher's transformer")
-    seed: int = Field(0, ge=0, description="seed of scenes, weights and batches")
+    width: int = Field(128, ge=32, le=65_536, multiple_of=32, description="channels of the teacher's transformer")
+    layers: int = Field(4, ge=1, le=1_000, description="blocks of the teacher's transformer")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="seed of scenes, weights and batches")
 
 
 class Config(Strict):
     """A profile: everything that `snakemake all` needs to know."""
 
-    profile: str = Field(pattern=NAME, description="names the folder of results, results/<profile>")
+    profile: str = Field(json_schema_extra={"pattern": NAME}, description="names the folder of results, results/<profile>")
     description: str = Field("", description="one sentence for the reader")
     pipeline: str = Field("apex/pretrained/world", min_length=1, description="the teacher, in diffusers' pipeline layout")
     hub: str = Field(
@@ -340,7 +354,9 @@ class Config(Strict):
     )
     data: Data = Data()
     prompts: Prompts = Prompts()
-    method_files: Names = Field([], description="methods outside the package: paths of Python files, `my_method.py` is `my-method`")
+    method_files: Names = Field(
+        [], description="methods outside the package: Python files, relative to the profile's folder; `my_method.py` is `my-method`"
+    )
     methods: Names = Field(["apex", "apex-eq25", "fm"], description="rows to train: methods, or names under `rows`")
     rows: dict[Annotated[str, Field(pattern=NAME)], Row] = Field({}, description="rows with settings of their own")
     seeds: Seeds = Field([0], min_length=1, description="of distillation and of sampling noise")
@@ -369,6 +385,21 @@ class Config(Strict):
     checkpoints: list[Checkpoint] = Field([], description="published few-step models to draw and score beside the rows")
     published: list[Published] = Field([], description="numbers that texts state of methods, shown apart from what was measured")
     _origin: str = PrivateAttr("configuration")
+    _given: tuple[str, ...] = PrivateAttr(())  # keys that the command line has set
+    _said: str = PrivateAttr("--set")
+
+    @field_validator("profile")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(NAME, name) or name.endswith(".") or len(name) > 64:
+            raise ValueError(f"found {name!r}, expected a name of a-z, 0-9, `_`, `-` and, within it, `.`, of at most 64 characters")
+        if name in KEPT:
+            raise ValueError(f"found {name!r}, expected another name: results/{name} and results/reference/{name} hold {KEPT[name]}")
+        return name
+
+    def blame(self, message: str) -> str:
+        """A fault that begins with a key, with where its value is from: the profile's file or the command line."""
+        return blame(message, self._origin, self._given, self._said)
 
     @model_validator(mode="after")
     def _fetched_into_the_results(self) -> Config:
@@ -472,10 +503,10 @@ class Config(Strict):
             return {}
         path = locate(self.tuned)
         try:
-            values = parse_yaml(path.read_text(), str(path)) or {}
+            values = parse_yaml(read_text(path), str(path)) or {}
             return Tuned.model_validate({"methods": values}).methods
         except OSError:
-            raise UserError(f"{self._origin}: tuned: found no file {path}; `snakemake tune` makes it, or leave `tuned` empty") from None
+            raise UserError(self.blame(f"tuned: found no file {path}; `snakemake tune` makes it, or leave `tuned` empty")) from None
         except ValidationError as error:
             raise UserError(explain(error, Tuned, str(path))) from None
 
@@ -495,7 +526,7 @@ class Config(Strict):
         train = self.train.model_copy(update=changes)
         if train.frozen == "bf16" and train.precision != "bf16":
             raise UserError(
-                f"{self._origin}: train.frozen: found bf16 with precision {train.precision}, expected precision bf16 too (row {name})"
+                self.blame(f"train.frozen: found bf16 with precision {train.precision}, expected precision bf16 too (row {name})")
             )
         return RunConfig(
             row=name,
@@ -521,7 +552,7 @@ class Config(Strict):
 
     def launched(self) -> Launch:
         """How its trainings start. Raises `UserError` where accelerate's file is not there or cannot be launched."""
-        return read_launch(locate(self.launch), f"{self._origin}: launch") if self.launch else Launch()
+        return read_launch(locate(self.launch), self.blame("launch")) if self.launch else Launch()
 
     def run_hash(self, name: str, *, teacher: bool = True) -> str:
         """Identity of a run but for its seed: what its weights depend on. With `teacher`, the teacher's files count too."""
@@ -578,40 +609,82 @@ class RunConfig(Strict):
 # ------------------------------------------------------------------------------------------ reading
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Reads and checks a profile.
+def load(path: str | Path, overrides: Iterable[str] = (), said: str = "--set") -> Config:
+    """Reads and checks a profile. Its `method_files` are relative to its folder, or to the working directory.
 
     Args:
         path: a YAML file.
         overrides: `key=value` strings, the key dotted, the value YAML: `train.batch_size=32`, `methods=apex,fm`.
+        said: the option that `overrides` are from, as messages name it.
 
     Raises:
         UserError: one line naming file, key, what was found and what is expected.
     """
     path = Path(path)
+    written = _read_profile(path)
+    values, given = dict(written), []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            for _, fault in check_texts(override, FREE):
+                raise UserError(f"{said}: {fault}")
+            raise UserError(f"{said} {override}: expected key=value, such as train.batch_size=32")
+        value = parse_yaml(text, f"{said} {key}")
+        try:
+            put(values, key, value)
+        except ValueError as error:
+            raise UserError(f"{said} {key}: {error}") from None
+        given.append(key)
+    for key, fault in check_texts(values, FREE):
+        raise UserError(blame(f"{key}: {fault}", str(path), given, said))
+    if "method_files" not in given:
+        values["method_files"] = _beside(path, values.get("method_files"))
     try:
-        values = parse_yaml(path.read_text(), str(path))
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        text = explain(error, Config, str(path), given, said=said)
+        if given and text.startswith(f"{path}: ") and _faults(error).isdisjoint(_faults(written)):
+            text = f"{path} with {said} {' '.join(given)}: {text.removeprefix(f'{path}: ')}"
+        raise UserError(text) from None
+    config._origin, config._given, config._said = str(path), tuple(given), said
+    return config
+
+
+def _read_profile(path: Path) -> dict[str, Any]:
+    try:
+        values = parse_yaml(read_text(path), str(path))
     except FileNotFoundError:
         found = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; {path.parent} has: {', '.join(found)}" if found else ""
         raise UserError(f"{path}: no such configuration file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; give the file of a profile") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: found {type(values).__name__}, expected keys and values, such as `profile: world`")
-    set_keys = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {override}: expected key=value, such as train.batch_size=32")
-        put(values, key, parse_yaml(text, f"--set {key}"))
-        set_keys.append(key)
+        found = "nothing" if values is None else "a list" if isinstance(values, list) else repr(values)[:60]
+        raise UserError(f"{path}: found {found}, expected keys and values, such as `profile: world`")
+    return values
+
+
+def _beside(profile: Path, files: Any) -> Any:
+    """`method_files` as written in a profile, those that lie relative to its folder with that folder."""
     try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, Config, str(path), set_keys)) from None
-    config._origin = str(path)
-    return config
+        files = as_list(files)
+    except ValueError:
+        return files  # the model says what is wrong
+    if not isinstance(files, list):
+        return files
+    return [str(place) if isinstance(file, str) and (place := profile.parent / file).is_file() else file for file in files]
+
+
+def _faults(of: ValidationError | dict[str, Any]) -> set[tuple[Any, ...]]:
+    """Places and messages of a validation error, or of what is wrong with a profile's values by themselves."""
+    if isinstance(of, dict):
+        try:
+            Config.model_validate(of)
+        except ValidationError as error:
+            return _faults(error)
+        return set()
+    return {(fault["loc"], fault["msg"]) for fault in of.errors()}
 
 
 def check_params(config: Config, rows: Iterable[str] | None = None) -> None:
@@ -639,11 +712,11 @@ def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str
             if row.tuning not in method.tunings:
                 why = f": {method.no_lora}" if row.tuning == "lora" and method.no_lora else ""
                 expected = f"{' or '.join(method.tunings)} for {row.method}{why}"
-                faults[name] = f"{config._origin}: rows.{name}.tuning: found {row.tuning}, expected {expected}"
+                faults[name] = config.blame(f"rows.{name}.tuning: found {row.tuning}, expected {expected}")
         except UserError as error:
             faults[name] = str(error)
         except ValidationError as error:
-            text = explain(error, method.Params, config._origin, prefix=f"rows.{name}.params.")
+            text = explain(error, method.Params, config._origin, config._given, f"rows.{name}.params.", config._said)
             faults[name] = f"{text} (settings of {methods.where(method)})"
         except Exception as error:  # whatever the method's own checks raise
             faults[name] = f"{methods.where(method)}: {type(error).__name__}: {' '.join(str(error).split())}"

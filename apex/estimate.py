@@ -34,6 +34,7 @@ from apex.config import Config, RunConfig, check_params, load
 from apex.data.cache import pixels_per_latent
 from apex.errors import UserError, readable, run_command
 from apex.files import write_atomic
+from apex.gpu import CARDS
 from apex.launch import Launch
 from apex.memory import PeakMemory, megabytes
 from apex.networks import DTYPES, build_student, make_setup, parameters_by_role
@@ -44,8 +45,6 @@ from apex.text import ENCODERS, WORLD, pipeline_class
 
 SHIPPED = Path(__file__).resolve().parent / "configurations"
 META = torch.device("meta")
-# Card -> memory in GB and dense bf16 TFLOP/s, as their makers' data sheets say. A rate measured on the card itself is better: --tflops.
-CARDS = {"h200": (141, 989), "h100": (80, 989), "a100": (80, 312), "l40s": (48, 362), "rtx4090": (24, 165)}
 SHARE = 0.35  # of the card's rate that training reaches; assumed where nothing was measured
 FSDP = "workflows/accelerate/fsdp2.yaml"
 TOY_STEPS = 20  # over which calls are counted
@@ -94,7 +93,7 @@ def shape_of(config: Config) -> Shape:
     known = shipped()
     if hub not in known:
         raise UserError(
-            f"{config._origin}: pipeline: found no {folder / 'transformer' / 'config.json'}, and no configuration is shipped for hub "
+            f"{config.blame('pipeline')}: found no {folder / 'transformer' / 'config.json'}, and no configuration is shipped for hub "
             f"{hub or '(none)'}; expected a pipeline's folder, or one of {', '.join(known)}"
         )
     one = known[hub]

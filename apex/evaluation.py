@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from apex.strict import Strict
 
@@ -71,7 +71,9 @@ class Fid(Settings):
     protocol: Literal["world", "pytorch-fid", "clean-fid"] = Field("world", description="network and resize")
     reference: str = Field("", description="folder of real images, or their statistics (protocols but `world`)")
     weights: str = Field("", description="of its network; '': the world's own, or Inception's official ones")
-    resolution: int | None = Field(None, ge=1, description="pytorch-fid: both sets are brought to it; null: the images' short side")
+    resolution: int | None = Field(
+        None, ge=1, le=4096, description="pytorch-fid: both sets are brought to it; null: the images' short side"
+    )
     jpeg: int | None = Field(None, ge=1, le=100, description="quality to compress generated images with first (not `world`); null: not")
 
     @model_validator(mode="after")
@@ -143,9 +145,27 @@ class Wise(Settings):
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; '': the server needs none")
     parser: Literal["official", "tolerant"] = Field("official", description="what reads the answers; official: as the benchmark's script")
     attempts: int | None = Field(
-        None, ge=1, description="how often an answer that lacks a score is asked for; null: as the official script, 1, of 2026 3"
+        None, ge=1, le=1000, description="how often an answer that lacks a score is asked for; null: as the official script, 1, of 2026 3"
     )
     partial: bool = Field(False, description="score images that lack prompts of the benchmark")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _holds_no_secret(cls, endpoint: str) -> str:
+        from evaluators.wise.endpoint import url_fault
+
+        if endpoint and (fault := url_fault(endpoint)):
+            raise ValueError(fault)
+        return endpoint
+
+    @field_validator("key_variable")
+    @classmethod
+    def _is_a_variable(cls, name: str) -> str:
+        from evaluators.wise.endpoint import variable_fault
+
+        if name and (fault := variable_fault(name)):
+            raise ValueError(fault)
+        return name
 
     def assets(self) -> Assets:
         year, end = ("", "") if self.version == "2025" else (self.version, "_verified")

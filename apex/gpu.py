@@ -15,6 +15,8 @@ from typing import TextIO
 
 from apex.errors import UserError
 
+# Card -> memory in GB and dense bf16 TFLOP/s, as their makers' data sheets say. A rate measured on the card itself is better: --tflops.
+CARDS = {"h200": (141, 989), "h100": (80, 989), "a100": (80, 312), "l40s": (48, 362), "rtx4090": (24, 165)}
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: list[TextIO] = []  # closing the file would give the lock back
 

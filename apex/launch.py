@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from apex.errors import UserError
-from apex.strict import parse_yaml
+from apex.strict import parse_yaml, read_text
 
 KINDS = {"MULTI_GPU": False, "FSDP": True}  # accelerate's distributed_type -> whether weights are split (apex/sharding.py)
 
@@ -21,9 +20,9 @@ class Launch:
     split: bool = False
 
     @property
-    def command(self) -> str:
-        """What stands before `apex.train`."""
-        return f"accelerate launch --config_file {shlex.quote(self.file)} -m" if self.file else "python -m"
+    def command(self) -> list[str]:
+        """The words before `apex.train`."""
+        return ["accelerate", "launch", "--config_file", self.file, "-m"] if self.file else ["python", "-m"]
 
 
 def read(path: Path, key: str) -> Launch:
@@ -33,7 +32,7 @@ def read(path: Path, key: str) -> Launch:
         UserError: one line that names the file and what of it cannot be launched here.
     """
     try:
-        values = parse_yaml(path.read_text(), str(path))
+        values = parse_yaml(read_text(path), str(path))
     except OSError:
         raise UserError(f"{key}: found no file {path}; expected one such as workflows/accelerate/fsdp2.yaml") from None
     values = values if isinstance(values, dict) else {}

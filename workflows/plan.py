@@ -7,16 +7,19 @@ of results/<profile>/ are written here once, as templates with Snakemake's wildc
 from __future__ import annotations
 
 import json
-import shlex
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apex.config import Config, External, fingerprint, locate
+from apex.config import FREE, Config, External, fingerprint, load, locate
 from apex.errors import UserError
 from apex.evaluation import Options
-from apex.strict import parse_yaml
+from apex.gpu import CARDS
+from apex.strict import check_texts, parse_yaml, unknown
 from evaluators import assets
+from evaluators.systems.known import chosen
 
 JUDGED = ("dpg", "wise")
 SPEED = "speed"  # it times a network, not a folder of images: one split, one seed
@@ -177,11 +180,59 @@ class Plan:
         return None
 
 
+@dataclass(frozen=True)
+class Called:
+    """What Snakemake was called with.
+
+    Attributes:
+        file: of the profile, relative to the working directory where it lies in it.
+        settings: of `--config`, without those below.
+        card: of `snakemake plan`; '' where none is named. systems: names of those that `snakemake speed` times.
+    """
+
+    file: Path
+    settings: dict[str, Any]
+    card: str
+    systems: list[str]
+    config: Config
+
+    def check(self, plan: Plan) -> None:
+        """Raises `UserError` where a file that the configuration names is not there."""
+        if missing := plan.missing():
+            raise UserError(self.config.blame(missing))
+
+
+def configured(basedir: Path, configfiles: list[Path], settings: Mapping[str, Any]) -> Called:
+    """Reads the profile's file with `--config`: the one place where the Snakefile gets its configuration.
+
+    Args:
+        basedir: the checkout.
+        configfiles: of `--configfile`, at most one.
+        settings: of `--config`, as Snakemake has read them.
+
+    Raises:
+        UserError: one line that names the file or `--config`, and the key.
+    """
+    for key, fault in check_texts(dict(settings), FREE):
+        raise UserError(f"--config {key}: {fault}")
+    file, rest = profile_file(basedir, configfiles, settings)
+    card, names = str(rest.pop("card", None) or ""), rest.pop("systems", None) or ""
+    if card and card not in CARDS:
+        raise UserError(f"--config card: {unknown('card', card, CARDS)}")
+    try:
+        timed = chosen(",".join(map(str, names)) if isinstance(names, list) else names)
+    except UserError as error:
+        raise UserError(f"--config systems: {error}") from None
+    file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return Called(file, rest, card, timed, load(file, overrides(rest), "--config"))
+
+
 def overrides(settings: Mapping[str, Any]) -> list[str]:
     """`key=value` strings for `apex.config.load` from what stood behind Snakemake's `--config`.
 
-    `methods=apex,fm`, `train='{batch_size: 32}'` and `set='train.batch_size=32 budget.forward_equivalents=1e5'` all work, and so does
-    `hub=` (`hub="''"` is the same to Snakemake): the empty text for a key that takes a text.
+    `methods=apex,fm`, `train='{batch_size: 32}'` and, for keys inside others, `set='train.batch_size=32 budget.forward_equivalents=1e5'`
+    or `set='[train.batch_size=32, ...]'` all work, and so does `hub=` (`hub="''"` is the same to Snakemake): the empty text for a key
+    that takes a text.
     """
     flat: list[str] = []
     texts = {name for name, field in Config.model_fields.items() if field.annotation is str}
@@ -205,10 +256,18 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
             text = "" if value is None else value if isinstance(value, str) else json.dumps(read(value))
             flat.append(f"{key}={text}")
 
-    chosen = dict(settings)
-    dotted = str(chosen.pop("set", "")).split()
-    walk(chosen, "")
-    return flat + dotted
+    walk({key: value for key, value in settings.items() if key != "set"}, "")
+    one_by_one = settings.get("set")
+    if isinstance(one_by_one, Mapping):
+        walk(one_by_one, "")
+    else:
+        # A value may hold spaces: the next setting begins where a word has a `=` behind a key.
+        given = one_by_one if isinstance(one_by_one, list) else re.split(r"\s+(?=[\w.-]+=)", str(one_by_one or "").strip())
+        for setting in filter(None, map(str, given)):
+            if not re.match(r"[^\s=]+=", setting):
+                raise UserError(f"--config set: found {setting!r}, expected KEY=VALUE, such as budget.forward_equivalents=2e4")
+            flat.append(setting)
+    return flat
 
 
 def profile_file(basedir: Path, configfiles: list[Path], settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -217,10 +276,16 @@ def profile_file(basedir: Path, configfiles: list[Path], settings: Mapping[str, 
         raise UserError(f"--configfile: found {len(configfiles)} files, expected one; a profile is complete in itself")
     if configfiles:
         return configfiles[0], dict(settings)
-    rest = dict(settings)
-    return basedir / "workflows" / "config" / f"{rest.pop('profile', 'world')}.yaml", rest
+    rest, folder = dict(settings), basedir / "workflows" / "config"
+    name, known = str(rest.pop("profile", "world")), sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(
+            f"--config profile: found {name!r}, expected the name of a profile in workflows/config ({', '.join(known)}); "
+            "give another file by --configfile"
+        )
+    return folder / f"{name}.yaml", rest
 
 
-def arguments(file: Path, changes: list[str]) -> str:
-    """What follows a program's name: `--config FILE --set key=value ...`, quoted for a shell."""
-    return shlex.join(["--config", str(file), *(part for change in changes for part in ("--set", change))])
+def arguments(file: Path, changes: list[str]) -> list[str]:
+    """What follows a program's name, as words: `--config FILE --set key=value ...`."""
+    return ["--config", str(file), *(part for change in changes for part in ("--set", change))]

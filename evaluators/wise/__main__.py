@@ -25,7 +25,7 @@ from evaluators.flat import open_matched
 from evaluators.journal import Journal
 from evaluators.result import Metric
 from evaluators.statistics import bootstrap_weights, bootstrapped, mean_of_prompts
-from evaluators.wise.endpoint import Endpoint
+from evaluators.wise.endpoint import Endpoint, variable_fault
 from evaluators.wise.judge import PARSERS, TEMPERATURE, Instruction, Judge, jobs_of, malformed, read_scores
 from evaluators.wise.versions import VERSIONS, Version, load
 
@@ -81,6 +81,8 @@ def totals(version: Version, texts: list[list[str]], zero: bool, parser: str = P
 
 
 def key_of(args: argparse.Namespace) -> str:
+    if args.key_variable and (fault := variable_fault(args.key_variable)):
+        raise UserError(f"--key-variable: {fault}")
     return os.environ.get(args.key_variable, "").strip() if args.key_variable else ""
 
 

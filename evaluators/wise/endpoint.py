@@ -70,13 +70,9 @@ class Endpoint:
     """
 
     def __init__(self, url: str, key: str, timeout: float, tries: int, seed: int = 0, pause: float = 1.0) -> None:
+        if fault := url_fault(url):
+            raise UserError(f"--endpoint: {fault}")
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"--endpoint {url.split('?')[0]}: expected a URL such as https://api.openai.com/v1")
-        if parts.username or parts.password or parts.query:
-            raise UserError(
-                "--endpoint: no password and no query belong into the URL; the key comes from the variable that --key-variable names"
-            )
         if not re.fullmatch(r"[!-~]*", key):  # the library would name it in its own error
             raise UserError("the key that --key-variable names holds blanks or characters that no header can carry")
         self.host, self.local = parts.hostname, is_local(url)
@@ -149,6 +145,34 @@ class Endpoint:
         """One short line without the key."""
         line = " ".join(text.split())
         return (line.replace(self._key, "[key]") if self._key else line)[:200]
+
+
+def url_fault(url: str) -> str:
+    """What is wrong with a judge's URL; '' where nothing is. The URL itself, which may hold a key, is not shown."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half of an IPv6 address
+        good = False
+    if not good:
+        return "found something else (not shown here), expected a URL such as https://api.openai.com/v1"
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        return (
+            "found a user, a query or a fragment in the URL (not shown here), and no password and no query belong into it; "
+            "put the key into the environment variable that key_variable (--key-variable) names"
+        )
+    return ""
+
+
+def variable_fault(name: str) -> str:
+    """What is wrong with the name of the variable that holds the key; '' where nothing is. A key that is pasted here would be printed and
+    stored: keys have small letters or signs, or many letters without a `_`."""
+    if re.fullmatch(r"[A-Z_][A-Z0-9_]{0,47}", name) and (len(name) < 20 or "_" in name):
+        return ""
+    return (
+        "found what may be the key itself (not shown here), expected the name of an environment variable in capitals, such as "
+        "OPENAI_API_KEY; set that variable to the key: export OPENAI_API_KEY=..."
+    )
 
 
 def is_local(url: str) -> bool:

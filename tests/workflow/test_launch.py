@@ -25,8 +25,8 @@ def test_those_shipped_are_accelerates_own(tmp_path):
         assert (found.processes, found.split) == (theirs.num_processes, split) and theirs.distributed_type.value == (
             "FSDP" if split else "MULTI_GPU"
         )
-        assert found.command == f"accelerate launch --config_file {SHIPPED / name}.yaml -m"
-    assert launch.Launch().command == "python -m"
+        assert found.command == ["accelerate", "launch", "--config_file", f"{SHIPPED / name}.yaml", "-m"]
+    assert launch.Launch().command == ["python", "-m"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,11 @@ use rule cache as ablation_cache with:
         directory(f"{CELL_DATA}/cache"),
     log:
         f"{PLAN.root}/logs/ablations/cache-{{data}}.log",
+    params:
+        teacher=TEACHER,
+        pipeline=lambda wildcards: str(CONFIG.pipeline_path),
+        source=lambda wildcards, input: input.data or given_sources(wildcards)[0],
+        resolution=CONFIG.data.resolution,
 
 
 use rule embeddings as ablation_embeddings with:
@@ -75,13 +80,13 @@ use rule tune_score as ablation_score with:
         config=cell_arguments,
         networks=EVALUATOR_NETWORKS,
         prompts=PROMPTS.get("test"),
-        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        amount=lambda wildcards: CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
         row=CELL_ROW,
         split="test",
         nfe=ABLATIONS.found.nfe,
         seed=lambda wildcards: wildcards.seed,
         records=lambda wildcards: CELL_RECORDS[0].format(**wildcards).replace(JUDGES[0], "{evaluator}"),
-        scores=scores({"test": JUDGES}),
+        scores=lambda wildcards: scores({"test": JUDGES}),
 
 
 # Of a cell's images those that its grid's pictures show.
@@ -98,7 +103,7 @@ rule ablation_pictures:
     conda:
         ENVIRONMENT
     shell:
-        "python -m paper_tables.pictures --images {input} --out {output} > {log} 2>&1"
+        "python -m paper_tables.pictures --images {input:q} --out {output:q} > {log:q} 2>&1"
 
 
 # What the first seeds say: which cells are the best and the worst.
@@ -117,7 +122,7 @@ checkpoint ablation_ends:
         config=config_arguments,
         results=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
     shell:
-        "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --ends {output} > {log} 2>&1"
+        "python -m paper_tables.ablations {params.config:q} --results {params.results:q} --grid {wildcards.grid:q} --ends {output:q} > {log:q} 2>&1"
 
 
 rule ablation:
@@ -139,7 +144,7 @@ rule ablation:
         results=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python -m paper_tables.ablations {params.config} --results {params.results} --grid {wildcards.grid} --out {params.out} 2>&1 | tee {log}"
+        "python -m paper_tables.ablations {params.config:q} --results {params.results:q} --grid {wildcards.grid:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 for _grid in GRIDS:

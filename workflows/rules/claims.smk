@@ -17,7 +17,7 @@ rule theory:
             for part in ("theory.py", "alignment.py", "mixture.py", "methods", "losses")
         ],
     shell:
-        "(python -m apex.theory --out {params.out} && python -m apex.alignment --out {params.out}) 2>&1 | tee {log}"
+        "(python -m apex.theory --out {params.out:q} && python -m apex.alignment --out {params.out:q}) 2>&1 | tee {log:q}"
 
 
 # The verdicts and the assumptions of this profile's results; part of `all`.
@@ -37,11 +37,11 @@ rule judge:
     conda:
         ENVIRONMENT
     params:
-        command=" && ".join(claim_commands(PLAN.root)),
+        command=lambda wildcards: joined(claim_commands(PLAN.root)),
         code=fingerprint(BASEDIR / "paper_tables" / "claims.yaml"),
         expected=digest(CONFIG.as_profile()),
     shell:
-        "({params.command}) > {log} 2>&1"
+        "({params.command}) > {log:q} 2>&1"
 
 
 # Without inputs, as `tables`: it takes what is there and never trains.
@@ -51,9 +51,9 @@ rule claims:
     conda:
         ENVIRONMENT
     params:
-        command=" && ".join(claim_commands(RECORDED)),
+        command=lambda wildcards: joined(claim_commands(RECORDED)),
     shell:
-        "({params.command}) 2>&1 | tee {log}"
+        "({params.command}) 2>&1 | tee {log:q}"
 
 
 OWN = recorded(PLAN.root) or not recorded(PLAN.reference)  # whether the report is of results of this folder
@@ -71,11 +71,13 @@ rule report:
     conda:
         ENVIRONMENT
     params:
-        call=snakemake_arguments(),
+        call=lambda wildcards: snakemake_arguments(),
         grids=[f"ablation_{grid}" for grid in GRIDS if Path(ABLATIONS.root, "tables", f"{grid}.png").is_file()],
-        before=("true" if OWN else " && ".join([*table_commands(PLAN.reference), *claim_commands(PLAN.reference)])),
+        before=lambda wildcards: (
+            "true" if OWN else joined([*table_commands(PLAN.reference), *claim_commands(PLAN.reference)])
+        ),
     shell:
-        "({params.before} && snakemake all {params.grids} --report {output} {params.call}) > {log} 2>&1"
+        "({params.before} && snakemake all {params.grids:q} --report {output:q} {params.call:q}) > {log:q} 2>&1"
 
 
 report: os.path.abspath(f"{PLAN.claims}/front.rst")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import contains_wildcard
 
 from apex.ablations import CELL as CELL_ROW
 from apex.ablations import Plan as AblationPlan
@@ -15,9 +16,9 @@ from apex.config import FETCHED, fingerprint, load, locate, method_faults
 from apex.errors import UserError
 from apex.kinds import OF_RULES
 from apex.provenance import digest
-from evaluators.systems.known import chosen, systems
+from evaluators.systems.known import systems
 from workflows.lock import hold
-from workflows.plan import Plan, arguments, overrides, profile_file
+from workflows.plan import Plan, arguments, configured, overrides
 
 BASEDIR = Path(workflow.basedir)
 ENVIRONMENT = "../envs/suite.yaml"
@@ -27,27 +28,31 @@ for _name, _folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", BAS
     os.environ[_name] = os.pathsep.join(filter(None, [str(_folder), os.getenv(_name)]))
 
 try:
-    _file, _settings = profile_file(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
-    CARD = str(_settings.pop("card", ""))  # `snakemake plan --config card=h100`
-    SYSTEMS = systems()
-    TIMED = chosen(_settings.pop("systems", ""))  # `snakemake speed --config systems=flux-schnell`
-    _file = _file.relative_to(Path.cwd()) if _file.is_relative_to(Path.cwd()) else _file
-    CONFIG = load(_file, overrides(_settings))
+    _called = configured(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
+    _file, _settings, CONFIG = _called.file, _called.settings, _called.config
+    CARD = _called.card  # `snakemake plan --config card=h100`
+    SYSTEMS, TIMED = systems(), _called.systems  # `snakemake speed --config systems=flux-schnell`
     PLAN, ABLATIONS, LAUNCH = Plan(CONFIG), AblationPlan(CONFIG), CONFIG.launched()
-    # These two come before there are data or prompts.
-    if not {"plan", "measure", "measure_row"} & set(sys.argv) and (_missing := PLAN.missing()):
-        raise UserError(f"{_file}: {_missing}")
+    if not {"plan", "measure", "measure_row"} & set(sys.argv):  # these come before there are data or prompts
+        _called.check(PLAN)
     for _folder in (Path(PLAN.root), *Path(PLAN.root).parents):
         if _folder.exists() and not _folder.is_dir():
             raise UserError(
                 f"{PLAN.root}: cannot be written: {_folder} is a file; move it, or run in another folder (--directory)"
             )
 except UserError as error:
-    raise WorkflowError(str(error).replace("--set", "--config")) from None
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
 
 MADE_HERE = CONFIG.pipeline == f"{PLAN.pretrained}/pipeline"  # the teacher is an output of this workflow
 MARKER = CONFIG.pipeline_path / "transformer" / "config.json"
 TEACHER = "made here" if MADE_HERE else fingerprint(CONFIG.pipeline_path)
+
+
+def given(path):
+    """A file or folder of the user's as an input; its time does not count. One whose name looks like a wildcard (`{x}`) cannot be
+    an input of Snakemake's: it is left out, and the rule's parameters name it."""
+    return [] if contains_wildcard(path) else ancient(path)
 
 
 def one_of(names):
@@ -77,7 +82,7 @@ def run_embeddings(wildcards):
 
 def embeddings_argument(wildcards, input):
     """`--embeddings FOLDER`; Snakemake stores no param that is a function of `input`."""
-    return f"--embeddings {input.embeddings}" if input.embeddings else ""
+    return ["--embeddings", input.embeddings] if input.embeddings else []
 
 
 def run_identity(wildcards):
@@ -106,7 +111,7 @@ def teacher_input(wildcards):
     """A given teacher's content counts, in `params:`, and not its files' times, which a clone sets at random.
     One that is not there is left to `onstart`: Snakemake takes an error here for "no rule makes this" and what exists for good.
     """
-    return CONFIG.pipeline if MADE_HERE else ancient(str(MARKER)) if MARKER.is_file() else []
+    return CONFIG.pipeline if MADE_HERE else given(str(MARKER)) if MARKER.is_file() else []
 
 
 def timed_records(nfes):
@@ -115,13 +120,13 @@ def timed_records(nfes):
 
 
 def timing(wildcards):
-    """Who is timed at which NFEs, for the command: a row at the compared ones, or at one that the path names; without a row the teacher."""
+    """Who is timed at which NFEs, quoted for the shell: a row at the compared ones, or at one that the path names; without a row the teacher."""
     row = wildcards.get("row", "teacher")
     run = str(CONFIG.pipeline_path) if row == "teacher" else PLAN.run.format(**wildcards)
-    run = "" if row in CONFIG.checkpoint_rows else f"--run {run}"
+    run = "" if row in CONFIG.checkpoint_rows else f"--run {shlex.quote(run)}"
     nfes = [wildcards.nfe] if "nfe" in wildcards.keys() else CONFIG.teacher_nfe if row == "teacher" else CONFIG.nfe
     out = PLAN.record.format(**{"row": row, **wildcards, "nfe": "{nfe}"}, evaluator="speed")
-    return f"--row {row} {run} --nfe {' '.join(map(str, nfes))} --out '{out}'"
+    return f"--row {row} {run} --nfe {' '.join(map(str, nfes))} --out {shlex.quote(out)}"
 
 
 def checkpoint_folders(row):
@@ -152,8 +157,8 @@ def records_of(wildcards, row=None):
 
 
 def words(chosen):
-    """Which evaluators score which prompt set, as words of the command."""
-    return [f"{split}={','.join(names)}" for split, names in chosen.items()]
+    """Which evaluators score which prompt set, as words of the command, quoted for the shell."""
+    return [shlex.quote(f"{split}={','.join(names)}") for split, names in chosen.items()]
 
 
 def scores(chosen):
@@ -171,10 +176,15 @@ CELL_DATA = f"{ABLATIONS.root}/data/{{data}}"
 CELL_EMBEDDINGS = f"{CELL_DATA}/embeddings-{{dtype}}"
 
 
+def given_sources(wildcards):
+    """Where images of a cell's data lie that are given."""
+    return [cell.source for cell in ABLATIONS.cells.values() if cell.data == wildcards.data and cell.source]
+
+
 def cell_source(wildcards):
     """What a cell's latents are of: images that are given, or scenes rendered with other captions."""
-    given = [cell.source for cell in ABLATIONS.cells.values() if cell.data == wildcards.data and cell.source]
-    return ancient(given[0]) if given else f"{CELL_DATA}/shards".format(data=wildcards.data)
+    sources = given_sources(wildcards)
+    return given(sources[0]) if sources else f"{CELL_DATA}/shards".format(data=wildcards.data)
 
 
 def cell_cache(wildcards):
@@ -238,59 +248,67 @@ def recorded(results):
 
 
 def beside(results):
-    """What sets these results beside the committed ones of the profile, where there are any; those alone stand beside nothing."""
-    return f" --committed {PLAN.reference}" if results != PLAN.reference and recorded(PLAN.reference) else ""
+    """The words of a command that set these results beside the committed ones of the profile, where there are any; those alone stand beside nothing."""
+    return ["--committed", PLAN.reference] if results != PLAN.reference and recorded(PLAN.reference) else []
+
+
+def words_of(name, *options):
+    """The words of a command, `python -m NAME ...`."""
+    return ["python", "-m", name, *map(str, options)]
+
+
+def joined(commands):
+    """Commands, each a list of words, as one line for the shell: each runs if the one before it succeeded. Every word is quoted.
+    As a rule's parameter it stands behind `lambda`: in other texts Snakemake takes braces for wildcards."""
+    return " && ".join(map(shlex.join, commands))
 
 
 def table_commands(results, out=PLAN.root):
-    """From the records in `results` to metrics.csv, tables, audit and figures in `out`: one shell command each."""
-    about = arguments(_file, overrides(_settings)) + beside(results)
-    gallery = f" --gallery {PLAN.gallery}" if out == PLAN.root else ""  # too large to commit
+    """From the records in `results` to metrics.csv, tables, audit and figures in `out`: the words of each command."""
+    about = [*arguments(_file, overrides(_settings)), *beside(results)]
+    gallery = ["--gallery", PLAN.gallery] if out == PLAN.root else []  # too large to commit
     return [
-        f"python -m paper_tables.collect --results {results} --out {out}/metrics.csv",
-        f"python -m paper_tables.build --results {results} --out {out}/tables {about}",
-        f"python -m paper_tables.audit --out {out}/audit",
-        f"python -m paper_tables.figures --results {results} --out {out}/figures{gallery} {about}",
+        words_of("paper_tables.collect", "--results", results, "--out", f"{out}/metrics.csv"),
+        words_of("paper_tables.build", "--results", results, "--out", f"{out}/tables", *about),
+        words_of("paper_tables.audit", "--out", f"{out}/audit"),
+        words_of("paper_tables.figures", "--results", results, "--out", f"{out}/figures", *gallery, *about),
     ]
 
 
 def claim_commands(results, out=PLAN.root):
     """From the records in `results` to claims and assumptions in `out`."""
-    about = arguments(_file, overrides(_settings))
+    about, claims = arguments(_file, overrides(_settings)), ["--out", f"{out}/claims"]
+    other = f"{BASEDIR}/workflows/config/world_qwen.yaml={kept('world_qwen')}"
+    outside = ["--theory", kept("theory"), "--speed", kept("speed"), "--also", other]
     return [
-        f"python -m paper_tables.claims {about} --results {results} --theory {kept('theory')} --speed {kept('speed')}"
-        f" --also {BASEDIR}/workflows/config/world_qwen.yaml={kept('world_qwen')} --out {out}/claims",
-        f"python -m paper_tables.assumptions {about} --results {results}/ablations --out {out}/claims",
+        words_of("paper_tables.claims", *about, "--results", results, *outside, *claims),
+        words_of("paper_tables.assumptions", *about, "--results", f"{results}/ablations", *claims),
     ]
 
 
 def cards_command(results):
     """From the runs and records in `results` to the model cards of this profile."""
-    return (
-        f"python -m paper_tables.cards --results {results} --out {PLAN.cards} {arguments(_file, overrides(_settings))}"
-    )
+    about = arguments(_file, overrides(_settings))
+    return words_of("paper_tables.cards", "--results", results, "--out", PLAN.cards, *about)
 
 
 def reference_commands():
     """What this profile's results have, to the committed reference; then its tables and figures from the whole of it."""
     about, out = arguments(_file, overrides(_settings)), PLAN.reference
-    copying = f"python -m workflows.reference {about} --results {PLAN.root} --out {out} --theory results/theory"
-    grids = f"python -m paper_tables.ablations {about} --results {out}/ablations --out {out}/ablations/tables"
+    copying = words_of(
+        "workflows.reference", *about, "--results", PLAN.root, "--out", out, "--theory", "results/theory"
+    )
+    grids = words_of(
+        "paper_tables.ablations", *about, "--results", f"{out}/ablations", "--out", f"{out}/ablations/tables"
+    )
     return [copying, *table_commands(out, out), *([grids] if ABLATIONS.cells else []), *claim_commands(out, out)]
 
 
 def snakemake_arguments():
-    """This call's profile and settings, for a call of Snakemake from within."""
+    """This call's profile and settings, for a call of Snakemake from within: the words of the command."""
     settings = [f"{key}={json.dumps(value)}" for key, value in _settings.items()]
-    return shlex.join(
-        [
-            "--snakefile",
-            str(BASEDIR / "Snakefile"),
-            "--configfile",
-            str(_file),
-            *(["--config", *settings] if settings else []),
-        ]
-    )
+    about = ["--snakefile", str(BASEDIR / "Snakefile"), "--configfile", str(_file)]
+    return [*about, *(["--config", *settings] if settings else [])]
 
 
 def say_faults():
@@ -310,7 +328,7 @@ onstart:
         _rules = {job.rule.name for job in _jobs}
         _teachers = {"train", "synthesise", "sample_teacher", "time_teacher"}
         if not MADE_HERE and _rules & _teachers and not MARKER.is_file():
-            raise UserError(f"{_file}: pipeline: found no {MARKER}; expected a folder in diffusers' layout")
+            raise UserError(CONFIG.blame(f"pipeline: found no {MARKER}; expected a folder in diffusers' layout"))
         # These have no inputs, so they would run before what the same call still has to make.
         _takes = sorted(_rules & {"tables", "figures", "claims", "cards", "reference"})
         _makes = {file for job in _jobs for file in job.output} & {PLAN.metrics, *PLAN.records(full=True)}
@@ -320,7 +338,7 @@ onstart:
         if _lacking := PLAN.unready(
             {Path(file).stem for job in _jobs for file in job.output if file.endswith(".json")}
         ):
-            raise UserError(f"{_file}: {_lacking}")
+            raise UserError(CONFIG.blame(_lacking))
     except UserError as error:
         raise WorkflowError(str(error))
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
@@ -336,6 +354,6 @@ onerror:
     _said = "".join(Path(file).read_text(errors="replace") for file in log if Path(file).is_file())
     if (TRAINED or SCORES) and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):
         for _command in table_commands(PLAN.root):
-            subprocess.run(_command, shell=True, stdout=subprocess.DEVNULL)
+            subprocess.run(_command, stdout=subprocess.DEVNULL)
         print(f"some jobs failed; {PLAN.tables} and {PLAN.figures} hold what there is", file=sys.stderr, flush=True)
     say_faults()

@@ -16,8 +16,8 @@ rule shards:
         seed=CONFIG.data.seed,
         captions=CONFIG.data.captions,
     shell:
-        "python -m apex.data.shards world --out {output} --scenes {params.scenes} --captions {params.captions}"
-        " --resolution {params.resolution} --seed {params.seed} > {log} 2>&1"
+        "python -m apex.data.shards world --out {output:q} --scenes {params.scenes:q} --captions {params.captions:q}"
+        " --resolution {params.resolution:q} --seed {params.seed:q} > {log:q} 2>&1"
 
 
 # `snakemake synthesise`: images of the teacher, where `data.source` is teacher.
@@ -34,17 +34,17 @@ rule synthesise:
     params:
         config=config_arguments,
         teacher=TEACHER,
-        pipeline=str(CONFIG.pipeline_path),
-        drawn=CONFIG.data_of_runs.model_dump_json(include={"teacher", "resolution", "seed"}),
+        pipeline=lambda wildcards: str(CONFIG.pipeline_path),
+        drawn=lambda wildcards: CONFIG.data_of_runs.model_dump_json(include={"teacher", "resolution", "seed"}),
         prompts=fingerprint(locate(CONFIG.data.teacher.prompts)) if CONFIG.data.teacher else "",
         precision=CONFIG.sampling.precision,
     shell:
-        "python -m apex.data.synthesise {params.config} --out {output} 2>&1 | tee {log}"
+        "python -m apex.data.synthesise {params.config:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule cache:
     input:
-        data={"world": PLAN.shards, "teacher": PLAN.synthesised}.get(CONFIG.data.source, ancient(CONFIG.data.source)),
+        data={"world": PLAN.shards, "teacher": PLAN.synthesised}.get(CONFIG.data.source, given(CONFIG.data.source)),
         teacher=teacher_input,
     output:
         directory(PLAN.cache),
@@ -55,11 +55,12 @@ rule cache:
         ENVIRONMENT
     params:
         teacher=TEACHER,
-        pipeline=str(CONFIG.pipeline_path),
+        pipeline=lambda wildcards: str(CONFIG.pipeline_path),
+        source=lambda wildcards, input: input.data or CONFIG.data.source,
         resolution=CONFIG.data.resolution,
     shell:
-        "python -m apex.data.cache --pipeline {params.pipeline} --data {input.data}"
-        " --resolution {params.resolution} --out {output} > {log} 2>&1"
+        "python -m apex.data.cache --pipeline {params.pipeline:q} --data {params.source:q}"
+        " --resolution {params.resolution:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Where `data.embeddings` is disk.
@@ -78,7 +79,7 @@ rule embeddings:
         ENVIRONMENT
     params:
         teacher=TEACHER,
-        pipeline=str(CONFIG.pipeline_path),
+        pipeline=lambda wildcards: str(CONFIG.pipeline_path),
     shell:
-        "python -m apex.data.embeddings --pipeline {params.pipeline} --cache {input.cache} --dtype {wildcards.dtype}"
-        " --out {output} > {log} 2>&1"
+        "python -m apex.data.embeddings --pipeline {params.pipeline:q} --cache {input.cache:q} --dtype {wildcards.dtype:q}"
+        " --out {output:q} > {log:q} 2>&1"

@@ -30,7 +30,7 @@ rule evaluate:
         chosen=words(SCORED),
         scores=lambda wildcards, output: scores(TOGETHER),
     shell:
-        "python -m evaluators --images '{params.images}' --out '{params.records}' --score {params.scores} > {log} 2>&1"
+        "python -m evaluators --images {params.images:q} --out {params.records:q} --score {params.scores} > {log:q} 2>&1"
 
 
 rule evaluate_alone:
@@ -53,7 +53,7 @@ rule evaluate_alone:
         content=lambda wildcards: PLAN.content(wildcards.evaluator),
         scores=lambda wildcards: scores({wildcards.split: [wildcards.evaluator]}),
     shell:
-        "python -m evaluators --images {input} --out {output} --score {params.scores} > {log} 2>&1"
+        "python -m evaluators --images {input:q} --out {output:q} --score {params.scores} > {log:q} 2>&1"
 
 
 # An external folder holds the test prompts.
@@ -77,8 +77,8 @@ rule evaluate_external:
         chosen=words(IN_TEST),
         scores=lambda wildcards, output: scores({"test": TOGETHER["test"]}),
     shell:
-        "python -m evaluators --images {params.images:q} --out '{params.records}' --score {params.scores}"
-        " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"
+        "python -m evaluators --images {params.images:q} --out {params.records:q} --score {params.scores}"
+        " -- --row {wildcards.row:q} --nfe {wildcards.nfe:q} --source={params.source:q} > {log:q} 2>&1"
 
 
 rule evaluate_external_alone:
@@ -103,8 +103,8 @@ rule evaluate_external_alone:
         source=lambda wildcards: PLAN.externals[wildcards.row].source,
         scores=lambda wildcards: scores({"test": [wildcards.evaluator]}),
     shell:
-        "python -m evaluators --images {params.images:q} --out {output} --score {params.scores}"
-        " -- --row {wildcards.row} --nfe {wildcards.nfe} --source={params.source:q} > {log} 2>&1"
+        "python -m evaluators --images {params.images:q} --out {output:q} --score {params.scores}"
+        " -- --row {wildcards.row:q} --nfe {wildcards.nfe:q} --source={params.source:q} > {log:q} 2>&1"
 
 
 # How GenEval falls when real renders are spoiled: what a score below 1 means.
@@ -117,11 +117,11 @@ rule calibrate:
         ENVIRONMENT
     params:
         networks=EVALUATOR_NETWORKS,
-        prompts=str(CONFIG.prompts_path("test")),
+        prompts=lambda wildcards: str(CONFIG.prompts_path("test")),
         content=fingerprint(CONFIG.prompts_path("test")),
         resolution=CONFIG.data.resolution,
     shell:
-        "python -m evaluators.geneval.calibrate --out {output} --prompts {params.prompts} --resolution {params.resolution} > {log} 2>&1"
+        "python -m evaluators.geneval.calibrate --out {output:q} --prompts {params.prompts:q} --resolution {params.resolution:q} > {log:q} 2>&1"
 
 
 # A network is timed while nothing else runs, so a row's NFEs share one process; those beyond the compared ones have their own.
@@ -141,11 +141,11 @@ rule time_row:
     threads: workflow.cores or 1
     params:
         config=config_arguments,
-        sampling=CONFIG.sampling.model_dump_json(),
+        sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
         guidance=CONFIG.guidance,
         what=timing,
     shell:
-        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config} {params.what} > {log} 2>&1"
+        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config:q} {params.what} > {log:q} 2>&1"
 
 
 use rule time_row as time_row_at with:
@@ -175,7 +175,7 @@ use rule time_row as time_checkpoint with:
     params:
         config=config_arguments,
         checkpoint=lambda wildcards: checkpoint_content(wildcards.row),
-        sampling=CONFIG.sampling.model_dump_json(),
+        sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
         guidance=CONFIG.guidance,
         what=timing,
 

@@ -8,12 +8,12 @@ rule plan:
     conda:
         ENVIRONMENT
     params:
-        about=arguments(_file, overrides(_settings)),
-        card=f"--card {CARD}" if CARD else "",
+        about=config_arguments,
+        card=["--card", CARD] if CARD else [],
         out=f"{PLAN.root}/plan",
     shell:
-        "(python -m apex.estimate {params.about} {params.card} --out {params.out}"
-        " && python -m paper_tables.plan --plan {params.out}) 2>&1 | tee {log}"
+        "(python -m apex.estimate {params.about:q} {params.card:q} --out {params.out:q}"
+        " && python -m paper_tables.plan --plan {params.out:q}) 2>&1 | tee {log:q}"
 
 
 rule measure_row:
@@ -29,7 +29,7 @@ rule measure_row:
         config=config_arguments,
         identity=lambda wildcards: CONFIG.run_hash(wildcards.row, teacher=False),
     shell:
-        "python -m apex.measure {params.config} --row {wildcards.row} --out {output} 2>&1 | tee {log}"
+        "python -m apex.measure {params.config:q} --row {wildcards.row:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 use rule plan as measure with:
@@ -38,6 +38,6 @@ use rule plan as measure with:
     log:
         f"{PLAN.root}/logs/measure.log",
     params:
-        about=arguments(_file, overrides(_settings)),
-        card=f"--card {CARD}" if CARD else "",
+        about=config_arguments,
+        card=["--card", CARD] if CARD else [],
         out=lambda wildcards, input: os.path.dirname(os.path.dirname(input[0])),

@@ -6,7 +6,7 @@ SETTINGS = CONFIG.pretraining
 PARTS = (
     str(locate(SETTINGS.parts)) if SETTINGS.parts else f"{P}/parts"
 )  # with given parts the evaluators' networks are given too
-GIVEN = ancient if SETTINGS.parts else str
+GIVEN = given if SETTINGS.parts else str
 PRETRAINED = [f"{P}/pipeline"]
 if not SETTINGS.parts and not CONFIG.hub:
     PRETRAINED += [f"{P}/evaluators/{name}" for name in ("detector", "fid", "clip")]
@@ -24,8 +24,8 @@ rule pretrain_shards:
         resolution=CONFIG.data.resolution,
         seed=SETTINGS.seed,
     shell:
-        "python -m apex.data.shards world --out {output} --scenes {params.scenes}"
-        " --resolution {params.resolution} --seed {params.seed} > {log} 2>&1"
+        "python -m apex.data.shards world --out {output:q} --scenes {params.scenes:q}"
+        " --resolution {params.resolution:q} --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule pretrain_codec:
@@ -42,8 +42,8 @@ rule pretrain_codec:
         decoder_steps=SETTINGS.decoder_steps,
         seed=SETTINGS.seed,
     shell:
-        "python -m apex.pretrain.codec --data {input.data} --out {output} --steps {params.steps}"
-        " --decoder-steps {params.decoder_steps} --seed {params.seed} 2>&1 | tee {log}"
+        "python -m apex.pretrain.codec --data {input.data:q} --out {output:q} --steps {params.steps:q}"
+        " --decoder-steps {params.decoder_steps:q} --seed {params.seed:q} 2>&1 | tee {log:q}"
 
 
 rule pretrain_text_encoder:
@@ -59,7 +59,7 @@ rule pretrain_text_encoder:
         seed=SETTINGS.seed,
         out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python -m apex.pretrain.text_encoder --out {params.out} --steps {params.steps} --seed {params.seed} 2>&1 | tee {log}"
+        "python -m apex.pretrain.text_encoder --out {params.out:q} --steps {params.steps:q} --seed {params.seed:q} 2>&1 | tee {log:q}"
 
 
 rule pretrain_cache:
@@ -73,9 +73,9 @@ rule pretrain_cache:
     conda:
         ENVIRONMENT
     params:
-        parts=lambda wildcards, input: os.path.dirname(input.codec),
+        parts=lambda wildcards, input: PARTS,
     shell:
-        "python -m apex.data.cache --pipeline {params.parts} --data {input.data} --out {output} > {log} 2>&1"
+        "python -m apex.data.cache --pipeline {params.parts:q} --data {input.data:q} --out {output:q} > {log:q} 2>&1"
 
 
 # A profile with a `hub` has its pipeline from there.
@@ -91,7 +91,7 @@ if CONFIG.hub:
         params:
             hub=CONFIG.hub,
         shell:
-            "python -m apex.fetch --hub {params.hub} --out {output} 2>&1 | tee {log}"
+            "python -m apex.fetch --hub {params.hub:q} --out {output:q} 2>&1 | tee {log:q}"
 
 else:
 
@@ -107,7 +107,7 @@ else:
         conda:
             ENVIRONMENT
         params:
-            parts=lambda wildcards, input: os.path.dirname(input[0]),
+            parts=lambda wildcards, input: PARTS,
             steps=SETTINGS.teacher_steps,
             batch=SETTINGS.batch_size,
             family=SETTINGS.family,
@@ -115,9 +115,9 @@ else:
             layers=SETTINGS.layers,
             seed=SETTINGS.seed,
         shell:
-            "python -m apex.pretrain.teacher --pipeline {params.parts} --cache {input.cache} --out {output}"
-            " --steps {params.steps} --batch {params.batch} --family {params.family} --width {params.width} --layers {params.layers}"
-            " --seed {params.seed} 2>&1 | tee {log}"
+            "python -m apex.pretrain.teacher --pipeline {params.parts:q} --cache {input.cache:q} --out {output:q}"
+            " --steps {params.steps:q} --batch {params.batch:q} --family {params.family:q} --width {params.width:q} --layers {params.layers:q}"
+            " --seed {params.seed:q} 2>&1 | tee {log:q}"
 
 
 rule fetch_checkpoint:
@@ -132,7 +132,7 @@ rule fetch_checkpoint:
     params:
         hub=lambda wildcards: CONFIG.checkpoint_rows[wildcards.row].hub,
     shell:
-        "python -m apex.fetch --whole --hub {params.hub} --out {output} 2>&1 | tee {log}"
+        "python -m apex.fetch --whole --hub {params.hub:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule fetch_lora:
@@ -148,7 +148,7 @@ rule fetch_lora:
         hub=lambda wildcards: CONFIG.checkpoint_rows[wildcards.row].lora_hub,
         file=lambda wildcards: CONFIG.checkpoint_rows[wildcards.row].lora_file,
     shell:
-        "python -m apex.fetch --hub {params.hub} --file {params.file} --out {output} 2>&1 | tee {log}"
+        "python -m apex.fetch --hub {params.hub:q} --file {params.file:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 # Everything that the profile's checkpoints need, where there is a network.
@@ -169,7 +169,7 @@ rule pretrain_evaluator:
     params:
         steps=f" --steps {SETTINGS.evaluator_steps}" if SETTINGS.evaluator_steps else "",
     shell:
-        "python -m evaluators.pretrain {wildcards.network} --out {output}{params.steps} 2>&1 | tee {log}"
+        "python -m evaluators.pretrain {wildcards.network:q} --out {output:q}{params.steps} 2>&1 | tee {log:q}"
 
 
 # On purpose only: what was made becomes what is bundled.
@@ -185,6 +185,6 @@ rule bundle:
         pipeline=f"apex/pretrained/{CONFIG.profile}",
         evaluators=f"evaluators/pretrained/{CONFIG.profile}",
     shell:
-        "(mkdir -p {params.pipeline} {params.evaluators}"
-        " && cp -rT {input.pipeline} {params.pipeline}"
-        " && for network in {input.evaluators}; do cp -r $network {params.evaluators}/; done) 2>&1 | tee {log}"
+        "(mkdir -p {params.pipeline:q} {params.evaluators:q}"
+        " && cp -rT {input.pipeline:q} {params.pipeline:q}"
+        ' && for network in {input.evaluators:q}; do cp -r "$network" {params.evaluators:q}/; done) 2>&1 | tee {log:q}'

@@ -21,14 +21,14 @@ rule sample:
         ENVIRONMENT
     params:
         config=config_arguments,
-        sampling=CONFIG.sampling.model_dump_json(),
+        sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
         prompts=PROMPTS,
         splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards),
-        amount=AMOUNT,
+        amount=lambda wildcards: AMOUNT,
     shell:
-        "python -m apex.sample {params.config} --row {wildcards.row} --run {input.run} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' --keep-failed > {log} 2>&1"
+        "python -m apex.sample {params.config:q} --row {wildcards.row:q} --run {input.run:q} --nfe {wildcards.nfe:q}"
+        " --seed {wildcards.seed:q} --split {params.splits:q} --out {params.images:q} --keep-failed > {log:q} 2>&1"
 
 
 rule sample_teacher:
@@ -46,15 +46,15 @@ rule sample_teacher:
     params:
         config=config_arguments,
         teacher=TEACHER,
-        pipeline=str(CONFIG.pipeline_path),
+        pipeline=lambda wildcards: str(CONFIG.pipeline_path),
         guidance=CONFIG.guidance,
         prompts=PROMPTS,
         splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards, "teacher"),
-        amount=AMOUNT,
+        amount=lambda wildcards: AMOUNT,
     shell:
-        "python -m apex.sample {params.config} --row teacher --run {params.pipeline} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' --keep-failed > {log} 2>&1"
+        "python -m apex.sample {params.config:q} --row teacher --run {params.pipeline:q} --nfe {wildcards.nfe:q}"
+        " --seed {wildcards.seed:q} --split {params.splits:q} --out {params.images:q} --keep-failed > {log:q} 2>&1"
 
 
 # A published model from the hub or a folder; `snakemake fetch_checkpoints` fetches alone.
@@ -74,15 +74,15 @@ rule sample_checkpoint:
     params:
         config=config_arguments,
         checkpoint=lambda wildcards: checkpoint_content(wildcards.row),
-        sampling=CONFIG.sampling.model_dump_json(),
+        sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
         resolution=CONFIG.data.resolution,
         prompts=PROMPTS,
         splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards),
-        amount=AMOUNT,
+        amount=lambda wildcards: AMOUNT,
     shell:
-        "python -m apex.sample {params.config} --row {wildcards.row} --nfe {wildcards.nfe}"
-        " --seed {wildcards.seed} --split {params.splits} --out '{params.images}' --keep-failed > {log} 2>&1"
+        "python -m apex.sample {params.config:q} --row {wildcards.row:q} --nfe {wildcards.nfe:q}"
+        " --seed {wildcards.seed:q} --split {params.splits:q} --out {params.images:q} --keep-failed > {log:q} 2>&1"
 
 
 rule sample_reference:
@@ -101,7 +101,7 @@ rule sample_reference:
         prompts=PROMPTS,
         splits=CONFIG.sampled,
         images=lambda wildcards: images_of(wildcards),
-        amount=AMOUNT,
+        amount=lambda wildcards: AMOUNT,
     shell:
-        "python -m apex.sample {params.config} --row {wildcards.row} --nfe 0 --seed {wildcards.seed}"
-        " --split {params.splits} --out '{params.images}' > {log} 2>&1"
+        "python -m apex.sample {params.config:q} --row {wildcards.row:q} --nfe 0 --seed {wildcards.seed:q}"
+        " --split {params.splits:q} --out {params.images:q} > {log:q} 2>&1"

@@ -16,8 +16,8 @@ rule time_system:
         out=lambda wildcards, output: os.path.dirname(output[0]),
         content=lambda wildcards: SYSTEMS[wildcards.system].content,
     shell:
-        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.systems --system {wildcards.system}"
-        " --out '{params.out}/{{resolution}}px/nfe{{nfe}}.json' 2> >(tee {log} >&2) > {output}"
+        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.systems --system {wildcards.system:q}"
+        " --out {params.out:q}/'{{resolution}}px/nfe{{nfe}}.json' 2> >(tee {log:q} >&2) > {output:q}"
 
 
 rule speed:
@@ -28,4 +28,4 @@ rule speed:
     conda:
         ENVIRONMENT
     shell:
-        "python -m paper_tables.systems --results results/speed --out results/speed/tables 2>&1 | tee {log}"
+        "python -m paper_tables.systems --results results/speed --out results/speed/tables 2>&1 | tee {log:q}"

@@ -16,7 +16,7 @@ rule collect:
     params:
         results=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python -m paper_tables.collect --results {params.results} --out {output} > {log} 2>&1"
+        "python -m paper_tables.collect --results {params.results:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule build_tables:
@@ -40,7 +40,7 @@ rule build_tables:
         expected=digest(CONFIG.as_profile()),
         committed=beside(PLAN.root),
     shell:
-        "python -m paper_tables.build --results {params.results} --out {output} {params.config}{params.committed} > {log} 2>&1"
+        "python -m paper_tables.build --results {params.results:q} --out {output:q} {params.config:q} {params.committed:q} > {log:q} 2>&1"
 
 
 rule audit:
@@ -59,7 +59,7 @@ rule audit:
     params:
         published=[fingerprint(BASEDIR / "paper_tables" / name) for name in ("published", "text_claims.yaml")],
     shell:
-        "python -m paper_tables.audit --out {output} > {log} 2>&1"
+        "python -m paper_tables.audit --out {output:q} > {log:q} 2>&1"
 
 
 rule draw_figures:
@@ -90,8 +90,8 @@ rule draw_figures:
         expected=digest(CONFIG.as_profile()),
         committed=beside(PLAN.root),
     shell:
-        "python -m paper_tables.figures --results {params.results} --out {output.figures} --gallery {output.gallery} {params.config}"
-        "{params.committed} > {log} 2>&1"
+        "python -m paper_tables.figures --results {params.results:q} --out {output.figures:q} --gallery {output.gallery:q} {params.config:q}"
+        " {params.committed:q} > {log:q} 2>&1"
 
 
 # A model card for every run, with what was measured of it; part of `all`.
@@ -109,7 +109,7 @@ rule write_cards:
         results=lambda wildcards, output: os.path.dirname(output[0]),
         expected=digest(CONFIG.as_profile()),
     shell:
-        "python -m paper_tables.cards --results {params.results} --out {output} {params.config} > {log} 2>&1"
+        "python -m paper_tables.cards --results {params.results:q} --out {output:q} {params.config:q} > {log:q} 2>&1"
 
 
 # Targets without inputs: they take the records that are there and never train.
@@ -119,9 +119,9 @@ rule tables:
     conda:
         ENVIRONMENT
     params:
-        commands=" && ".join(table_commands(RECORDED)),
+        commands=lambda wildcards: joined(table_commands(RECORDED)),
     shell:
-        "({params.commands}) 2>&1 | tee {log}"
+        "({params.commands}) 2>&1 | tee {log:q}"
 
 
 rule figures:
@@ -130,9 +130,9 @@ rule figures:
     conda:
         ENVIRONMENT
     params:
-        command=table_commands(RECORDED)[-1],
+        command=lambda wildcards: joined(table_commands(RECORDED)[-1:]),
     shell:
-        "{params.command} 2>&1 | tee {log}"
+        "{params.command} 2>&1 | tee {log:q}"
 
 
 rule cards:
@@ -141,9 +141,9 @@ rule cards:
     conda:
         ENVIRONMENT
     params:
-        command=cards_command(RECORDED),
+        command=lambda wildcards: joined([cards_command(RECORDED)]),
     shell:
-        "{params.command} 2>&1 | tee {log}"
+        "{params.command} 2>&1 | tee {log:q}"
 
 
 # The whole matrix: more rows, seeds and NFEs (the profile's `full`), in the same folder of results, then tables and figures of all.
@@ -156,9 +156,11 @@ rule full:
     conda:
         ENVIRONMENT
     params:
-        commands=" && ".join([*table_commands(PLAN.root), *([cards_command(PLAN.root)] if CONFIG.all_methods else [])]),
+        commands=lambda wildcards: joined(
+            [*table_commands(PLAN.root), *([cards_command(PLAN.root)] if CONFIG.all_methods else [])]
+        ),
     shell:
-        "({params.commands}) 2>&1 | tee {log}"
+        "({params.commands}) 2>&1 | tee {log:q}"
 
 
 # On purpose only: the small files of what there is of this profile's results join the committed reference.
@@ -168,6 +170,6 @@ rule reference:
     conda:
         ENVIRONMENT
     params:
-        commands=" && ".join(reference_commands()),
+        commands=lambda wildcards: joined(reference_commands()),
     shell:
-        "({params.commands}) 2>&1 | tee {log}"
+        "({params.commands}) 2>&1 | tee {log:q}"

@@ -24,7 +24,7 @@ rule train:
         identity=run_identity,
         embeddings=embeddings_argument,
         start=start_command,
-        sampling=CONFIG.sampling.model_dump_json(),
+        sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
     shell:
-        "{params.start} apex.train {params.config} --row {wildcards.row} --seed {wildcards.seed}"
-        " --keep-diverged --cache {input.cache} {params.embeddings} --out {output} 2>&1 | tee {log}"
+        "{params.start:q} apex.train {params.config:q} --row {wildcards.row:q} --seed {wildcards.seed:q}"
+        " --keep-diverged --cache {input.cache:q} {params.embeddings:q} --out {output:q} 2>&1 | tee {log:q}"

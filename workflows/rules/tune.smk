@@ -30,8 +30,8 @@ rule tune_train:
         row="candidate",
         seed=CONFIG.seeds[0],
     shell:
-        "{params.start} apex.train {params.config} --row {params.row} --seed {params.seed} --keep-diverged"
-        " --cache {input.cache} {params.embeddings} --out {output} 2>&1 | tee {log}"
+        "{params.start:q} apex.train {params.config:q} --row {params.row:q} --seed {params.seed:q} --keep-diverged"
+        " --cache {input.cache:q} {params.embeddings:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule tune_score:
@@ -51,7 +51,7 @@ rule tune_score:
         config=candidate_arguments,
         networks=EVALUATOR_NETWORKS,
         prompts=fingerprint(CONFIG.prompts_path("val")),
-        amount=CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
+        amount=lambda wildcards: CONFIG.prompts.model_dump_json(include={"images_per_prompt", "per_task"}),
         row="candidate",
         split="val",
         nfe=TUNING.nfe,
@@ -59,11 +59,11 @@ rule tune_score:
         records=lambda wildcards: f"{PLAN.candidate}/records/{{evaluator}}.json".format(
             **wildcards, evaluator="{evaluator}"
         ),
-        scores=scores({"val": JUDGES}),
+        scores=lambda wildcards: scores({"val": JUDGES}),
     shell:
-        "(python -m apex.sample {params.config} --row {params.row} --run {input} --nfe {params.nfe}"
-        " --seed {params.seed} --split {params.split} --out {output.images} --keep-failed && python -m evaluators --images {output.images}"
-        " --out '{params.records}' --score {params.scores}) > {log} 2>&1"
+        "(python -m apex.sample {params.config:q} --row {params.row:q} --run {input:q} --nfe {params.nfe:q}"
+        " --seed {params.seed:q} --split {params.split:q} --out {output.images:q} --keep-failed && python -m evaluators --images {output.images:q}"
+        " --out {params.records:q} --score {params.scores}) > {log:q} 2>&1"
 
 
 rule tune:
@@ -80,8 +80,8 @@ rule tune:
         config=config_arguments,
         results=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "(python -m workflows.tune {params.config} --results {params.results}"
-        " && python -m paper_tables.tuning --results {params.results} --out {params.results}) 2>&1 | tee {log}"
+        "(python -m workflows.tune {params.config:q} --results {params.results:q}"
+        " && python -m paper_tables.tuning --results {params.results:q} --out {params.results:q}) 2>&1 | tee {log:q}"
 
 
 # On purpose only: the choice becomes the profile's settings, its records the committed reference.
@@ -94,7 +94,7 @@ rule adopt_tuning:
         ENVIRONMENT
     params:
         results=lambda wildcards, input: os.path.dirname(input[0]),
-        tuned=CONFIG.tuned or f"workflows/config/tuned/{CONFIG.profile}.yaml",
+        tuned=lambda wildcards: CONFIG.tuned or f"workflows/config/tuned/{CONFIG.profile}.yaml",
         reference=f"{PLAN.reference}/tune",
     shell:
-        "python -m workflows.tune --adopt --results {params.results} --tuned {params.tuned} --reference {params.reference} 2>&1 | tee {log}"
+        "python -m workflows.tune --adopt --results {params.results:q} --tuned {params.tuned:q} --reference {params.reference:q} 2>&1 | tee {log:q}"
