@@ -226,7 +226,7 @@ def test_a_source_with_a_command_in_its_name_is_read_and_not_run(
 
 def test_every_rule_quotes_every_value() -> None:
     """Of a shell text's fields only those go without `q` that hold whole commands or words which are quoted where they are made."""
-    made = {"params.commands", "params.command", "params.scores", "params.what", "params.steps"}
+    made = {"params.before", "params.commands", "params.command", "params.scores", "params.what", "params.steps"}
     unquoted = {
         field
         for file in RULES.glob("*.smk")
