@@ -151,7 +151,7 @@ CASES = [
     Case(OTHER, "a folder that is not there", lambda folder: reads(folder / "nowhere"), r"nowhere: no such file or folder"),
     Case(OTHER, "tars and parquet files", of({"a.tar": b"", "b.parquet": b""}), r"both \.tar and \.parquet"),
     Case(OTHER, "an archive as the source", of({"a.zip": b"PK"}, "a.zip"), r"a\.zip: not a data set; expected a \.tar"),
-    Case(OTHER, "archives alone", of({"a.tar.gz": b"x", "b.tgz": b"x"}), r"a\.tar\.gz: found an archive .*tar.* \[and 1 more"),
+    Case(OTHER, "archives alone", of({"a.tar.gz": b"x", "b.tgz": b"x"}), r"a\.tar\.gz: found an archive, .*tar.* \[and 1 more"),
     Case(OTHER, "a folder of notes", of({"notes.md": "x"}), r"empty; expected \.tar"),
     Case(OTHER, "an index with a list as name", of({"index.json": '{"shards": [{"file": [], "count": 1, "sha256": "x"}]}'}), r"index\.json: .*shards"),
     Case(OTHER, "an index whose count is text", of({"index.json": '{"samples": "x", "shards": []}'}), r"index\.json: .*samples"),

@@ -205,7 +205,7 @@ def test_images_that_do_not_fit_the_encoder(pipeline: Path, tmp_path: Path, samp
         build(pipeline, tmp_path / "odd", tmp_path / "cache", batch=2)
     # The odd one out stands alone in the second part.
     write_shards([*samples[:4], samples[4]._replace(image=samples[4].image[:12, :12])], tmp_path / "mixed", {})
-    with pytest.raises(UserError, match=f"sample {samples[4].key}: image is 12x12, others differ"):
+    with pytest.raises(UserError, match=f"sample {samples[4].key}: image is 12x12, the first one 16x16"):
         build(pipeline, tmp_path / "mixed", tmp_path / "cache", batch=1)
 
 

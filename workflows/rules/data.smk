@@ -57,8 +57,11 @@ rule cache:
         teacher=TEACHER,
         pipeline=str(CONFIG.pipeline_path),
         resolution=CONFIG.data.resolution,
+        on_error=CONFIG.data.on_error,
+        skip_limit=CONFIG.data.skip_limit,
     shell:
         "python -m apex.data.cache --pipeline {params.pipeline} --data {input.data}"
+        " --on-error {params.on_error} --skip-limit {params.skip_limit}"
         " --resolution {params.resolution} --out {output} > {log} 2>&1"
 
 
