@@ -166,6 +166,11 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     stopped = f"\n**It stopped early: {training['stopped']}. These are the last good weights.**\n" if training.get("stopped") else ""
     passes = f"{training['forward_equivalents']:,} forward passes of the teacher in training FLOPs ({training['flops']:.3g})"
     seen = "".join(f"\n| prompts in training | {overlap.words(name, found)} |" for name, found in made.get("prompts_seen", {}).items())
+    left_out = made.get("left_out", {})
+    if skipped := left_out.get("skipped"):
+        seen += f"\n| left out | {skipped['count']:,} samples and files with a defect |"
+    if cut := left_out.get("captions_cut"):
+        seen += f"\n| captions cut | {cut:,}, because they have more tokens than the text encoder takes |"
     optimizer = OPTIMIZERS[train.get("optimizer", "adamw")]
     measured = numbers_table(numbers) if numbers else "Not measured yet."
     measured += f"\n\n**{remarks}**" if remarks else ""

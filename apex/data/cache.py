@@ -6,7 +6,8 @@ PIPE is a diffusers pipeline folder; the encoder is read from PIPE/vae. The cach
 
     latents.safetensors   `latents` (N, C, h, w) float16 as the denoiser sees them, `caption_index` (N,) int32
     captions.json         the unique captions that `caption_index` points into
-    made.json             checksums of data, encoder and files, and counts; with --on-error skip also what was skipped
+    made.json             checksums of data, encoder and files, and counts; where there are any, the captions
+                          that the text encoder cuts, and with --on-error skip what was skipped
 
 With `--on-error skip` samples and files with a defect are left out and counted, `--skip-limit` of them at most.
 
@@ -37,6 +38,7 @@ from apex.errors import UserError, check_format, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.gpu import pick_device
 from apex.provenance import digest, file_sha256
+from apex.text import captions_cut
 from apex.weights import pretrained
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class Cache(NamedTuple):
     latents: Tensor
     caption_index: Tensor
     captions: list[str]
-    left_out: dict[str, Any] = {}
+    left_out: dict[str, Any] | None = None
 
 
 # -------------------------------------------------------------------------------------- the encoder
@@ -132,7 +134,7 @@ def vae_checksum(pipeline: Path) -> str:
 
 
 class Part(NamedTuple):
-    """One part: latents (n, C, h, w) float16, None where n is 0; of each record read whether it is in them; what was wrong with the others."""
+    """Latents (n, C, h, w) float16, None where n is 0; whether each record read is in them; what was wrong with the others."""
 
     latents: Tensor | None
     kept: list[bool]
@@ -191,6 +193,7 @@ def build(
     if not done:
         raise UserError(f"{data}: no samples without a defect; expected at least one")
     latents = torch.cat(done)
+    cut = captions_cut(pipeline, list(captions)) if (pipeline / "tokenizer").is_dir() else 0
     with atomic_folder(out) as folder:
         save_file({"latents": latents, "caption_index": torch.tensor(index, dtype=torch.int32)}, folder / LATENTS)
         (folder / LATENTS).chmod(0o644)  # safetensors makes it private
@@ -198,6 +201,7 @@ def build(
         files = {name: file_sha256(folder / name) for name in (LATENTS, CAPTIONS)}
         made = about | {"samples": len(index), "captions": len(captions), "latent_shape": list(latents.shape[1:]), "sha256": files}
         made |= {} if skipped is None else {"skipped": skipped.about()}
+        made |= {"captions_cut": cut} if cut else {}
         (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")
     shutil.rmtree(parts)
     return made
@@ -352,6 +356,8 @@ def main() -> None:
     made = build(args.pipeline, args.data, args.out, resolution=args.resolution, batch=args.batch, device=device, skipped=skipped)
     shape = "x".join(str(n) for n in made["latent_shape"])
     print(f"{args.out}: {made['samples']} latents of {shape}, {made['captions']} captions")
+    if made.get("captions_cut"):
+        print(f"warning: the text encoder cuts {made['captions_cut']} of {made['captions']} captions: they have too many tokens")
     if skipped is not None:
         print(f"skipped: {len(skipped.lines)} samples and files with a defect", *skipped.lines, sep="\n  ")
 

@@ -24,6 +24,7 @@ import re
 import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -522,9 +523,7 @@ def _listed_records(source: Source) -> Iterator[Record | UserError]:
                 where,
             )
     for key in sorted(missing) if source.whole else ():
-        yield Defect(
-            f"{listing}, {key}: found a row without an image, expected one in {LISTED_TARS}; download them again, or set data.on_error: skip"
-        )
+        yield Defect(f"{listing}, {key}: found a row without an image, expected one; download the tars again, or set data.on_error: skip")
 
 
 def _listed_rows(path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -650,7 +649,7 @@ def _parquet_records(source: Source) -> Iterator[Record | UserError]:
                     for row in batch.to_pylist():
                         where = f"{path}, row {number}"
                         name = f"{path.stem}-{number:08d}"
-                        yield _tried(lambda row=row, where=where, name=name: _of_row(row, image, caption, name, where), where)
+                        yield _tried(partial(_of_row, row, image, caption, name, where), where)
                         number += 1
         except UserError as error:
             yield error

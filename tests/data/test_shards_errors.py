@@ -159,7 +159,10 @@ def test_defective_samples_in_a_tar(tmp_path: Path) -> None:
             '[{"input_prompt": "a", "output_image": "i/1.png"}, {"input_prompt": "b", "output_image": "i/1.png"}]',
             "row 1: output_image i/1 has a",
         ),
-        ('[{"input_prompt": "a", "output_image": "image/1.png"}]', "sample image/00000000: found an image that text_to_image.json does not"),
+        (
+            '[{"input_prompt": "a", "output_image": "image/1.png"}]',
+            "sample image/00000000: found an image that text_to_image.json",
+        ),
     ],
 )
 def test_defects_in_a_list_of_captions(text: str, expected: str, written: Written) -> None:

@@ -75,7 +75,7 @@ def test_images_that_the_list_does_not_name_are_refused_or_counted(written: Call
     listing = path / "text_to_image.json"
     rows = json.loads(listing.read_text())
     listing.write_text(json.dumps([*rows[2:], {"input_prompt": "nothing", "output_image": "image/none.png"}]))
-    with pytest.raises(UserError, match="sample image/00000000: found an image that text_to_image.json does not name"):
+    with pytest.raises(UserError, match=r"sample image/00000000: found an image that text_to_image.json does not name"):
         list(open_samples(path))
     skipped = Skipped()
     assert len(list(open_samples(path, skipped=skipped))) == 8
