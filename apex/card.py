@@ -175,6 +175,11 @@ def text(made: Mapping[str, Any], recipe: Mapping[str, Any], *, numbers: Sequenc
     seen = "".join(
         f"\n| prompts in training | {markdown(overlap.words(name, found))} |" for name, found in made.get("prompts_seen", {}).items()
     )
+    left_out = made.get("left_out", {})
+    if skipped := left_out.get("skipped"):
+        seen += f"\n| left out | {skipped['count']:,} samples and files with a defect |"
+    if cut := left_out.get("captions_cut"):
+        seen += f"\n| captions cut | {cut:,}, because they have more tokens than the text encoder takes |"
     params = ", ".join(f"{key} {value}" for key, value in made["params"].items() if value is not None)
     hardware, commit = markdown(made["hardware"]), markdown(made["git_commit"])
     optimizer = OPTIMIZERS[train.get("optimizer", "adamw")]

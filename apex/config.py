@@ -102,6 +102,8 @@ class Data(Strict):
         description="when captions are encoded: all before training, to memory; each batch's as it comes; once, to files on disk",
     )
     teacher: FromTeacher | None = Field(None, description="what the teacher draws (source `teacher` only)")
+    on_error: Literal["fail", "skip"] = Field("fail", description="at a sample or file with a defect: end, or leave it out and count it")
+    skip_limit: int = Field(100, ge=0, description="defects that may be skipped, a number (on_error `skip` only)")
 
     @model_validator(mode="after")
     def _teacher_for_teacher(self) -> Data:
@@ -114,9 +116,12 @@ class Data(Strict):
 
     @model_serializer(mode="wrap")
     def _used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `teacher` where it is not used: hashes of profiles from before it was there stay."""
+        """Without `teacher` and what is said of skipping where they are not used: hashes of profiles from before they were there stay."""
         values = handler(self)
-        return values if self.teacher else {key: value for key, value in values.items() if key != "teacher"}
+        unused = set() if self.teacher else {"teacher"}
+        if self.on_error == "fail":
+            unused |= {"on_error", "skip_limit"}
+        return {key: value for key, value in values.items() if key not in unused}
 
 
 class PromptSet(Strict):

@@ -15,7 +15,7 @@ from typing import Any
 PACKAGES = ("torch", "diffusers", "peft", "accelerate", "transformers", "mmdet", "mmcv", "open_clip_torch", "clean-fid", "numpy")
 
 # What images, and with them every record of them, repeat of the `made.json` of the run that drew them.
-OF_THE_RUN = ("run_hash", "run", "params", "revision", "prompts_seen", "teacher")
+OF_THE_RUN = ("run_hash", "run", "params", "revision", "prompts_seen", "left_out", "teacher")
 
 
 def git_commit(root: Path | None = None) -> str:

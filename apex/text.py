@@ -6,6 +6,7 @@ A folder's model_index.json names the pipeline's class; a folder without one is 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,30 @@ def pipeline_class(folder: Path) -> str:
     if name not in ENCODERS:
         raise UserError(f"{index}: _class_name: found {name!r}, expected one of {', '.join(filter(None, ENCODERS))}")
     return name
+
+
+def captions_cut(folder: Path, captions: list[str]) -> int:
+    """How many of `captions` have more tokens than the text encoder of the pipeline folder is given; their ends are cut off."""
+    kind = pipeline_class(folder)
+    with readable(folder / "tokenizer", RESTORE):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    texts, limit = iter(captions), tokenizer.model_max_length
+    if kind in ("SanaPipeline", "SanaSprintPipeline"):
+        from diffusers import SanaPipeline
+
+        told = "\n".join(inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default)
+        most = inspect.signature(SanaPipeline.encode_prompt).parameters["max_sequence_length"].default
+        texts, limit = (told + text.lower().strip() for text in captions), len(tokenizer.encode(told)) + most - 2
+    elif kind == "QwenImagePipeline":
+        from diffusers import QwenImagePipeline
+
+        stock = QwenImagePipeline(scheduler=None, vae=None, text_encoder=None, tokenizer=tokenizer, transformer=None)
+        texts = (stock.prompt_template_encode.format(text) for text in captions)
+        limit = stock.tokenizer_max_length + stock.prompt_template_encode_start_idx
+    cut = 0
+    while group := list(itertools.islice(texts, 1000)):
+        cut += sum(len(tokens) > limit for tokens in tokenizer(group, truncation=False, verbose=False)["input_ids"])
+    return cut
 
 
 class TextPath:

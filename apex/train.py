@@ -96,7 +96,7 @@ class Loop:
         set_seed(derive(seed, "weights") % 2**32)
         self.method: Method = methods.get(run.method, run.method_files)(run.params)
         pipeline, self.captions = self.frozen_parts(cache, embeddings)
-        self.latents, self.index = cache.latents, cache.caption_index
+        self.latents, self.index, self.left_out = cache.latents, cache.caption_index, cache.left_out
         # Before anything is trained: a prompt file with a fault is one line now, and not at the end.
         prompts = {split: sampling.prompts_path(split) for split in sampling.sampled}
         counts = torch.bincount(cache.caption_index, minlength=len(cache.captions)).tolist()
@@ -655,6 +655,7 @@ class Loop:
             "latent_size": self.latents.shape[-1],
             "shift_visibility": self.visibility,
             "prompts_seen": self.prompts_seen,
+            **({"left_out": self.left_out} if self.left_out else {}),
             "training": {
                 "flops": self.flops,
                 "forward_equivalents": round(self.spent()),

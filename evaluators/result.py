@@ -206,6 +206,7 @@ class Made(BaseModel):
     params: dict[str, Any] | None = None
     revision: int | None = Field(None, ge=1)
     prompts_seen: dict[str, Seen] | None = None
+    left_out: dict[str, Any] | None = None
     shift_visibility: dict[str, float] | None = None
     training: Training | None = None
 

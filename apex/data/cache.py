@@ -6,7 +6,10 @@ PIPE is a diffusers pipeline folder; the encoder is read from PIPE/vae. The cach
 
     latents.safetensors   `latents` (N, C, h, w) float16 as the denoiser sees them, `caption_index` (N,) int32
     captions.json         the unique captions that `caption_index` points into
-    made.json             checksums of data, encoder and files, and counts
+    made.json             checksums of data, encoder and files, and counts; where there are any, the captions
+                          that the text encoder cuts, and with --on-error skip what was skipped
+
+With `--on-error skip` samples and files with a defect are left out and counted, `--skip-limit` of them at most.
 
 Parts are written beside the cache as they are done; the same command continues after a kill.
 """
@@ -18,24 +21,25 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from apex.data.readers import Record, detect, read_index, records
-from apex.data.shards import checksum, decoded, progress
+from apex.data.readers import SKIP_LIMIT, Defect, Record, Skipped, detect, read_index, records
+from apex.data.shards import Sample, checksum, decode, progress
 from apex.errors import UserError, check_format, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.gpu import pick_device
 from apex.kinds import CACHE
 from apex.provenance import digest, file_sha256
+from apex.text import captions_cut
 from apex.weights import pretrained
 
 if TYPE_CHECKING:
@@ -44,15 +48,17 @@ if TYPE_CHECKING:
 ENCODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 PART = 4096  # samples in a part, rounded to whole batches so that resuming keeps the batches
 SCHEMA = 1  # of made.json
+LEFT_OUT = ("skipped", "captions_cut")  # keys of made.json; one stands there only where there may be something to count
 LATENTS, CAPTIONS = "latents.safetensors", "captions.json"
 
 
 class Cache(NamedTuple):
-    """Latents (N, C, h, w) float16, caption_index (N,) int64 into `captions`."""
+    """Latents (N, C, h, w) float16, caption_index (N,) int64 into `captions`; `left_out`: made.json's counts of what is not whole."""
 
     latents: Tensor
     caption_index: Tensor
     captions: list[str]
+    left_out: dict[str, Any] | None = None
 
 
 # -------------------------------------------------------------------------------------- the encoder
@@ -128,56 +134,109 @@ def vae_checksum(pipeline: Path) -> str:
 # ---------------------------------------------------------------------------------- making the cache
 
 
-def build(pipeline: Path, data: Path, out: Path, *, resolution: int | None = None, batch: int = 64, device: str = "cpu") -> dict[str, Any]:
-    """Encodes every image of `data` and writes the cache `out`; returns what made.json holds."""
+class Part(NamedTuple):
+    """Latents (n, C, h, w) float16, None where n is 0; whether each record read is in them; what was wrong with the others."""
+
+    latents: Tensor | None
+    kept: list[bool]
+    defects: list[str]
+
+
+def build(
+    pipeline: Path,
+    data: Path,
+    out: Path,
+    *,
+    resolution: int | None = None,
+    batch: int = 64,
+    device: str = "cpu",
+    skipped: Skipped | None = None,
+) -> dict[str, Any]:
+    """Encodes every image of `data` and writes the cache `out`; returns what made.json holds. `skipped`: see `records`."""
     CACHE.check(out)
     source, vae = detect(data), load_vae(pipeline).to(device)
     about = {"schema": SCHEMA, "data_sha256": checksum(source), "vae": vae_checksum(pipeline), "resolution": resolution, "batch": batch}
     part = batch * max(1, PART // batch)
-    parts = out.parent / f".{out.name}.parts-{digest(about | {'part': part})}"
+    skipping = {} if skipped is None else {"on_error": "skip"}
+    parts = out.parent / f".{out.name}.parts-{digest(about | {'part': part} | skipping)}"
     captions: dict[str, int] = {}
     index: list[int] = []
-    stream = _noted(records(source), captions, index)
+    stream = records(source, skipped)
     total = (read_index(source.root) or {}).get("samples") if source.kind == "tar" and source.whole else None
     done: list[Tensor] = []
+    size: list[tuple[int, ...]] = []  # of the first image
+
+    def note(record: Record) -> None:
+        """Numbers captions by first appearance."""
+        index.append(captions.setdefault(record.caption, len(captions)))
+
     for number in progress(itertools.count(), -(-total // part) if total else None, f"parts of {part} images"):
-        start, path = len(index), parts / f"{number:05d}.safetensors"
-        latents = _read_part(path)
-        if latents is None:
-            size = done[0].shape if done else None
-            latents = _encode(vae, itertools.islice(stream, part), resolution, batch, size)
-            if latents is not None:
-                write_atomic(path, save({"latents": latents}))
+        path = parts / f"{number:05d}.safetensors"
+        found = _read_part(path)
+        if found is None:
+            found = _encode(vae, itertools.islice(stream, part), resolution, batch, size, note, skipped)
+            if found.kept:
+                _write_part(path, found)
         else:  # encoded before: only the captions are needed
-            for _ in itertools.islice(stream, part):
-                pass
-        if latents is not None:
-            done.append(latents)
-        if len(index) - start < part:
+            for kept, record in zip(found.kept, stream, strict=False):
+                if kept:
+                    note(record)
+            for line in found.defects if skipped else ():
+                skipped(Defect(line))
+        if found.latents is not None:
+            done.append(found.latents)
+            unit = pixels_per_latent(vae)
+            size[:] = [(found.latents.shape[2] * unit, found.latents.shape[3] * unit, 3)]
+        if len(found.kept) < part:
             break
+    for _ in stream:  # nothing but what is wrong at the end
+        pass
+    if not done:
+        raise UserError(f"{data}: no samples without a defect; expected at least one")
     latents = torch.cat(done)
+    cut = captions_cut(pipeline, list(captions)) if (pipeline / "tokenizer").is_dir() else 0
     with atomic_folder(out, CACHE) as folder:
         save_file({"latents": latents, "caption_index": torch.tensor(index, dtype=torch.int32)}, folder / LATENTS)
         (folder / LATENTS).chmod(0o644)  # safetensors makes it private
         (folder / CAPTIONS).write_text(json.dumps({"captions": list(captions)}, ensure_ascii=False, indent=0) + "\n")
         files = {name: file_sha256(folder / name) for name in (LATENTS, CAPTIONS)}
         made = about | {"samples": len(index), "captions": len(captions), "latent_shape": list(latents.shape[1:]), "sha256": files}
+        made |= {} if skipped is None else {"skipped": skipped.about()}
+        made |= {"captions_cut": cut} if cut else {}
         (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n")
     shutil.rmtree(parts)
     return made
 
 
-def _noted(stream: Iterator[Record], captions: dict[str, int], index: list[int]) -> Iterator[Record]:
-    """Passes records on; numbers their captions by first appearance."""
-    for record in stream:
-        index.append(captions.setdefault(record.caption, len(captions)))
-        yield record
+def _encode(
+    vae: ModelMixin,
+    stream: Iterator[Record],
+    resolution: int | None,
+    batch: int,
+    size: list[tuple[int, ...]],
+    note: Callable[[Record], None],
+    skipped: Skipped | None,
+) -> Part:
+    """Float16 latents of all records. `size`: see `decode`; `note` is called with every record whose latents are kept."""
+    unit, found, kept, defects = pixels_per_latent(vae), [], [], []
 
+    def samples() -> Iterator[Sample]:
+        for record in stream:
+            try:
+                sample = decode(record, resolution, size)
+            except Defect as error:
+                if skipped is None:
+                    raise
+                skipped(error)
+                defects.append(str(error))
+                kept.append(False)
+                continue
+            kept.append(True)
+            note(record)
+            yield sample
 
-def _encode(vae: ModelMixin, stream: Iterator[Record], resolution: int | None, batch: int, size: Sequence[int] | None) -> Tensor | None:
-    """Float16 latents of all records, None when there are none. `size` is the latents' shape so far."""
-    samples, unit, found = decoded(stream, resolution), pixels_per_latent(vae), []
-    while group := list(itertools.islice(samples, batch)):
+    images_in = samples()
+    while group := list(itertools.islice(images_in, batch)):
         height, width = group[0].image.shape[:2]
         if height % unit or width % unit:
             raise UserError(f"images are {width}x{height}; this encoder needs sides that are multiples of {unit}: give --resolution")
@@ -185,18 +244,22 @@ def _encode(vae: ModelMixin, stream: Iterator[Record], resolution: int | None, b
         latents = encode_images(vae, images).to("cpu", torch.float16).contiguous()
         if not latents.isfinite().all():
             raise UserError(f"latents of samples {group[0].key} to {group[-1].key} are not finite in float16; check PIPE/vae")
-        if size is not None and latents.shape[2:] != size[2:]:
-            raise UserError(f"sample {group[0].key}: image is {width}x{height}, others differ; give --resolution to resize and crop to")
-        size = latents.shape
         found.append(latents)
-    return torch.cat(found) if found else None
+    return Part(torch.cat(found) if found else None, kept, defects)
 
 
-def _read_part(path: Path) -> Tensor | None:
+def _write_part(path: Path, part: Part) -> None:
+    tensors = {"kept": torch.tensor(part.kept)} | ({} if part.latents is None else {"latents": part.latents})
+    write_atomic(path, save(tensors, {"defects": json.dumps(part.defects)}))
+
+
+def _read_part(path: Path) -> Part | None:
     """A part that an earlier, interrupted run has finished; None when there is none, or it is damaged."""
     try:
-        return load_file(path)["latents"]
-    except (OSError, SafetensorError, KeyError):
+        with safe_open(path, "pt") as file:
+            latents = file.get_tensor("latents") if "latents" in file.keys() else None  # noqa: SIM118
+            return Part(latents, file.get_tensor("kept").tolist(), json.loads(file.metadata()["defects"]))
+    except (OSError, SafetensorError, KeyError, TypeError):
         return None
 
 
@@ -241,7 +304,7 @@ def load_cache(path: Path, pipeline: Path | None = None, resolution: int | None 
         raise UserError(f"{path}: counts do not agree: {counts}, {len(captions)} captions of {made.get('captions')}; {again}")
     if int(index.min()) < 0 or int(index.max()) >= len(captions):
         raise UserError(f"{path / LATENTS}: caption_index runs from {index.min()} to {index.max()}, with {len(captions)} captions; {again}")
-    return Cache(latents, index.long(), captions)
+    return Cache(latents, index.long(), captions, {key: made[key] for key in LEFT_OUT if key in made})
 
 
 def _check_origin(file: Path, made: dict[str, Any], pipeline: Path, resolution: int | None, again: str) -> None:
@@ -282,13 +345,22 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, help="resize and centre-crop to this; default: the images as they are, all of one size")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--on-error", choices=["fail", "skip"], default="fail", help="at a sample or file with a defect (default: fail)")
+    parser.add_argument("--skip-limit", type=int, default=SKIP_LIMIT, help="defects that may be skipped, a number (default: %(default)s)")
     args = parser.parse_args()
+    if args.skip_limit < 0:
+        raise UserError(f"--skip-limit {args.skip_limit}: expected 0 or more")
+    skipped = Skipped(args.skip_limit) if args.on_error == "skip" else None
     device = pick_device(args.device)
     if device == "cpu":
         torch.set_num_threads(1)  # small convolutions: two jobs of one thread beat one of two
-    made = build(args.pipeline, args.data, args.out, resolution=args.resolution, batch=args.batch, device=device)
+    made = build(args.pipeline, args.data, args.out, resolution=args.resolution, batch=args.batch, device=device, skipped=skipped)
     shape = "x".join(str(n) for n in made["latent_shape"])
     print(f"{args.out}: {made['samples']} latents of {shape}, {made['captions']} captions")
+    if made.get("captions_cut"):
+        print(f"warning: the text encoder cuts {made['captions_cut']} of {made['captions']} captions: they have too many tokens")
+    if skipped is not None:
+        print(f"skipped: {len(skipped.lines)} samples and files with a defect", *skipped.lines, sep="\n  ")
 
 
 if __name__ == "__main__":

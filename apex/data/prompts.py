@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from apex.data.readers import json_lines, parse_json, refuse_special, text_defect
 from apex.data.shards import encode_png
 from apex.data.world import RELATIONS, TASKS
 from apex.errors import UserError
@@ -31,14 +32,15 @@ def load_prompts(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     naming the file and the line at the first defect.
     """
     path = Path(path)
+    refuse_special(path)
     if not path.is_file():
         raise UserError(f"{path}: prompt file not found; expected JSON lines, each with a prompt")
     if limit is not None and limit < 1:
         raise UserError(f"{path}: limit of {limit} prompts; expected 1 or more")
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for where, line in json_lines(path):
         if line.strip():
-            rows.append(_row(line, f"{path}, line {number}"))
+            rows.append(_row(line, where))
     if not rows:
         raise UserError(f"{path}: empty; expected one JSON object a line")
     return rows if limit is None or limit >= len(rows) else _spread(rows, limit)
@@ -59,11 +61,7 @@ def _spread(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from None
-    return check_row(row, where)
+    return check_row(parse_json(line, where), where)
 
 
 def check_row(row: Any, where: str) -> dict[str, Any]:
@@ -78,6 +76,9 @@ def check_row(row: Any, where: str) -> dict[str, Any]:
     need(isinstance(row["prompt"], str) and bool(row["prompt"].strip()), "prompt must be a text that is not empty")
     tag = row.get("tag", "")
     need(isinstance(tag, str), "tag must be a text")
+    for key in ("prompt", "tag"):
+        if bad := text_defect(row.get(key, "")):
+            raise UserError(f"{where}: {key}: found {bad}, expected text in UTF-8; write it again")
     if "include" not in row and tag not in TASKS:
         return row
     for key in ("tag", "include"):

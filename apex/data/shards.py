@@ -1,7 +1,7 @@
 """The one data path: scenes written as WebDataset shards, and image-caption data read from any of the formats that are known.
 
     python -m apex.data.shards world --out DIR --scenes 60000 --resolution 32 --seed 0     render the embedded world
-    python -m apex.data.shards check --data DIR                                            read everything, report defects
+    python -m apex.data.shards check DIR                                                   read everything, list all defects
 
 Shards hold, per scene, `png`, `txt` (the caption) and `json` (the prompt row and the drawn objects:
 the exact truth). The same arguments give the same bytes; scene i depends on (seed, i) alone. The
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from apex.data.readers import INDEX, Record, Source, detect, records
+from apex.data.readers import INDEX, Defect, Record, Skipped, Source, detect, readings, records
 from apex.data.world import Item, PromptSampler, Scene, render, scene_for, shapes_alone
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
@@ -157,25 +157,40 @@ def decode_image(data: bytes, where: str, resolution: int | None = None) -> np.n
     return np.asarray(image)
 
 
-def open_samples(path: Path, resolution: int | None = None) -> Iterator[Sample]:
+def open_samples(path: Path, resolution: int | None = None, skipped: Skipped | None = None) -> Iterator[Sample]:
     """Every sample of a data set of any known kind, in a fixed order.
 
     Without `resolution` all images must be of one size. Raises `UserError` naming the file and the
     sample: for a path that is missing or empty at once, for a defect inside when it is reached.
+    With `skipped`, defects of single samples and files are counted there instead.
     """
-    return decoded(records(detect(Path(path))), resolution)
+    return decoded(records(detect(Path(path)), skipped), resolution, skipped)
 
 
-def decoded(raw: Iterable[Record], resolution: int | None) -> Iterator[Sample]:
+def decoded(raw: Iterable[Record], resolution: int | None, skipped: Skipped | None = None) -> Iterator[Sample]:
     """The records with their images decoded, see `open_samples`."""
-    size = None
+    size: list[tuple[int, ...]] = []
     for record in raw:
+        try:
+            yield decode(record, resolution, size)
+        except Defect as error:
+            if skipped is None:
+                raise
+            skipped(error)
+
+
+def decode(record: Record, resolution: int | None, size: list[tuple[int, ...]]) -> Sample:
+    """One record with its image decoded. `size` gets the first image's shape. Raises `Defect` for a bad image or one of another size."""
+    try:
         image = decode_image(record.image, record.where, resolution)
-        size = size or image.shape
-        if image.shape != size:
-            found, expected = (f"{s[1]}x{s[0]}" for s in (image.shape, size))
-            raise UserError(f"{record.where}: image is {found}, the first one {expected}; give a resolution to resize and crop to")
-        yield Sample(record.key, image, record.caption, record.meta)
+    except UserError as error:
+        raise Defect(str(error)) from None
+    if not size:
+        size.append(image.shape)
+    if image.shape != size[0]:
+        found, expected = (f"{s[1]}x{s[0]}" for s in (image.shape, size[0]))
+        raise Defect(f"{record.where}: image is {found}, the first one {expected}; give a resolution to resize and crop to")
+    return Sample(record.key, image, record.caption, record.meta)
 
 
 def load_images(path: Path, limit: int | None = None, resolution: int | None = None) -> torch.Tensor:
@@ -195,7 +210,8 @@ def checksum(source: Source) -> str:
     """SHA-256 over the names and contents of everything that `records` reads."""
     files = set(source.files)
     if source.kind == "folder":
-        files |= {p for f in source.files for p in (f.with_suffix(".txt"), f.with_suffix(".json")) if p.is_file()}
+        stems = {f.with_suffix("") for f in source.files}
+        files |= {p for p in source.beside if p.with_suffix("") in stems}
     elif source.kind == "jsonl":
         files |= {p for f in source.files for p in f.parent.rglob("*") if p.is_file()}
     total = hashlib.sha256()
@@ -205,8 +221,23 @@ def checksum(source: Source) -> str:
 
 
 def check(path: Path, resolution: int | None = None) -> int:
-    """Reads every sample; returns their number."""
-    return sum(1 for _ in progress(open_samples(path, resolution), None, "samples"))
+    """Reads everything, prints a line for every defect, and returns the number of good samples. Raises `UserError` if there is any."""
+    if resolution is not None and resolution < 1:
+        raise UserError(f"--resolution: found {resolution}, expected 1 or more pixels")
+    good = bad = 0
+    size: list[tuple[int, ...]] = []
+    for reading in progress(readings(detect(path)), None, "samples"):
+        try:
+            if isinstance(reading, UserError):
+                raise reading
+            decode(reading, resolution, size)
+            good += 1
+        except UserError as error:
+            bad += 1
+            print(error, flush=True)
+    if bad:
+        raise UserError(f"{path}: found {bad} defect{'s' * (bad > 1)} beside {good} good samples, expected none; they are listed above")
+    return good
 
 
 def main() -> None:
@@ -219,14 +250,17 @@ def main() -> None:
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--captions", choices=["full", "shapes"], default="full", help="what captions say: all, or the shapes alone")
     reading = commands.add_parser("check", help="read every sample of a data set")
-    reading.add_argument("--data", required=True, type=Path)
+    source = reading.add_mutually_exclusive_group(required=True)
+    source.add_argument("source", nargs="?", type=Path, help="a folder, a .tar or a .parquet file")
+    source.add_argument("--data", type=Path, help="the same")
     reading.add_argument("--resolution", type=int)
     args = parser.parse_args()
     if args.command == "world":
         index = write_world(args.out, scenes=args.scenes, resolution=args.resolution, seed=args.seed, captions=args.captions)
         print(f"{args.out}: {index['samples']} scenes in {len(index['shards'])} shards")
     else:
-        print(f"{args.data}: {check(args.data, args.resolution)} samples, no defect")
+        data = args.source or args.data
+        print(f"{data}: {check(data, args.resolution)} samples, no defect")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from apex.data.embeddings import CaptionShards, build, identity
 from apex.errors import UserError, run_command
 from apex.pipeline import DTYPES, CaptionStream, CaptionTable, Pipeline
 from apex.provenance import file_sha256
-from apex.text import TextPath
+from apex.text import TextPath, captions_cut
 
 CAPTIONS = [
     "a red circle",
@@ -66,6 +67,22 @@ def test_what_is_read_is_what_the_encoder_gives_for_each_caption_alone(pipeline:
     table = CaptionTable(stream.pipeline, CAPTIONS, batch=1)
     assert torch.equal(shards.longest().embeds, table.longest().embeds) and torch.equal(shards.lengths, table.lengths)
     assert torch.equal(shards[ALL].embeds, table[ALL].embeds) and torch.equal(shards[ALL].mask, table[ALL].mask)
+
+
+def test_captions_that_the_encoder_cuts_are_counted(pipeline: Path) -> None:
+    """The shortest caption that counts as cut gives as many tokens as a longer one; those before it give fewer and fewer."""
+    text = TextPath(pipeline)
+
+    def cut(words: int) -> int:
+        return captions_cut(pipeline, ["red " * words])
+
+    def tokens(words: int) -> int:
+        return int(text.encode(["red " * words]).mask.sum())
+
+    shortest = bisect.bisect_left(range(3000), 1, key=cut)
+    assert 2 < shortest < 3000
+    assert tokens(shortest + 1) == tokens(shortest) > tokens(shortest - 2) > tokens(shortest - 3)
+    assert captions_cut(pipeline, [*CAPTIONS, "red " * (shortest - 1), "red " * shortest, "red " * (shortest + 7)]) == 2
 
 
 def test_padding_in_a_batch_changes_last_bits_and_no_more(pipeline: Path, tmp_path: Path) -> None:

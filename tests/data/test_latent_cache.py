@@ -6,13 +6,15 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from apex.data import cache
 from apex.data.cache import build, encode_images, load_cache, load_vae, pixels_per_latent
-from apex.data.shards import Sample, load_images, world_sample, write_shards
+from apex.data.readers import Skipped
+from apex.data.shards import Sample, encode_png, load_images, world_sample, write_shards
 from apex.data.world import PromptSampler
 from apex.errors import UserError, run_command
 from apex.provenance import file_sha256
@@ -112,6 +114,53 @@ def test_a_damaged_part_is_made_again_and_parts_of_other_data_are_not_taken(
     assert load_cache(tmp_path / "cache").latents.shape == (10, 3, 4, 4)
 
 
+def tree_of_defects(scenes: list[Sample], out: Path) -> Path:
+    """Ten images; of numbers 1 and 6 the bytes are damaged, 3 has no caption, and a file is of unknown kind."""
+    out.mkdir()
+    for number, one in enumerate(scenes):
+        (out / f"{number}.png").write_bytes(encode_png(one.image)[: 60 if number in (1, 6) else None])
+        if number != 3:
+            (out / f"{number}.txt").write_text(one.caption)
+    (out / "notes.xyz").write_text("x")
+    return out
+
+
+def test_what_is_skipped_is_counted_and_the_rest_is_as_without_it(
+    pipeline: Path, scenes: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tree_of_defects(scenes, tmp_path / "data")
+    with pytest.raises(UserError, match=r"notes.xyz: found a file of unknown kind"):
+        build(pipeline, data, tmp_path / "cache", batch=2)
+    with pytest.raises(UserError, match=r"found 4 defects, expected 3 at most \(data.skip_limit\)"):
+        build(pipeline, data, tmp_path / "cache", batch=2, skipped=Skipped(3))
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["data"]
+
+    whole = build(pipeline, data, tmp_path / "whole", batch=2, skipped=Skipped(4))
+    assert whole["skipped"]["count"] == 4 and whole["samples"] == 7
+    for part in ("1.png: corrupt", "3.png: caption missing", "6.png: corrupt", "notes.xyz: found a file of unknown kind"):
+        assert sum(part in line for line in whole["skipped"]["first"]) == 1
+    found = load_cache(tmp_path / "whole")
+    assert found.left_out == {"skipped": whole["skipped"]}
+    assert [found.captions[k] for k in found.caption_index] == [s.caption for k, s in enumerate(scenes) if k not in (1, 3, 6)]
+    good = torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for k, s in enumerate(scenes) if k not in (1, 3, 6)]))
+    torch.testing.assert_close(found.latents.float(), encode_images(load_vae(pipeline), good), atol=2e-3, rtol=2e-3)
+
+    def dies(vae: object, images: torch.Tensor, calls: list[int] = []) -> torch.Tensor:  # noqa: B006
+        calls.append(1)
+        if len(calls) == 3:  # behind the first part
+            raise KeyboardInterrupt
+        return encode_images(vae, images)
+
+    monkeypatch.setattr(cache, "encode_images", dies)
+    with pytest.raises(KeyboardInterrupt):
+        build(pipeline, data, tmp_path / "cache", batch=2, skipped=Skipped(4))
+    monkeypatch.setattr(cache, "encode_images", encode_images)
+    assert list(tmp_path.glob(".cache.parts-*/00000.safetensors"))
+    build(pipeline, data, tmp_path / "cache", batch=2, skipped=Skipped(4))
+    for name in ("latents.safetensors", "captions.json", "made.json"):
+        assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_other_encoders_take_the_same_path(scenes: list[Sample], tmp_path: Path) -> None:
     from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage
 
@@ -205,7 +254,7 @@ def test_images_that_do_not_fit_the_encoder(pipeline: Path, tmp_path: Path, samp
         build(pipeline, tmp_path / "odd", tmp_path / "cache", batch=2)
     # The odd one out stands alone in the second part.
     write_shards([*samples[:4], samples[4]._replace(image=samples[4].image[:12, :12])], tmp_path / "mixed", {})
-    with pytest.raises(UserError, match=f"sample {samples[4].key}: image is 12x12, others differ"):
+    with pytest.raises(UserError, match=f"sample {samples[4].key}: image is 12x12, the first one 16x16"):
         build(pipeline, tmp_path / "mixed", tmp_path / "cache", batch=1)
 
 

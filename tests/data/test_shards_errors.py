@@ -159,7 +159,10 @@ def test_defective_samples_in_a_tar(tmp_path: Path) -> None:
             '[{"input_prompt": "a", "output_image": "i/1.png"}, {"input_prompt": "b", "output_image": "i/1.png"}]',
             "row 1: output_image i/1 has a",
         ),
-        ('[{"input_prompt": "a", "output_image": "image/1.png"}]', "no samples in"),
+        (
+            '[{"input_prompt": "a", "output_image": "image/1.png"}]',
+            "sample image/00000000: found an image that text_to_image.json",
+        ),
     ],
 )
 def test_defects_in_a_list_of_captions(text: str, expected: str, written: Written) -> None:
@@ -297,5 +300,6 @@ def test_commands_report_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         [sys.executable, "-m", "apex.data.shards", "check", "--data", str(tmp_path / "w")], capture_output=True, text=True, cwd=ROOT
     )
     assert bad.returncode == 2
-    assert bad.stderr.startswith(f"error: {shard}")
+    assert bad.stdout.startswith(f"{shard}: SHA-256") and bad.stdout.count("\n") == 1
+    assert bad.stderr.startswith(f"error: {tmp_path / 'w'}: found 1 defect beside 0 good samples")
     assert bad.stderr.count("\n") == 1

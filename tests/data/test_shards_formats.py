@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from apex.data import shards
-from apex.data.readers import detect
+from apex.data.readers import Skipped, detect
 from apex.data.shards import Sample, checksum, encode_png, load_captions, load_images, open_samples, scene_from, world_sample, write_world
 from apex.data.world import PromptSampler, render
 from apex.errors import UserError
@@ -57,7 +58,6 @@ def test_images_in_tars_and_their_captions_in_a_list(written: Callable[[str], Pa
     assert not capsys.readouterr().err
     one = list(open_samples(path / "text_to_image_part_1.tar"))
     assert {s.key for s in one} == {f"image/{s.key}" for s in scenes[6:]}
-    assert "0 images without a row in text_to_image.json, 6 rows without an image" in capsys.readouterr().err
 
     source = detect(path)
     before = checksum(source)
@@ -70,13 +70,18 @@ def test_images_in_tars_and_their_captions_in_a_list(written: Callable[[str], Pa
     assert checksum(detect(path)) == before
 
 
-def test_images_that_the_list_does_not_name_are_left_out_and_counted(written: Callable[[str], Path], capsys) -> None:
+def test_images_that_the_list_does_not_name_are_refused_or_counted(written: Callable[[str], Path]) -> None:
     path = written("listed")
     listing = path / "text_to_image.json"
     rows = json.loads(listing.read_text())
     listing.write_text(json.dumps([*rows[2:], {"input_prompt": "nothing", "output_image": "image/none.png"}]))
-    assert len(list(open_samples(path))) == 8
-    assert "left out: 2 images without a row in text_to_image.json, 1 rows without an image" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"sample image/00000000: found an image that text_to_image.json does not name"):
+        list(open_samples(path))
+    skipped = Skipped()
+    assert len(list(open_samples(path, skipped=skipped))) == 8
+    assert [re.search("an image that|a row without", line)[0] for line in skipped.lines] == ["an image that"] * 2 + ["a row without"]
+    with pytest.raises(UserError, match=r"image/none.*: found 3 defects, expected 2 at most \(data.skip_limit\)"):
+        list(open_samples(path, skipped=Skipped(2)))
 
 
 def test_poorer_captions_are_of_the_same_scenes(tmp_path: Path) -> None:

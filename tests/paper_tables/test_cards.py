@@ -52,6 +52,9 @@ def test_the_head_is_what_the_hub_reads() -> None:
     assert "Not measured yet." in plain and "`one_step/transformer`: NFE 1" in plain and "sigmas=[1.0, 0.6]" in plain
     assert "nothing about photographs" in plain
     assert "| optimiser | AdamW, learning rate" in plain and "prompts in training" not in plain
+    assert "left out" not in plain and "captions cut" not in plain
+    counted = card.text(about | {"left_out": {"skipped": {"count": 1203, "limit": 2000, "first": []}, "captions_cut": 7}}, recipe)
+    assert "\n| left out | 1,203 samples and files with a defect |\n| captions cut | 7, because" in counted
     about["run"]["train"]["optimizer"] = "adamw8bit"
     about["run"]["data"] |= {"source": "teacher", "teacher": {"prompts": "p.txt", "count": 60000, "steps": 50}}
     assert "| data | 60,000 pictures that the teacher drew in 50 steps, 32 px |" in card.text(about, recipe)

@@ -363,6 +363,17 @@ def test_a_profile_without_benchmarks_keeps_the_hash_that_it_had(profile):
     assert found.hash() != load(profile(BENCHMARK)).hash()
 
 
+def test_what_is_said_of_skipping_counts_only_where_something_may_be_skipped(profile):
+    """Committed results are known by their hashes."""
+    plain, idle, on, more = (
+        load(profile(), settings)
+        for settings in ([], ["data.skip_limit=7"], ["data.on_error=skip"], ["data.on_error=skip", "data.skip_limit=7"])
+    )
+    assert not {"on_error", "skip_limit"} & plain.model_dump()["data"].keys()
+    assert plain.hash() == idle.hash()
+    assert len({plain.hash(), on.hash(), more.hash()}) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -32,6 +32,7 @@ use rule cache as ablation_cache with:
         pipeline=lambda wildcards: str(CONFIG.pipeline_path),
         source=lambda wildcards, input: input.data or given_sources(wildcards)[0],
         resolution=CONFIG.data.resolution,
+        skipping=skipping,
 
 
 use rule embeddings as ablation_embeddings with:

@@ -76,6 +76,12 @@ def embeddings_of(config, row, folder):
     return folder.format(dtype=config.run_config(row).train.frozen) if config.data.embeddings == "disk" else []
 
 
+def skipping(wildcards, output):
+    """What to do with samples that have a defect, for the command; a function of `output`, because caches without such samples are the same."""
+    data = CONFIG.data
+    return ["--on-error", "skip", "--skip-limit", str(data.skip_limit)] if data.on_error == "skip" else []
+
+
 def run_embeddings(wildcards):
     return embeddings_of(CONFIG, wildcards.row, PLAN.embeddings)
 

@@ -58,8 +58,9 @@ rule cache:
         pipeline=lambda wildcards: str(CONFIG.pipeline_path),
         source=lambda wildcards, input: input.data or CONFIG.data.source,
         resolution=CONFIG.data.resolution,
+        skipping=skipping,
     shell:
-        "python -m apex.data.cache --pipeline {params.pipeline:q} --data {params.source:q}"
+        "python -m apex.data.cache --pipeline {params.pipeline:q} --data {params.source:q} {params.skipping:q}"
         " --resolution {params.resolution:q} --out {output:q} > {log:q} 2>&1"
 
 
