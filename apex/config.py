@@ -11,7 +11,6 @@ tables: a method, or a named variant of one. Importing this file imports no torc
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -36,6 +35,7 @@ from pydantic import (
 )
 
 from apex import methods
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.evaluation import Evaluation
 from apex.files import write_atomic
@@ -711,7 +711,7 @@ def defaults() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.config", __doc__)
     parser.add_argument("file", nargs="?", type=Path, help="a profile to check and print")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", help="print the settings of this row alone")

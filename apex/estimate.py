@@ -12,7 +12,6 @@ card's rate.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from apex import methods, optimizers
 from apex.backbones.base import Backbone
 from apex.budget import Cost, count_calls, fused_attention, measure_cost
+from apex.command import POSITIVE, Parser, number
 from apex.conditioning import Condition
 from apex.config import Config, RunConfig, check_params, load
 from apex.data.cache import pixels_per_latent
@@ -432,16 +432,18 @@ def measured(config: Config, row: str, folder: Path) -> tuple[float, float] | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.estimate", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", action="append", default=[], help="rows to plan; default: all of `methods`")
     parser.add_argument("--card", choices=CARDS, help="its memory and rate, from data sheets")
-    parser.add_argument("--memory", type=float, help="GB of the device, in place of the card's")
+    parser.add_argument("--memory", type=POSITIVE, help="GB of the device, in place of the card's")
     parser.add_argument(
-        "--tflops", type=float, help="the device's rate in TFLOP/s, in place of the card's; without both it is measured here"
+        "--tflops", type=POSITIVE, help="the device's rate in TFLOP/s, in place of the card's; without both it is measured here"
     )
-    parser.add_argument("--share", type=float, default=SHARE, help=f"of the rate that training reaches (default: {SHARE}, assumed)")
+    parser.add_argument(
+        "--share", type=number(0, 1, above=True), default=SHARE, help=f"of the rate that training reaches (default: {SHARE}, assumed)"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for plan.json and the table")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,12 +10,12 @@ interrupted call continues where it was.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 
@@ -68,7 +68,7 @@ def _needed(folder: Path, whole: bool, file: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.fetch", __doc__)
     parser.add_argument("--hub", required=True, help="owner/name, or owner/name@revision")
     parser.add_argument("--out", required=True, type=Path, help="folder of the pipeline")
     parser.add_argument("--whole", action="store_true", help="every part that its model_index.json names")

@@ -9,7 +9,6 @@ from its last saved state, with the same result; the state lies beside --out, ke
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -29,6 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from apex import busy, methods, optimizers, provenance, sharding
 from apex.backbones.base import Backbone
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
+from apex.command import SEED, THREADS, Parser, whole_number
 from apex.conditioning import AffineShift, Condition, shift_visibility
 from apex.config import Config, RunConfig, check_params, fingerprint, load, locate
 from apex.data.cache import Cache, load_cache
@@ -662,19 +662,21 @@ def log_text(rows: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.train", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="method, or a row of the profile")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--cache", required=True, type=Path, help="latents and captions (apex.data.cache)")
     parser.add_argument("--embeddings", type=Path, help="the captions' embeddings, where data.embeddings is disk (apex.data.embeddings)")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--max-steps", type=int, help="stop after so many steps with the state saved; nothing is exported")
+    parser.add_argument(
+        "--max-steps", type=whole_number(0, 10**9), help="stop after so many steps with the state saved; nothing is exported"
+    )
     parser.add_argument(
         "--keep-diverged", action="store_true", help="export the last good state of a run that diverges; its record says so"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     claim()

@@ -5,11 +5,11 @@ python -m paper_tables.cards --config workflows/config/world.yaml --results resu
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from apex import card
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from paper_tables import expected, records
@@ -47,7 +47,7 @@ def numbers(view: View, row: str) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.cards", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="results/<profile>, or the committed ones")
     parser.add_argument("--out", type=Path, required=True, help="folder for the cards")
     expected.add_arguments(parser)

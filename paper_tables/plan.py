@@ -7,7 +7,6 @@ Reads plan.json of that folder, as `apex.estimate` writes it; writes plan.md, .t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from paper_tables import plotting
@@ -106,7 +106,7 @@ def draw(plan: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.plan", __doc__)
     parser.add_argument("--plan", required=True, type=Path, help="folder with plan.json")
     args = parser.parse_args()
     plan = read_object(args.plan / "plan.json")

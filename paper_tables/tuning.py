@@ -7,7 +7,6 @@ Reads tuning.json; writes tuning.md, .tex, .csv, .html and .png.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import first_fault
@@ -228,7 +228,7 @@ def _dots(axes: Axes, level: float, tried: Tried, look: Look) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.tuning", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder that holds tuning.json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the figure")
     args = parser.parse_args()

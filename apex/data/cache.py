@@ -13,7 +13,6 @@ Parts are written beside the cache as they are done; the same command continues 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import shutil
@@ -29,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+from apex.command import BATCH_SIZE, RESOLUTION, Parser
 from apex.data.readers import Record, detect, read_index, records
 from apex.data.shards import checksum, decoded, progress, refuse_foreign
 from apex.errors import UserError, check_format, readable, run_command
@@ -274,12 +274,14 @@ def _json(path: Path, again: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.cache", __doc__)
     parser.add_argument("--pipeline", required=True, type=Path, help="diffusers pipeline folder with vae/ in it")
     parser.add_argument("--data", required=True, type=Path, help="WebDataset shards, parquet files or an image folder")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--resolution", type=int, help="resize and centre-crop to this; default: the images as they are, all of one size")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--resolution", type=RESOLUTION, help="resize and centre-crop to this; default: the images as they are, all of one size"
+    )
+    parser.add_argument("--batch", type=BATCH_SIZE, default=64)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = pick_device(args.device)

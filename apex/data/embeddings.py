@@ -16,7 +16,6 @@ and so last bits. Files are written as they are done; the same command continues
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -30,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apex.command import BATCH_SIZE, Parser
 from apex.conditioning import Condition
 from apex.config import fingerprint
 from apex.data.cache import load_cache
@@ -182,16 +182,14 @@ def _made(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.embeddings", __doc__)
     parser.add_argument("--pipeline", required=True, type=Path, help="diffusers pipeline folder with tokenizer/ and text_encoder/ in it")
     parser.add_argument("--cache", required=True, type=Path, help="the cache whose captions are encoded (apex.data.cache)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the encoder, as train.frozen (default: fp32)")
-    parser.add_argument("--batch", type=int, default=1, help="captions at once; more than 1 may change last bits (default: 1)")
+    parser.add_argument("--batch", type=BATCH_SIZE, default=1, help="captions at once; more than 1 may change last bits (default: 1)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: expected 1 or more")
     device = pick_device(args.device)
     if device == "cpu":
         torch.set_num_threads(1)  # two jobs of one thread beat one of two

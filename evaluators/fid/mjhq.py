@@ -17,10 +17,11 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from apex.command import COUNT, Parser
 from apex.errors import UserError, run_command
 from apex.files import atomic_file, write_atomic
 from evaluators.assets import find
-from evaluators.command import parser_of, progress
+from evaluators.command import progress
 
 META = "meta_data.json"
 SHOWN = 5  # faults named in an error; the rest are counted
@@ -95,12 +96,12 @@ def _check_member(member: zipfile.ZipInfo, archive: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.fid.mjhq", __doc__)
+    parser = Parser("evaluators.fid.mjhq", __doc__)
     parser.add_argument("what", choices=("unpack", "prompts"))
     parser.add_argument("--out", required=True, type=Path, help="unpack: the folder; prompts: the prompt file (JSON lines)")
     parser.add_argument("--archive", type=Path, help="mjhq30k_imgs.zip (default: the fetched asset mjhq-images)")
     parser.add_argument("--meta", type=Path, help="meta_data.json (default: the fetched asset mjhq-meta)")
-    parser.add_argument("--limit", type=int, help="prompts: the first N")
+    parser.add_argument("--limit", type=COUNT, help="prompts: the first N")
     args = parser.parse_args(argv)
     meta = find("mjhq-meta", args.meta, "--meta")
     rows = read_meta(meta)
