@@ -6,21 +6,12 @@ import argparse
 import difflib
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from apex.errors import UserError
-
-SPECIAL = {
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}  # reading one may wait, or never end
+from apex.errors import UserError, special
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -83,12 +74,8 @@ def path(text: str) -> Path:
     """A path that is no FIFO, socket or device. Every option with `type=Path` is read by this."""
     if not text or "\0" in text:
         raise _expected(text, "a path")
-    try:
-        kind = stat.S_IFMT(os.stat(text).st_mode)
-    except OSError:  # nothing is there yet, or the command says what is wrong
-        return Path(text)
-    if kind in SPECIAL:
-        raise argparse.ArgumentTypeError(f"{text}: found {SPECIAL[kind]}, expected a file or a folder")
+    if kind := special(Path(text)):
+        raise argparse.ArgumentTypeError(f"{text}: found {kind}, expected a file or a folder")
     return Path(text)
 
 

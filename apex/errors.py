@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import stat
 import sys
 import threading
 import traceback
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 USER_FILES: set[str] = set()  # files of users' own code that this process imports: methods that `method_files` names
 WORKFLOW = "APEX_WORKFLOW"  # HOST:FILE, the file that the workflow which started this process holds a lock on
 
@@ -48,14 +50,29 @@ def naming(prompts: Sequence[str], seed: int, places: Sequence[tuple[int, int]])
 
 def check_format(found: object, known: Collection[int], where: str, mend: str) -> None:
     """Checks the format version of a file, which stands at `where`. Raises `UserError` when it is none of `known`."""
-    if found not in known or isinstance(found, bool):
+    if type(found) is not int or found not in known:
         expected = " or ".join(map(str, sorted(known)))
         raise UserError(f"{where}: found {found!r}, expected {expected}: it is of another version of the suite; {mend}")
+
+
+def special(path: Path) -> str | None:
+    """What kind of special file `path` is, which may wait for ever or never end when it is read; None for any other and for none."""
+    try:
+        return SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode))
+    except OSError:
+        return None
+
+
+def refuse_special(path: Path, mend: str) -> None:
+    """Raises `UserError` for a FIFO, a socket or a device, before anything opens it."""
+    if kind := special(path):
+        raise UserError(f"{path}: found {kind}, expected a file; {mend}")
 
 
 @contextmanager
 def readable(path: Path, mend: str) -> Iterator[None]:
     """A `UserError` with `mend` in the place of whatever a library raises when it reads a damaged `path`."""
+    refuse_special(path, mend)
     try:
         yield
     except UserError:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 # Weights as safetensors alone, in one precision: of several variants the one without a name.
@@ -63,7 +63,7 @@ def _needed(folder: Path, whole: bool, file: str) -> list[str]:
     index = folder / "model_index.json"
     if not whole or not index.is_file():
         return [*PARTS, "model_index.json"]
-    parts = json.loads(index.read_text())
+    parts = read_object(index, "fetch it again")
     return [name for name, value in parts.items() if isinstance(value, list) and value and value[0] is not None]
 
 

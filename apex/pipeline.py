@@ -7,7 +7,6 @@ The same code opens the embedded world's bundled pipeline and a local or hub cop
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.data.cache import decode_latents, load_vae, pixels_per_latent
 from apex.errors import UserError, check_images
+from apex.files import read_object
 from apex.text import TextPath
 from apex.weights import RESTORE, pretrained
 
@@ -57,11 +57,8 @@ def _config(folder: Path) -> dict[str, Any]:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: not found; expected a diffusers transformer folder; `snakemake pretrained` makes the world's")
-    try:
-        found = json.loads(config.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{config}: not JSON ({error}); restore the file") from None
-    if found.get("_class_name") not in BACKBONES:
+    found = read_object(config, "restore the file")
+    if found.get("_class_name") not in tuple(BACKBONES):
         raise UserError(f"{config}: unknown backbone {found.get('_class_name')!r}; known: {', '.join(BACKBONES)}")
     return found
 

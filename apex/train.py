@@ -35,9 +35,9 @@ from apex.data.cache import Cache, load_cache
 from apex.data.embeddings import CaptionShards
 from apex.data.overlap import overlaps
 from apex.ema import Ema
-from apex.errors import UserError, check_format, run_command
+from apex.errors import UserError, check_format, refuse_special, run_command
 from apex.export import MADE_FORMATS, export_run
-from apex.files import atomic_file, atomic_folder, write_atomic
+from apex.files import atomic_file, atomic_folder, read_object, write_atomic
 from apex.gpu import claim, repeatable
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
@@ -533,7 +533,10 @@ class Loop:
             )
         if not self.sharded or not path.exists():
             return path if path.exists() else None
-        about = json.loads(path.read_text())
+        about = read_object(path, f"remove {self.resume} to start again")
+        for key in ("processes", "step"):
+            if type(about.get(key)) is not int:
+                raise UserError(f"{path}: {key}: found {about.get(key)!r}, expected a whole number; remove {self.resume} to start again")
         if about["processes"] != self.accelerator.num_processes:
             raise UserError(
                 f"{path}: found the shares of {about['processes']} processes, expected {self.accelerator.num_processes}: start it with as "
@@ -545,6 +548,7 @@ class Loop:
         path = self.saved_state()
         if path is None:
             return
+        refuse_special(path, "remove it to start this run again")
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
             check_format(state["format"], {STATE_FORMAT}, f"{path}: format", "remove the folder to start again")

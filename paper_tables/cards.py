@@ -11,7 +11,7 @@ from pathlib import Path
 from apex import card
 from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 from paper_tables import expected, records
 from paper_tables.cells import significant
 from paper_tables.view import View
@@ -58,7 +58,7 @@ def main() -> None:
     if not made:
         raise UserError(f"{args.results}: found no runs, expected runs/<row>/seed<S>/made.json; run `snakemake all`")
     for row, (_, path) in made.items():
-        about, recipe = records.read_object(path), records.read_object(path.parent / "sampling.json")
+        about, recipe = read_object(path), read_object(path.parent / "sampling.json")
         write_atomic(args.out / f"{row}.md", card.text(about, recipe, numbers=numbers(view, row), remarks=view.note(row)))
     print(f"{args.out}: {', '.join(f'{row}.md' for row in made)}")
 

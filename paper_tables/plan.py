@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 
 from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 from paper_tables import plotting
 from paper_tables.cells import missing, plain, significant
-from paper_tables.records import read_object
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 

@@ -21,14 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 from evaluators.result import first_fault
 from paper_tables import plotting
 from paper_tables.cells import FAILED, missing, number, plain
 from paper_tables.evidence import Correction, correction
 from paper_tables.expected import described
 from paper_tables.plotting import Look
-from paper_tables.records import read_object
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 from paper_tables.view import family_name, family_rank

@@ -31,8 +31,8 @@ from torch import Tensor
 from apex.command import BATCH_SIZE, RESOLUTION, Parser
 from apex.data.readers import Record, detect, read_index, records
 from apex.data.shards import checksum, decoded, progress, refuse_foreign
-from apex.errors import UserError, check_format, readable, run_command
-from apex.files import atomic_folder, write_atomic
+from apex.errors import UserError, check_format, run_command
+from apex.files import atomic_folder, read_object, write_atomic
 from apex.gpu import pick_device
 from apex.provenance import digest, file_sha256
 from apex.weights import pretrained
@@ -64,11 +64,8 @@ def load_vae(pipeline: Path) -> ModelMixin:
     config = pipeline / "vae" / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: not found; --pipeline must be a diffusers pipeline folder with a vae/ in it")
-    try:
-        name = json.loads(config.read_bytes()).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{config}: not a valid model config ({error})") from None
-    if name not in ENCODERS:
+    name = read_object(config, "fetch or make it again").get("_class_name")
+    if name not in tuple(ENCODERS):
         raise UserError(f"{config}: _class_name is {name!r}; expected one of {', '.join(ENCODERS)}")
     return pretrained(getattr(diffusers, name), config.parent, "fetch or make them again").eval()
 
@@ -216,7 +213,7 @@ def load_cache(path: Path, pipeline: Path | None = None, resolution: int | None 
     for name in ("made.json", LATENTS, CAPTIONS):
         if not (path / name).is_file():
             raise UserError(f"{path / name}: not found; {again}")
-    made = _json(path / "made.json", again)
+    made = read_object(path / "made.json", again)
     check_format(made.get("schema"), {SCHEMA}, f"{path / 'made.json'}: schema", again)
     if pipeline is not None:
         _check_origin(path / "made.json", made, pipeline, resolution, again)
@@ -224,7 +221,7 @@ def load_cache(path: Path, pipeline: Path | None = None, resolution: int | None 
     for name in (LATENTS, CAPTIONS):
         if not isinstance(recorded, dict) or file_sha256(path / name) != recorded.get(name):
             raise UserError(f"{path / name}: SHA-256 differs from made.json: truncated or changed; {again}")
-    texts = _json(path / CAPTIONS, again)
+    texts = read_object(path / CAPTIONS, again)
     try:
         tensors = load_file(path / LATENTS)
     except SafetensorError as error:
@@ -259,18 +256,7 @@ class _Config:
     """An encoder's configuration without its weights, for `pixels_per_latent`."""
 
     def __init__(self, file: Path) -> None:
-        with readable(file, "fetch or make it again"):
-            self.config = SimpleNamespace(**json.loads(file.read_bytes()))
-
-
-def _json(path: Path, again: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {again}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: found a JSON {type(value).__name__}, expected an object; {again}")
-    return value
+        self.config = SimpleNamespace(**read_object(file, "fetch or make it again"))
 
 
 def main() -> None:

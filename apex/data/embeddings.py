@@ -36,6 +36,7 @@ from apex.data.cache import load_cache
 from apex.data.parts import MADE, Parts
 from apex.data.shards import progress
 from apex.errors import UserError, check_format, run_command
+from apex.files import read_object
 from apex.gpu import pick_device
 from apex.pipeline import DTYPES
 from apex.provenance import digest, file_sha256
@@ -171,8 +172,8 @@ def _made(folder: Path) -> dict[str, Any]:
     path = folder / MADE
     if not path.is_file():
         raise UserError(f"{path}: not found; expected a folder of embeddings; {AGAIN}")
+    made = read_object(path, AGAIN)
     try:
-        made = json.loads(path.read_bytes())
         good = all({"file", "sha256"} <= one.keys() for one in made["files"]) and isinstance(made["width"], int)
     except (ValueError, KeyError, TypeError, AttributeError):
         good = False

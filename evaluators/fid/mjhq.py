@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from apex.command import COUNT, Parser
 from apex.errors import UserError, run_command
-from apex.files import atomic_file, write_atomic
+from apex.files import atomic_file, read_json, write_atomic
 from evaluators.assets import find
 from evaluators.command import progress
 
@@ -33,10 +33,7 @@ def read_meta(path: Path) -> dict[str, dict[str, str]]:
     Raises:
         UserError: not that, or an id or category that is not a plain name (they become paths).
     """
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); expected MJHQ-30K's {META}") from error
+    rows = read_json(path, f"give MJHQ-30K's {META}")
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"{path}: expected an object of entries by id; it is MJHQ-30K's {META} that is asked for")
     for name, row in rows.items():
