@@ -116,8 +116,7 @@ def run_command(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _failed("stopped by Ctrl-C; what was saved until here is kept, run the command again to go on", 130)
     except UserError as error:
-        cause = error.__cause__
-        return _failed(str(error), traceback_of=cause if cause and place_in_user_code(cause) else None)
+        return _failed(str(error), traceback_of=_users_fault(error))
     except BaseException as error:
         if place := place_in_user_code(error):
             return _failed(f"{place}: {described(error)}; mend that line, the traceback is above", traceback_of=error)
@@ -125,6 +124,15 @@ def run_command(main: Callable[[], None]) -> int:
             return _failed(_os_line(error))
         raise
     return 0
+
+
+def _users_fault(error: BaseException) -> BaseException | None:
+    """The exception out of a user's own file that led to `error`."""
+    seen: BaseException | None = error
+    while seen := seen.__cause__ or seen.__context__:
+        if not isinstance(seen, UserError) and place_in_user_code(seen):
+            return seen
+    return None
 
 
 def _failed(line: str, code: int = 2, traceback_of: BaseException | None = None) -> int:
