@@ -36,7 +36,7 @@ from pydantic import (
 
 from apex import methods
 from apex.command import Parser
-from apex.errors import UserError, run_command
+from apex.errors import UserError, described, place_in_user_code, run_command
 from apex.evaluation import Evaluation
 from apex.files import write_atomic
 from apex.launch import Launch
@@ -623,14 +623,14 @@ def check_params(config: Config, rows: Iterable[str] | None = None) -> None:
         UserError: the first fault, in one line that names the file and the key.
     """
     for fault in method_faults(config, rows).values():
-        raise UserError(fault)
+        raise fault
 
 
-def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str, str]:
-    """Row -> one line on why its method cannot run; empty where all can, and where torch is not installed."""
+def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str, UserError]:
+    """Row -> why its method cannot run; empty where all can, and where torch is not installed."""
     if find_spec("torch") is None:
         return {}
-    faults: dict[str, str] = {}
+    faults: dict[str, UserError] = {}
     for name in dict.fromkeys([*config.all_methods, *config.rows] if rows is None else rows):
         row = config.row(name)
         try:
@@ -639,14 +639,16 @@ def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str
             if row.tuning not in method.tunings:
                 why = f": {method.no_lora}" if row.tuning == "lora" and method.no_lora else ""
                 expected = f"{' or '.join(method.tunings)} for {row.method}{why}"
-                faults[name] = f"{config._origin}: rows.{name}.tuning: found {row.tuning}, expected {expected}"
+                faults[name] = UserError(f"{config._origin}: rows.{name}.tuning: found {row.tuning}, expected {expected}")
         except UserError as error:
-            faults[name] = str(error)
+            faults[name] = error
         except ValidationError as error:
             text = explain(error, method.Params, config._origin, prefix=f"rows.{name}.params.")
-            faults[name] = f"{text} (settings of {methods.where(method)})"
-        except Exception as error:  # whatever the method's own checks raise
-            faults[name] = f"{methods.where(method)}: {type(error).__name__}: {' '.join(str(error).split())}"
+            faults[name] = UserError(f"{text} (settings of {methods.where(method)})")
+        except (Exception, SystemExit) as error:  # whatever the method's own checks raise
+            place = place_in_user_code(error) or methods.where(method)
+            faults[name] = UserError(f"{place}: {described(error)}; mend it, or remove the row {name!r}")
+            faults[name].__cause__ = error
     return faults
 
 

@@ -73,7 +73,7 @@ IN_THE_RUN = [
     (
         "a fault of ours that it causes",
         (LOSSES, "    return super().losses(batch, nets, step)"),
-        AT + "TypeError: object of type 'NoneType'",
+        AT + "TypeError: object",
     ),
     ("a missing file in losses", (LOSSES, "    open('/nowhere/weights')"), AT + "FileNotFoundError"),
     ("an exception in __init__", ("def __init__(self, params):", "    raise RuntimeError('no')"), AT + "RuntimeError: no"),
@@ -96,7 +96,7 @@ def is_mine(_: Path, method: Any) -> None:
 CASES = [
     *(Case("method files, on import", name, imported(text), says, log=True) for name, text, says in ON_IMPORT),
     Case("method files, on import", "through apex.config", config_of("raise OSError('no')\n"), r"mine\.py:1: .*OSError: no", log=True),
-    Case("method files, on import", "bytes that are no Python", imported(b"\xff\xfe\x00"), r"mine\.py(:1)?: .*(SyntaxError|ValueError|Unicode)"),
+    Case("method files, on import", "bytes that are no Python", imported(b"\xff\xfe\x00"), r"mine\.py.*: .*SyntaxError"),
     Case("method files, on import", "no METHOD", imported("x = 1\n"), r"mine\.py: expected METHOD, a subclass of Method"),
     Case("method files, on import", "an empty file", imported(""), r"mine\.py: expected METHOD"),
     *(Case("method files, in the run", name, body(*lines), says, log=True) for name, lines, says in IN_THE_RUN),
