@@ -31,7 +31,7 @@ from torch import Tensor
 from apex.command import BATCH_SIZE, RESOLUTION, Parser
 from apex.data.readers import Record, detect, read_index, records
 from apex.data.shards import checksum, decoded, progress, refuse_foreign
-from apex.errors import UserError, check_format, run_command
+from apex.errors import UserError, check_format, readable, run_command
 from apex.files import atomic_folder, read_object, write_atomic
 from apex.gpu import pick_device
 from apex.provenance import digest, file_sha256
@@ -246,8 +246,11 @@ def _check_origin(file: Path, made: dict[str, Any], pipeline: Path, resolution: 
         raise UserError(
             f"{file}: vae: found latents of the encoder {made.get('vae')!r}, expected {wanted!r} of {pipeline / 'vae'}; {again}"
         )
-    shape, unit = made.get("latent_shape"), pixels_per_latent(_Config(pipeline / "vae" / "config.json"))
-    sides = [unit * side for side in shape[1:]] if isinstance(shape, list) else shape
+    config = pipeline / "vae" / "config.json"
+    with readable(config, "fetch or make it again"):
+        unit = pixels_per_latent(_Config(config))
+    shape = made.get("latent_shape")
+    sides = [unit * side for side in shape[1:]] if isinstance(shape, list) and all(type(n) is int for n in shape) else shape
     if resolution is not None and sides != [resolution] * 2:
         raise UserError(f"{file}: latent_shape: found latents of {sides} pixels, expected {resolution} a side (data.resolution); {again}")
 
