@@ -600,8 +600,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     rows, seeds = chosen(args.rows), list(dict.fromkeys(args.seeds))
-    if args.steps < 1:
-        raise UserError(f"--steps: {args.steps}; expected 1 or more")
     args.out.mkdir(parents=True, exist_ok=True)  # an error now rather than after the run
     torch.set_num_threads(1)  # the networks are too small for more
     results = run(rows, seeds, Recipe(steps=args.steps))

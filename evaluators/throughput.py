@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.batch < 1 or args.images < 2 * args.batch:
+    if args.images < 2 * args.batch:
         raise UserError(f"--images {args.images}, --batch {args.batch}: expected two batches at least, the first of which is not counted")
     if args.resolution < 64:
         raise UserError(f"--resolution {args.resolution}: expected 64 or more")

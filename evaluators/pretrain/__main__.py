@@ -43,7 +43,7 @@ def main() -> None:
     if batch < 16:
         raise UserError(f"--batch: found {batch}, expected at least 16 images a step")
     if args.resolution < 16 or args.resolution % 8:
-        raise UserError(f"--resolution {args.resolution}: expected a multiple of 8, at least 16")
+        raise UserError(f"--resolution: found {args.resolution}, expected a multiple of 8, at least 16")
     set_threads(args.threads)
     from evaluators.pretrain import clip, detector, features  # seconds: only once they are needed
 
