@@ -12,7 +12,6 @@ the method's own parameter gradient with that gradient, the norms of both, and h
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from apex import methods, mixture
+from apex.command import COUNT, SEED, THREADS, Parser
 from apex.ema import Ema
 from apex.errors import run_command
 from apex.files import write_atomic
@@ -126,12 +126,12 @@ def watch_row(name: str, teacher: VelocityMLP, recipe: Recipe, seed: int) -> lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.alignment", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder for alignment.csv")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--rows", nargs="+", default=list(WATCHED), choices=list(WATCHED), metavar="ROW", help=", ".join(WATCHED))
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="of the teacher and of every row")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=COUNT, default=Recipe.steps, help="of the teacher and of every row")
+    parser.add_argument("--threads", type=THREADS, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lines: list[dict[str, Any]] = []

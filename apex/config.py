@@ -11,7 +11,6 @@ tables: a method, or a named variant of one. Importing this file imports no torc
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -37,7 +36,8 @@ from pydantic import (
 )
 
 from apex import methods
-from apex.errors import UserError, run_command
+from apex.command import Parser
+from apex.errors import UserError, described, place_in_user_code, run_command
 from apex.evaluation import Evaluation
 from apex.files import write_atomic
 from apex.launch import Launch
@@ -701,14 +701,14 @@ def check_params(config: Config, rows: Iterable[str] | None = None) -> None:
         UserError: the first fault, in one line that names the file and the key.
     """
     for fault in method_faults(config, rows).values():
-        raise UserError(fault)
+        raise fault
 
 
-def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str, str]:
-    """Row -> one line on why its method cannot run; empty where all can, and where torch is not installed."""
+def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str, UserError]:
+    """Row -> why its method cannot run; empty where all can, and where torch is not installed."""
     if find_spec("torch") is None:
         return {}
-    faults: dict[str, str] = {}
+    faults: dict[str, UserError] = {}
     for name in dict.fromkeys([*config.all_methods, *config.rows] if rows is None else rows):
         row = config.row(name)
         try:
@@ -717,14 +717,16 @@ def method_faults(config: Config, rows: Iterable[str] | None = None) -> dict[str
             if row.tuning not in method.tunings:
                 why = f": {method.no_lora}" if row.tuning == "lora" and method.no_lora else ""
                 expected = f"{' or '.join(method.tunings)} for {row.method}{why}"
-                faults[name] = config.blame(f"rows.{name}.tuning: found {row.tuning}, expected {expected}")
+                faults[name] = UserError(config.blame(f"rows.{name}.tuning: found {row.tuning}, expected {expected}"))
         except UserError as error:
-            faults[name] = str(error)
+            faults[name] = error
         except ValidationError as error:
             text = explain(error, method.Params, config._origin, config._given, f"rows.{name}.params.", config._said)
-            faults[name] = f"{text} (settings of {methods.where(method)})"
-        except Exception as error:  # whatever the method's own checks raise
-            faults[name] = f"{methods.where(method)}: {type(error).__name__}: {' '.join(str(error).split())}"
+            faults[name] = UserError(f"{text} (settings of {methods.where(method)})")
+        except (Exception, SystemExit) as error:  # whatever the method's own checks raise
+            place = place_in_user_code(error) or methods.where(method)
+            faults[name] = UserError(f"{place}: {described(error)}; mend it, or remove the row {name!r}")
+            faults[name].__cause__ = error
     return faults
 
 
@@ -789,7 +791,7 @@ def defaults() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.config", __doc__)
     parser.add_argument("file", nargs="?", type=Path, help="a profile to check and print")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", help="print the settings of this row alone")

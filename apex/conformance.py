@@ -22,7 +22,6 @@ where all is well and 2 where it is not. It takes seconds per method and needs n
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import math
 import sys
@@ -39,6 +38,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from apex import methods
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.methods.base import STUDENT, Method, Params, Step
 from apex.testbed import Bed, Trial, gaussian_fit, gradient_sizes
@@ -390,7 +390,7 @@ def check(subject: Subject, name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.conformance", __doc__)
     parser.add_argument("methods", nargs="*", metavar="NAME_OR_PATH", help="methods, or Python files that define one; none: all")
     parser.add_argument("--checks", default=",".join(CHECKS), help="those to run, joined by commas")
     parser.add_argument("--traceback", action="store_true", help="show where an unexpected error came from")

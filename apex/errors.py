@@ -6,13 +6,17 @@ import fcntl
 import os
 import platform
 import signal
+import stat
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+USER_FILES: set[str] = set()  # files of users' own code that this process imports: methods that `method_files` names
 WORKFLOW = "APEX_WORKFLOW"  # HOST:IDENTITY:FILE of the workflow that started this process (workflows/lock.py)
 AT_WORK, STOPPING, GONE = "at work", "stopping", "gone"
 WATCH = 0.5  # seconds from one look at the workflow to the next
@@ -51,14 +55,29 @@ def naming(prompts: Sequence[str], seed: int, places: Sequence[tuple[int, int]])
 
 def check_format(found: object, known: Collection[int], where: str, mend: str) -> None:
     """Checks the format version of a file, which stands at `where`. Raises `UserError` when it is none of `known`."""
-    if found not in known or isinstance(found, bool):
+    if type(found) is not int or found not in known:
         expected = " or ".join(map(str, sorted(known)))
         raise UserError(f"{where}: found {found!r}, expected {expected}: it is of another version of the suite; {mend}")
+
+
+def special(path: Path) -> str | None:
+    """What kind of special file `path` is, which may wait for ever or never end when it is read; None for any other and for none."""
+    try:
+        return SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode))
+    except OSError:
+        return None
+
+
+def refuse_special(path: Path, mend: str) -> None:
+    """Raises `UserError` for a FIFO, a socket or a device, before anything opens it."""
+    if kind := special(path):
+        raise UserError(f"{path}: found {kind}, expected a file; {mend}")
 
 
 @contextmanager
 def readable(path: Path, mend: str) -> Iterator[None]:
     """A `UserError` with `mend` in the place of whatever a library raises when it reads a damaged `path`."""
+    refuse_special(path, mend)
     try:
         yield
     except UserError:
@@ -72,24 +91,79 @@ class Terminated(BaseException):
     """SIGTERM came. No `Exception`, so that nothing takes it for a fault of its own; what cleans up does so."""
 
 
+def place_in_user_code(error: BaseException) -> str | None:
+    """`file:line` where an exception left a file of `USER_FILES`, the innermost one; None where none took part."""
+    if isinstance(error, SyntaxError) and error.filename in USER_FILES:
+        return f"{error.filename}:{error.lineno or 1}"
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return next((f"{file}:{line}" for file, line in reversed(frames) if file in USER_FILES), None)
+
+
+def described(error: BaseException) -> str:
+    """An exception as one line: its type and the first line of what it says."""
+    text = getattr(error, "msg", None) if isinstance(error, SyntaxError) else str(error)
+    first = next(iter(str(text or "").strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
+
+
 def run_command(main: Callable[[], None]) -> int:
-    """Runs a command line's `main`; a `UserError` becomes one line on stderr and exit code 2, SIGTERM one line and 143."""
+    """Runs a command line's `main` and returns its exit code.
+
+    A `UserError`, a state of the machine (disk full) and an exception out of a user's own file become one line on stderr and 2;
+    for the last one the traceback stands before the line. Ctrl-C is one line and 130, SIGTERM one line and 143. Any other exception is a
+    defect of ours and is raised.
+    """
     try:
         end_with_workflow()
         with on_sigterm(_terminate):
             main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        # A full disk or a read-only folder is the machine's state, not a defect of the code.
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}; nothing that existed was changed", file=sys.stderr)
-        return 2
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        if error.filename:
+            return _failed(_os_line(error))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered must not fail again at exit
+        return _failed("standard output: found it closed, expected a reader until the end; write to a file, or read all of it")
+    except KeyboardInterrupt:
+        return _failed("stopped by Ctrl-C; what was saved until here is kept, run the command again to go on", 130)
     except Terminated:
-        print("error: stopped by SIGTERM; nothing that existed was changed: run again", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return _failed("stopped by SIGTERM; nothing that existed was changed: run again", 128 + signal.SIGTERM)
+    except UserError as error:
+        return _failed(str(error), traceback_of=_users_fault(error))
+    except BaseException as error:
+        if place := place_in_user_code(error):
+            return _failed(f"{place}: {described(error)}; mend that line, the traceback is above", traceback_of=error)
+        if isinstance(error, OSError):
+            return _failed(_os_line(error))
+        raise
     return 0
+
+
+def _users_fault(error: BaseException) -> BaseException | None:
+    """The exception out of a user's own file that led to `error`."""
+    seen: BaseException | None = error
+    while seen := seen.__cause__ or seen.__context__:
+        if not isinstance(seen, UserError) and place_in_user_code(seen):
+            return seen
+    return None
+
+
+def _failed(line: str, code: int = 2, traceback_of: BaseException | None = None) -> int:
+    if traceback_of:
+        traceback.print_exception(traceback_of)
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _os_line(error: OSError) -> str:
+    """A full disk, a read-only folder or a missing file is the machine's state, not a defect of the code."""
+    name = error.filename
+    if name and isinstance(error, FileNotFoundError):
+        return f"{name}: found nothing, expected a file or folder; check the path, nothing that existed was changed"
+    if name and isinstance(error, IsADirectoryError):
+        return f"{name}: found a folder, expected a file; give the path of a file, nothing that existed was changed"
+    if name and isinstance(error, NotADirectoryError):
+        return f"{name}: found a file, expected a folder on this path; check it, nothing that existed was changed"
+    return f"{error.strerror or error}{f' ({name})' if name else ''}; nothing that existed was changed"
 
 
 def _terminate(*_: object) -> None:

@@ -12,7 +12,6 @@ card's rate.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -29,11 +28,12 @@ from torch import Tensor, nn
 from apex import methods, optimizers
 from apex.backbones.base import Backbone
 from apex.budget import Cost, count_calls, fused_attention, measure_cost
+from apex.command import POSITIVE, Parser, number
 from apex.conditioning import Condition
 from apex.config import Config, RunConfig, check_params, load
 from apex.data.cache import pixels_per_latent
 from apex.errors import UserError, readable, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 from apex.gpu import CARDS
 from apex.launch import Launch
 from apex.memory import PeakMemory, megabytes
@@ -112,13 +112,13 @@ def _from_folder(folder: Path, resolution: int) -> Shape:
     from transformers import AutoConfig
 
     with readable(folder, "restore the folder"):
-        transformer = json.loads((folder / "transformer/config.json").read_text())
-        vae = json.loads((folder / "vae/config.json").read_text())
+        transformer = read_object(folder / "transformer/config.json", "restore the folder")
+        vae = read_object(folder / "vae/config.json", "restore the folder")
         kind = pipeline_class(folder)
         with META:
             codec = getattr(diffusers, vae["_class_name"]).from_config(vae)
             text = ENCODERS[kind](AutoConfig.from_pretrained(folder / "text_encoder"))
-        tokens = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["model_max_length"] if kind == WORLD else 300
+        tokens = read_object(folder / "tokenizer/tokenizer_config.json", "restore the folder")["model_max_length"] if kind == WORLD else 300
         width = transformer.get("caption_channels") or transformer["joint_attention_dim"]
         channels = transformer["in_channels"] if "caption_channels" in transformer else transformer["out_channels"]
     side = resolution // pixels_per_latent(codec)
@@ -419,28 +419,30 @@ def measured(config: Config, row: str, folder: Path) -> tuple[float, float] | No
         path = root / config.profile / "runs" / row / f"seed{config.seeds[0]}" / "made.json"
         if path.is_file():
             with readable(path, "train the row again"):
-                made = json.loads(path.read_text())["training"]
+                made = read_object(path, "train the row again")["training"]
                 return made["memory_mb"]["total"] / 1024, made["wall_seconds"] / 3600
     for root in (folder, Path("results/reference") / config.profile / "plan" / "measured"):
         if (path := root / f"{row}.json").is_file():
             with readable(path, "remove it, or measure again"):
-                timed = json.loads(path.read_text())
+                timed = read_object(path, "remove it, or measure again")
                 if timed["run_hash"] == config.run_hash(row, teacher=False):
                     return timed["memory_gb"], timed["hours"]
     return None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.estimate", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", action="append", default=[], help="rows to plan; default: all of `methods`")
     parser.add_argument("--card", choices=CARDS, help="its memory and rate, from data sheets")
-    parser.add_argument("--memory", type=float, help="GB of the device, in place of the card's")
+    parser.add_argument("--memory", type=POSITIVE, help="GB of the device, in place of the card's")
     parser.add_argument(
-        "--tflops", type=float, help="the device's rate in TFLOP/s, in place of the card's; without both it is measured here"
+        "--tflops", type=POSITIVE, help="the device's rate in TFLOP/s, in place of the card's; without both it is measured here"
     )
-    parser.add_argument("--share", type=float, default=SHARE, help=f"of the rate that training reaches (default: {SHARE}, assumed)")
+    parser.add_argument(
+        "--share", type=number(0, 1, above=True), default=SHARE, help=f"of the rate that training reaches (default: {SHARE}, assumed)"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for plan.json and the table")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -20,6 +20,7 @@ from apex.backbones.base import Backbone
 from apex.backbones.sana import SanaBackbone
 from apex.card import FOLDED, GUIDED
 from apex.errors import UserError, check_format
+from apex.files import read_object
 
 FORMATS = frozenset({1})  # of sampling.json, that can be read
 MADE_FORMATS = frozenset({1})  # of made.json; one without a format has the first
@@ -33,7 +34,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: one is missing, is not JSON, is of an unknown format, or lacks what sampling needs.
     """
-    recipe, made = (_read(folder / name) for name in ("sampling.json", "made.json"))
+    recipe, made = (read_object(folder / name, AGAIN) for name in ("sampling.json", "made.json"))
     check_format(recipe.get("format"), FORMATS, f"{folder / 'sampling.json'}: format", AGAIN)
     check_format(made.get("format", 1), MADE_FORMATS, f"{folder / 'made.json'}: format", AGAIN)
     expected = {
@@ -55,18 +56,6 @@ def _are_grids(found: Any) -> bool:
         return numbers and nfe == str(len(sigmas)) and sorted(sigmas, reverse=True) == sigmas
 
     return isinstance(found, dict) and all(grid(nfe, sigmas) for nfe, sigmas in found.items())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; an exported run has it; {AGAIN}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); {AGAIN}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object; {AGAIN}")
-    return found
 
 
 def stock(backbone: Backbone, tuning: str, sigmas: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -10,14 +10,14 @@ interrupted call continues where it was.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 # Weights as safetensors alone, in one precision: of several variants the one without a name.
@@ -63,12 +63,12 @@ def _needed(folder: Path, whole: bool, file: str) -> list[str]:
     index = folder / "model_index.json"
     if not whole or not index.is_file():
         return [*PARTS, "model_index.json"]
-    parts = json.loads(index.read_text())
+    parts = read_object(index, "fetch it again")
     return [name for name, value in parts.items() if isinstance(value, list) and value and value[0] is not None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.fetch", __doc__)
     parser.add_argument("--hub", required=True, help="owner/name, or owner/name@revision")
     parser.add_argument("--out", required=True, type=Path, help="folder of the pipeline")
     parser.add_argument("--whole", action="store_true", help="every part that its model_index.json names")

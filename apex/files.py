@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from apex.errors import UserError
+from apex.errors import UserError, refuse_special
 
 OTHERS = (".snakemake_timestamp", ".nfs*")  # what Snakemake and NFS put into any folder
 FULL = {errno.ENOSPC: "a full disk", errno.EDQUOT: "a used-up quota", errno.EFBIG: "a limit on the size of files"}
@@ -111,6 +111,36 @@ class _Remembering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
+
+
+def read_json(path: Path, mend: str = "make it again") -> Any:
+    """A JSON file's content.
+
+    Args:
+        mend: how to mend a fault, the end of its line.
+
+    Raises:
+        UserError: the file is missing, is no regular file, or holds no JSON in UTF-8.
+    """
+    refuse_special(path, mend)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, expected a JSON file; {mend}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: found a folder, expected a JSON file; {mend}") from None
+    except RecursionError:
+        raise UserError(f"{path}: found JSON that is nested too deeply, expected a JSON file of the suite; {mend}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected a JSON file in UTF-8; {mend}") from None
+
+
+def read_object(path: Path, mend: str = "make it again") -> dict[str, Any]:
+    """A JSON file's object. Raises `UserError` as `read_json` does, and where the file holds another type."""
+    found = read_json(path, mend)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object; {mend}")
+    return found
 
 
 @contextmanager

@@ -9,7 +9,6 @@ and text encoder are not in memory, as they are not while a run reads latents an
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from apex import estimate
 from apex.backbones.base import Backbone
+from apex.command import COUNT, Parser
 from apex.conditioning import Condition
 from apex.config import Config, check_params, load
 from apex.data.cache import Cache
@@ -142,15 +142,13 @@ def measure(config: Config, row: str, steps: int) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.measure", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="method, or a row of the profile")
-    parser.add_argument("--steps", type=int, default=3, help="optimiser steps to time, after one that is not (default: 3)")
+    parser.add_argument("--steps", type=COUNT, default=3, help="optimiser steps to time, after one that is not (default: 3)")
     parser.add_argument("--out", required=True, type=Path, help="the record, a JSON file")
     args = parser.parse_args(argv)
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps}: expected at least 1")
     torch.set_num_threads(1)
     claim()
     config = load(args.config, [*args.set, "data.embeddings=memory"])

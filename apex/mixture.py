@@ -12,7 +12,6 @@ ignores it.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
 import io
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from apex import flow, methods
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
+from apex.command import COUNT, SEED, Parser
 from apex.conditioning import AffineShift, Condition
 from apex.ema import Ema
 from apex.errors import UserError, run_command
@@ -591,17 +591,15 @@ def draw_figure(results: Results) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.mixture", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder for mixture.csv, curves.csv, push.csv and mixture.png")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"rows (default: all): {', '.join(ROWS)}")
     parser.add_argument(
-        "--steps", type=int, default=Recipe.steps, help=f"training steps of the teacher and of every row (default: {Recipe.steps})"
+        "--steps", type=COUNT, default=Recipe.steps, help=f"training steps of the teacher and of every row (default: {Recipe.steps})"
     )
     args = parser.parse_args(arguments)
     rows, seeds = chosen(args.rows), list(dict.fromkeys(args.seeds))
-    if args.steps < 1:
-        raise UserError(f"--steps: {args.steps}; expected 1 or more")
     args.out.mkdir(parents=True, exist_ok=True)  # an error now rather than after the run
     torch.set_num_threads(1)  # the networks are too small for more
     results = run(rows, seeds, Recipe(steps=args.steps))

@@ -7,7 +7,6 @@ The same code opens the embedded world's bundled pipeline and a local or hub cop
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.data.cache import decode_latents, load_vae, pixels_per_latent
-from apex.errors import UserError, check_images
+from apex.errors import UserError, check_images, readable
+from apex.files import read_object
 from apex.text import TextPath
 from apex.weights import RESTORE, pretrained
 
@@ -50,18 +50,17 @@ def empty_backbone(config: dict[str, Any], dtype: torch.dtype = torch.float32) -
 
 def empty_like(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
     """`load_backbone` without weights, on the meta device."""
-    return empty_backbone(_config(folder), dtype)
+    config = _config(folder)
+    with readable(folder / "config.json", "restore the file"):
+        return empty_backbone(config, dtype)
 
 
 def _config(folder: Path) -> dict[str, Any]:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: not found; expected a diffusers transformer folder; `snakemake pretrained` makes the world's")
-    try:
-        found = json.loads(config.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{config}: not JSON ({error}); restore the file") from None
-    if found.get("_class_name") not in BACKBONES:
+    found = read_object(config, "restore the file")
+    if found.get("_class_name") not in tuple(BACKBONES):
         raise UserError(f"{config}: unknown backbone {found.get('_class_name')!r}; known: {', '.join(BACKBONES)}")
     return found
 
@@ -86,6 +85,8 @@ class Pipeline:
         self.vae = load_vae(path).eval().requires_grad_(False).to(device)
         self.pixels = pixels_per_latent(self.vae)
         size = getattr(self.vae.config, "sample_size", None)
+        if size and not isinstance(size, int):
+            raise UserError(f"{path / 'vae/config.json'}: sample_size: found {size!r}, expected a whole number; restore the file")
         self.latent_size = size // self.pixels if size else None
 
     def encode(self, prompts: list[str]) -> Condition:

@@ -28,6 +28,7 @@ from torch import Tensor
 from apex import flow, lora, provenance
 from apex.backbones.base import Backbone
 from apex.card import LORA_FILE
+from apex.command import COUNT, GUIDANCE, NFE, RESOLUTION, SEED, THREADS, Parser
 from apex.conditioning import Condition, concatenate
 from apex.config import OWN_SETS, Config, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
@@ -310,29 +311,29 @@ def draw(args: argparse.Namespace, device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.sample", __doc__)
     parser.add_argument("--config", type=Path, help="the profile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--row", help="a trained row, `teacher`, or one of " + ", ".join(REFERENCES))
     parser.add_argument("--run", type=Path, help="the exported run; the teacher's default is the profile's pipeline")
-    parser.add_argument("--nfe", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nfe", type=NFE, default=1)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--split", nargs="+", default=["test"], help="prompt sets of the profile (default: test)")
     parser.add_argument("--prompts", type=Path, help="another prompt file in the place of the profile's; with one split")
     parser.add_argument("--pipeline", type=Path, help="with --prompt: an exported run, or a pipeline's folder; no profile is needed")
     parser.add_argument("--prompt", action="append", default=[], help="a caption to draw; may be given several times")
-    parser.add_argument("--images", type=int, default=1, help="with --prompt: images of each (default: 1)")
+    parser.add_argument("--images", type=COUNT, default=1, help="with --prompt: images of each (default: 1)")
     parser.add_argument(
-        "--guidance", type=float, default=1.0, help="with --prompt: of a pipeline that was not distilled (default: 1, none)"
+        "--guidance", type=GUIDANCE, default=1.0, help="with --prompt: of a pipeline that was not distilled (default: 1, none)"
     )
-    parser.add_argument("--resolution", type=int, help="with --prompt: of a pipeline's images (default: its own)")
+    parser.add_argument("--resolution", type=RESOLUTION, help="with --prompt: of a pipeline's images (default: its own)")
     parser.add_argument("--precision", choices=DTYPES, default="fp32", help="with --prompt: of weights and arithmetic (default: fp32)")
     parser.add_argument("--out", required=True, help="the folder; with several splits it holds `{split}`, as in images/{split}")
     parser.add_argument(
         "--keep-failed", action="store_true", help="images that are not finite: note it in the folder's made.json, and end without an error"
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=THREADS, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
@@ -340,8 +341,6 @@ def main() -> None:
     if args.pipeline or args.prompt:
         if not (args.pipeline and args.prompt) or args.config or args.row:
             raise UserError("--pipeline and --prompt go together, without --config and --row; a profile's row takes --config and --row")
-        if args.nfe < 1 or args.images < 1:
-            raise UserError(f"--nfe {args.nfe}, --images {args.images}: expected at least 1")
         draw(args, device)
         return
     if not (args.config and args.row):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import AutoTokenizer
 
 from apex.conditioning import Condition
 from apex.errors import UserError, readable
+from apex.files import read_object
 from apex.weights import RESTORE, pretrained
 
 WORLD = ""  # no model_index.json
@@ -40,13 +40,10 @@ def pipeline_class(folder: Path) -> str:
     index = folder / "model_index.json"
     if not index.is_file():
         return WORLD
-    try:
-        name = json.loads(index.read_bytes())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{index}: found no _class_name ({type(error).__name__}), expected that of a diffusers pipeline; fetch it again"
-        ) from None
-    if name not in ENCODERS:
+    name = read_object(index, "fetch it again").get("_class_name")
+    if name is None:
+        raise UserError(f"{index}: found no _class_name, expected that of a diffusers pipeline; fetch it again")
+    if name not in tuple(ENCODERS):
         raise UserError(f"{index}: _class_name: found {name!r}, expected one of {', '.join(filter(None, ENCODERS))}")
     return name
 

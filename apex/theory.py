@@ -7,7 +7,6 @@ Every check states what is compared, the error found and the error allowed. `hol
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from apex import flow, losses, mixture, provenance
 from apex.alignment import data_score, flat, variance_at
 from apex.backbones.sana import SanaBackbone
+from apex.command import Parser
 from apex.conditioning import AffineShift, Condition
 from apex.errors import run_command
 from apex.files import write_atomic
@@ -252,7 +252,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.theory", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder for theory.json")
     args = parser.parse_args()
     torch.set_num_threads(1)

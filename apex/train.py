@@ -9,7 +9,6 @@ from its last saved state, with the same result; the state lies beside --out, ke
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -29,15 +28,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from apex import busy, methods, optimizers, provenance, sharding
 from apex.backbones.base import Backbone
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
+from apex.command import SEED, THREADS, Parser, whole_number
 from apex.conditioning import AffineShift, Condition, shift_visibility
 from apex.config import Config, RunConfig, check_params, fingerprint, load, locate
 from apex.data.cache import Cache, load_cache
 from apex.data.embeddings import CaptionShards
 from apex.data.overlap import overlaps
 from apex.ema import Ema
-from apex.errors import UserError, check_format, on_sigterm, run_command
+from apex.errors import UserError, check_format, on_sigterm, refuse_special, run_command
 from apex.export import MADE_FORMATS, export_run
-from apex.files import atomic_file, atomic_folder, write_atomic
+from apex.files import atomic_file, atomic_folder, read_object, write_atomic
 from apex.gpu import claim, repeatable
 from apex.kinds import RUN
 from apex.memory import PeakMemory, megabytes
@@ -551,7 +551,10 @@ class Loop:
             )
         if not self.sharded or not path.exists():
             return path if path.exists() else None
-        about = json.loads(path.read_text())
+        about = read_object(path, f"remove {self.resume} to start again")
+        for key in ("processes", "step"):
+            if type(about.get(key)) is not int:
+                raise UserError(f"{path}: {key}: found {about.get(key)!r}, expected a whole number; remove {self.resume} to start again")
         if about["processes"] != self.accelerator.num_processes:
             raise UserError(
                 f"{path}: found the shares of {about['processes']} processes, expected {self.accelerator.num_processes}: start it with as "
@@ -563,6 +566,7 @@ class Loop:
         path = self.saved_state()
         if path is None:
             return
+        refuse_special(path, "remove it to start this run again")
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
             check_format(state["format"], {STATE_FORMAT}, f"{path}: format", "remove the folder to start again")
@@ -687,19 +691,21 @@ def log_text(rows: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.train", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="a profile, workflows/config/*.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="method, or a row of the profile")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--cache", required=True, type=Path, help="latents and captions (apex.data.cache)")
     parser.add_argument("--embeddings", type=Path, help="the captions' embeddings, where data.embeddings is disk (apex.data.embeddings)")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--max-steps", type=int, help="stop after so many steps with the state saved; nothing is exported")
+    parser.add_argument(
+        "--max-steps", type=whole_number(0, 10**9), help="stop after so many steps with the state saved; nothing is exported"
+    )
     parser.add_argument(
         "--keep-diverged", action="store_true", help="export the last good state of a run that diverges; its record says so"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads; two one-thread runs beat one two-thread run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     RUN.check(args.out)

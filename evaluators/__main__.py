@@ -11,14 +11,14 @@ not be made (`python -m apex.sample --keep-failed`), each record says so instead
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from apex.command import Parser, json_object
 from apex.errors import UserError, run_command
 from apex.evaluation import command_line
-from evaluators.command import parser_of, write_failed
+from evaluators.command import write_failed
 from evaluators.images import failure
 
 MODULES = {name: f"evaluators.{name}" for name in ("clip_score", "coverage")}
@@ -35,11 +35,11 @@ def scores(text: str) -> tuple[str, list[str]]:
 
 
 def main() -> None:
-    parser = parser_of("evaluators", __doc__)
+    parser = Parser("evaluators", __doc__)
     parser.add_argument("--images", required=True, help="folder in GenEval's layout; `{split}` stands for the prompt set")
     parser.add_argument("--out", required=True, help="the records' path, with `{split}` and `{evaluator}`")
     parser.add_argument("--score", required=True, nargs="+", metavar="SPLIT=EVALUATORS", help="which evaluators score which prompt set")
-    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help='evaluator -> option -> value, as {"fid": {...}}')
+    parser.add_argument("--options", type=json_object, default={}, metavar="JSON", help='evaluator -> option -> value, as {"fid": {...}}')
     parser.add_argument(
         "rest", nargs=argparse.REMAINDER, metavar="-- ...", help="passed on to every evaluator, as in -- --row mine --nfe 1"
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import atomic_file, write_atomic
 from apex.provenance import file_sha256
@@ -152,9 +153,8 @@ def _known(name: str) -> Asset:
 
 
 def main() -> None:
-    from evaluators.command import parser_of
 
-    parser = parser_of("evaluators.assets", __doc__)
+    parser = Parser("evaluators.assets", __doc__)
     parser.add_argument("what", nargs="*", metavar="fetch NAME ...", help="without: a list")
     args = parser.parse_args()
     if not args.what:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apex.errors import UserError
+from apex.files import read_object
 from apex.provenance import file_sha256
 from apex.weights import check_finite, take
 from evaluators.assets import registry
@@ -137,7 +137,7 @@ def _openai_file(path: Path) -> Path:
         here = "" if config.is_file() else "no "
         raise UserError(f"{path}: {len(weights)} *.safetensors and {here}{config.name}; expected one of each: give {EXPECTED}")
     try:
-        quick = json.loads(config.read_text())["model_cfg"].get("quick_gelu", False)
+        quick = read_object(config, f"give {EXPECTED}")["model_cfg"].get("quick_gelu", False)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{config}: not open_clip's configuration ({error!r}); give {EXPECTED}") from error
     if quick is not True:

@@ -27,11 +27,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from apex.command import BATCH_SIZE
 from apex.errors import UserError, run_command
 from evaluators.assets import find
 from evaluators.clip_model import Clip, is_official
 from evaluators.command import (
-    at_least_one,
     begin,
     check_world,
     fresh_renders,
@@ -134,13 +134,14 @@ def main(argv: list[str] | None = None) -> None:
         help="world: open_clip folder (default: bundled); openai: ViT-L-14.pt, its weights as safetensors, or an open_clip folder "
         "(default: the fetched asset clip-vit-l-14)",
     )
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images and texts that the network takes at once (default: {BATCH})")
+    parser.add_argument(
+        "--batch", type=BATCH_SIZE, default=BATCH, help=f"images and texts that the network takes at once (default: {BATCH})"
+    )
     run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
-    at_least_one("batch", args.batch)
     published = find("clip-vit-l-14", args.weights, "--weights") if args.protocol == "openai" else None
     images, device = begin(args)
     weights = prompt_weights(images, args.seed)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from apex.command import SEED, THREADS, Parser, whole_number
 from apex.data import world
 from apex.errors import UserError
 from apex.gpu import pick_device
@@ -25,24 +26,17 @@ from evaluators.result import Identity, Metric, Record, first_fault
 from evaluators.statistics import RESAMPLES, bootstrap_weights
 
 
-def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
-    """An empty parser that names the command as one types it and keeps the description's lines."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
 def image_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """The arguments of every evaluator that scores a folder of images."""
-    parser = parser_of(module, description)
+    parser = Parser(module, description)
     parser.add_argument("--images", required=True, type=Path, help="folder in GenEval's layout")
     parser.add_argument("--out", required=True, type=Path, help="the result record (JSON) to write")
     parser.add_argument("--row", help="name of the row, for folders without made.json")
-    parser.add_argument("--nfe", type=int, help="function evaluations per image, for folders without made.json")
+    parser.add_argument("--nfe", type=whole_number(0, 1000), help="function evaluations per image, for folders without made.json")
     parser.add_argument("--source", help="where an external folder comes from; kept in the record")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of fresh renders (default: 0)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the bootstrap and of fresh renders (default: 0)")
     return parser
 
 
@@ -63,14 +57,7 @@ def check_out(path: Path) -> None:
         raise UserError(f"{path}: cannot be written, for {above} is not a folder that you may write to; give another --out")
 
 
-def at_least_one(option: str, count: int) -> None:
-    """Checks an option that counts something."""
-    if count < 1:
-        raise UserError(f"--{option} {count}: expected at least 1")
-
-
 def set_threads(count: int) -> None:
-    at_least_one("threads", count)
     torch.set_num_threads(count)
 
 

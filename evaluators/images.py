@@ -6,7 +6,6 @@ named and counted in one error; nothing is ever left out silently.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 
 from apex.data.prompts import check_row
 from apex.errors import UserError
+from apex.files import read_json, read_object
 from evaluators.progress import progress
 from evaluators.result import Identity, first_fault
 
@@ -113,11 +113,9 @@ def identify(folder: Path, row: str | None, nfe: int | None, source: str | None)
         if row is None or nfe is None:
             raise UserError(f"{path}: missing, so the images have no identity; name them with --row NAME and --nfe K")
         return Identity(row=row, method=row, nfe=nfe), {"source": source} if source else {}
+    made = read_object(path, "sample again")
     try:
-        made = json.loads(path.read_text())
         identity = Identity(**made)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error}); sample again") from error
     except ValidationError as error:
         raise UserError(f"{path}: {first_fault(error)}; sample again") from error
     for name, given in (("row", row), ("nfe", nfe)):
@@ -129,20 +127,16 @@ def identify(folder: Path, row: str | None, nfe: int | None, source: str | None)
 def failure(folder: Path) -> dict[str, Any] | None:
     """The made.json of a folder whose images could not be made (`failed` says why); None for any other folder."""
     try:
-        made = json.loads((folder / "made.json").read_bytes())
-    except (OSError, ValueError):  # what is wrong with it is said where the images are opened
+        made = read_json(folder / "made.json")
+    except (OSError, UserError):  # what is wrong with it is said where the images are opened
         return None
     return made if isinstance(made, dict) and made.get("failed") else None
 
 
 def _prompt_row(path: Path) -> dict:
-    try:
-        row = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; every prompt folder holds its line of the prompt file there") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not one JSON object ({error}); sample again") from error
-    return check_row(row, str(path))
+    if not path.exists():
+        raise UserError(f"{path}: missing; every prompt folder holds its line of the prompt file there")
+    return check_row(read_json(path, "sample again"), str(path))
 
 
 def _faults(prompts: list[Path], files: list[list[Path]]) -> tuple[list[str], tuple[int, int]]:

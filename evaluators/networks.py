@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apex.errors import UserError
+from apex.files import read_object
 from apex.weights import take
 
 BUNDLED = Path(__file__).resolve().parent / "pretrained" / "world"
@@ -158,14 +159,16 @@ def load_network(folder: Path, kind: type, device: str = "cpu"):
     """
     hint = "make it with `python -m evaluators.pretrain` or name another folder"
     try:
-        config = json.loads((folder / "config.json").read_text())
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder}: config.json is missing; {hint}")
+        config = read_object(folder / "config.json", hint)
         name = config.pop("network")
         if name != kind.__name__:
             raise UserError(f"{folder}: holds a {name}, expected a {kind.__name__}; {hint}")
         model, given = kind(**config), load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
         raise UserError(f"{folder}: {Path(error.filename or 'model.safetensors').name} is missing; {hint}") from error
-    except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable {kind.__name__} ({str(error).splitlines()[0]}); {hint}") from error
     take(model, given, folder / "model.safetensors", hint)
     return model.eval().requires_grad_(False).to(device)

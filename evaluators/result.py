@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from apex.errors import UserError
-from apex.files import write_atomic
+from apex.files import read_json, write_atomic
 
 SCHEMA = 1
 ROUNDING = 1e-6  # of means of stored outcomes, and at the ends of a scale
@@ -371,12 +371,10 @@ def read_record(path: Path) -> Record:
         UserError: the file is missing, is not JSON, or is not a record of this schema.
     """
     hint = "delete the file and evaluate again"
+    if not path.exists():
+        raise UserError(f"{path}: no such result record; evaluate first")
     try:
-        return Record.model_validate(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such result record; evaluate first") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON result record ({error}); {hint}") from error
+        return Record.model_validate(read_json(path, hint))
     except ValidationError as error:
         raise UserError(f"{path}: {first_fault(error)}; {hint}") from error
 

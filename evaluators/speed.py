@@ -26,11 +26,12 @@ import torch
 from pydantic import ValidationError
 
 from apex import busy
+from apex.command import COUNT, NFE, THREADS, Parser, whole_number
 from apex.errors import NotFinite, UserError, run_command
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from apex.stock import StockGenerator, per_prompt
-from evaluators.command import check_out, parser_of, print_metrics, set_threads
+from evaluators.command import check_out, print_metrics, set_threads
 from evaluators.result import Identity, Metric, Record, first_fault
 
 VERSION = "1"
@@ -178,19 +179,19 @@ def identity(run: Path | None, row: str, nfe: int, config: Any) -> Identity:
 
 
 def main() -> None:
-    parser = parser_of("evaluators.speed", __doc__)
+    parser = Parser("evaluators.speed", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="the profile's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--row", required=True, help="row to time: teacher, or a trained row")
     parser.add_argument(
         "--run", type=Path, help="its export; for the teacher the pipeline's folder; a checkpoint of the profile needs none"
     )
-    parser.add_argument("--nfe", required=True, type=int, nargs="+", help="function evaluations per image; one record for each")
+    parser.add_argument("--nfe", required=True, type=NFE, nargs="+", help="function evaluations per image; one record for each")
     parser.add_argument("--out", required=True, help="the result record (JSON) to write; with several NFEs it holds `{nfe}`")
-    parser.add_argument("--repeats", type=int, help="counted repeats (default: 30 / NFE, at least 10)")
-    parser.add_argument("--warmup", type=int, default=3, help="repeats before the clock counts (default: 3)")
+    parser.add_argument("--repeats", type=COUNT, help="counted repeats (default: 30 / NFE, at least 10)")
+    parser.add_argument("--warmup", type=whole_number(0, 10**6), default=3, help="repeats before the clock counts (default: 3)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     run(parser.parse_args())
 
 
@@ -200,14 +201,12 @@ def run(args: argparse.Namespace) -> None:
 
     if args.row in REFERENCE_ROWS:
         raise UserError(f"--row {args.row}: a reference row has no network to time; expected teacher or a trained row")
-    shown = " ".join(map(str, args.nfe))
-    if min(args.nfe) < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0:
-        raise UserError(f"--nfe {shown}, --repeats {args.repeats}, --warmup {args.warmup}: expected at least 1, 1 and 0")
     config = load(args.config, args.set)
     if args.row not in config.checkpoint_rows and not (args.run and args.run.is_dir()):
         raise UserError(f"{args.run or '--run'}: no such run; train the row first, or give the pipeline's folder for the teacher")
     outs = {nfe: Path(args.out.replace("{nfe}", str(nfe))) for nfe in args.nfe}
     if len(set(outs.values())) < len(args.nfe):
+        shown = " ".join(map(str, args.nfe))
         raise UserError(f"--nfe {shown}: {len(args.nfe)} records need `{{nfe}}` in --out and each NFE once; found --out {args.out}")
     for out in outs.values():
         check_out(out)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from apex.command import BATCH_SIZE, COUNT, RESOLUTION, THREADS, Parser
 from apex.data import world
 from apex.data.prompts import COMMITTED, load_prompts
 from apex.errors import UserError, run_command
@@ -33,7 +34,7 @@ from apex.files import write_atomic
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.clip_model import Clip
-from evaluators.command import check_out, parser_of, set_threads
+from evaluators.command import check_out, set_threads
 from evaluators.speed import quartiles, synchronise
 
 # Swin-S and the head of mmdet's mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py; a test holds it to what the converter reads off mmdet's.
@@ -194,19 +195,19 @@ def measure(name: str, device: str, images: Pictures, batch: int, threads: int) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.throughput", __doc__)
+    parser = Parser("evaluators.throughput", __doc__)
     parser.add_argument("--evaluator", nargs="+", choices=EVALUATORS, default=list(EVALUATORS), help="default: all")
-    parser.add_argument("--images", type=int, default=48, help="how many are drawn (default: 48)")
-    parser.add_argument("--resolution", type=int, default=512, help="pixels a side (default: 512)")
-    parser.add_argument("--batch", type=int, default=16, help="images at once (default: 16)")
+    parser.add_argument("--images", type=COUNT, default=48, help="how many are drawn (default: 48)")
+    parser.add_argument("--resolution", type=RESOLUTION, default=512, help="pixels a side (default: 512)")
+    parser.add_argument("--batch", type=BATCH_SIZE, default=16, help="images at once (default: 16)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; fid reads that many images at once (default: 1)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads; fid reads that many images at once (default: 1)")
     parser.add_argument("--out", required=True, type=Path, help="the record, a JSON file")
     run(parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.batch < 1 or args.images < 2 * args.batch:
+    if args.images < 2 * args.batch:
         raise UserError(f"--images {args.images}, --batch {args.batch}: expected two batches at least, the first of which is not counted")
     if args.resolution < 64:
         raise UserError(f"--resolution {args.resolution}: expected 64 or more")

@@ -11,7 +11,6 @@ is left out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import statistics
@@ -27,6 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from apex.ablations import CELL, Ablation, Plan
+from apex.command import Parser
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
@@ -369,7 +369,7 @@ def draw_pictures(grid: Grid, results: Path, seed: int) -> Image.Image | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.ablations", __doc__)
     parser.add_argument("--config", type=Path, required=True, help="the profile; its `ablations` names the grids")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--results", type=Path, required=True, help="results/<profile>/ablations")

@@ -7,13 +7,13 @@ Reads assumptions.yaml and the ablations' records; writes assumptions.md, .tex, 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from apex.ablations import Plan
+from apex.command import Parser
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
@@ -80,7 +80,7 @@ def table(log: list[Assumption], plan: Plan, results: Path) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.assumptions", __doc__)
     expected.add_arguments(parser)
     parser.add_argument("--results", type=Path, required=True, help="results/<profile>/ablations")
     parser.add_argument("--out", type=Path, required=True, help="folder for the log")

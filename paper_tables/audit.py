@@ -8,10 +8,10 @@ the sayings in `text_claims.yaml`; change a cell and they change.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import checks, checks_outside, checks_text, published
@@ -38,7 +38,7 @@ def findings_table(done: list[Checked]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.audit", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for audit.md, audit.csv, audit.html")
     parser.add_argument("--published", type=Path, default=published.PUBLISHED, help="folder of the published tables")
     args = parser.parse_args()

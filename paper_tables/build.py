@@ -12,10 +12,10 @@ run", and a column of what the profile does not measure is left out.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import expected, published
@@ -46,7 +46,7 @@ def _unasked(view: View, column: Column) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.build", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder that holds records/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--published", type=Path, default=published.PUBLISHED, help="folder of the published tables")

@@ -5,13 +5,13 @@ python -m paper_tables.cards --config workflows/config/world.yaml --results resu
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from apex import card
+from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 from paper_tables import expected, records
 from paper_tables.cells import significant
 from paper_tables.view import View
@@ -47,7 +47,7 @@ def numbers(view: View, row: str) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.cards", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="results/<profile>, or the committed ones")
     parser.add_argument("--out", type=Path, required=True, help="folder for the cards")
     expected.add_arguments(parser)
@@ -58,7 +58,7 @@ def main() -> None:
     if not made:
         raise UserError(f"{args.results}: found no runs, expected runs/<row>/seed<S>/made.json; run `snakemake all`")
     for row, (_, path) in made.items():
-        about, recipe = records.read_object(path), records.read_object(path.parent / "sampling.json")
+        about, recipe = read_object(path), read_object(path.parent / "sampling.json")
         remarks = " ".join(filter(None, (view.origin_words, view.note(row))))
         write_atomic(args.out / f"{row}.md", card.text(about, recipe, numbers=numbers(view, row), remarks=remarks))
     print(f"{args.out}: {', '.join(f'{row}.md' for row in made)}")

@@ -9,7 +9,6 @@ Verdicts are counted by objective, so that one that collapsed does not weigh on 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -23,6 +22,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from apex.ablations import Plan
+from apex.command import Parser
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.escape import rst
@@ -332,7 +332,7 @@ def front(found: list[Judged], view: View, description: str, origin: str = "") -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.claims", __doc__)
     expected.add_arguments(parser)
     parser.add_argument("--results", type=Path, required=True, help="results of that profile, with records/ and ablations/")
     parser.add_argument("--theory", type=Path, required=True, help="folder of theory.json and alignment.csv")

@@ -5,12 +5,12 @@ python -m paper_tables.collect --results results/world --out results/world/metri
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import records
@@ -46,7 +46,7 @@ def to_csv(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.collect", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder that holds records/")
     parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
     args = parser.parse_args()

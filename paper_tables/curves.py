@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from apex.errors import UserError
+from apex.files import read_object
 from paper_tables.plotting import (
     FAINT,
     PALE,
@@ -27,7 +28,7 @@ from paper_tables.plotting import (
     plain_ticks,
     row_looks,
 )
-from paper_tables.records import read_object, runs
+from paper_tables.records import runs
 from paper_tables.stats import Summary
 from paper_tables.tables_sweep import MANY, SWEPT, sweep_points, swept_rows
 from paper_tables.view import TASK_NAMES, View

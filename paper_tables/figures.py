@@ -12,13 +12,13 @@ stand in the grids.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 
+from apex.command import Parser
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, records, scatter, tuning
@@ -73,7 +73,7 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.figures", __doc__)
     parser.add_argument(
         "--results", type=Path, required=True, help="folder that holds records/, and runs/, images/, calibration/ where there are any"
     )

@@ -8,7 +8,6 @@ matrix that is run in several sittings has all its rows in one.
 
 from __future__ import annotations
 
-import argparse
 import io
 import shutil
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.images import failure
@@ -95,7 +95,7 @@ def keep(results: Sequence[Path], out: Path, rows: Collection[str] | None = None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.pictures", __doc__)
     parser.add_argument("--images", type=Path, required=True, help="images of one prompt set, in GenEval's layout")
     parser.add_argument("--out", type=Path, required=True, help="the archive")
     args = parser.parse_args()

@@ -7,7 +7,6 @@ Reads plan.json of that folder, as `apex.estimate` writes it; writes plan.md, .t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 from paper_tables import plotting
 from paper_tables.cells import missing, plain, significant
-from paper_tables.records import read_object
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 
@@ -106,7 +105,7 @@ def draw(plan: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.plan", __doc__)
     parser.add_argument("--plan", required=True, type=Path, help="folder with plan.json")
     args = parser.parse_args()
     plan = read_object(args.plan / "plan.json")

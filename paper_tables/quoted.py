@@ -22,7 +22,6 @@ holds spaces stands in double quotes.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import sys
@@ -31,6 +30,7 @@ from functools import cache
 from pathlib import Path
 
 from apex.ablations import Plan
+from apex.command import Parser
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
@@ -175,7 +175,7 @@ def written(text: str, quotes: Quotes, templates: Path = TEMPLATES) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.quoted", __doc__)
     parser.add_argument("files", nargs="+", type=Path, help="Markdown files with blocks")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 2 if a file would change")
     args = parser.parse_args()

@@ -9,7 +9,6 @@ agree with what the file says. A record that does not fit is one `UserError` nam
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from apex.errors import UserError
+from apex.files import read_object
 from evaluators.result import Made, Record, first_fault, read_record
 
 SPLITS = ("test", "val", "unseen")
@@ -90,22 +90,6 @@ def load(results: Path) -> list[Found]:
                     f"{one.path}: key 'metrics': {metric.metric} of this row, NFE, seed and split also stands in {seen[key]}; keep one"
                 )
             seen[key] = one.path
-    return found
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content, or a `UserError` naming the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); make it again") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or a `UserError` naming the file."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found {type(found).__name__}, expected a JSON object; make it again")
     return found
 
 

@@ -7,7 +7,6 @@ Reads records of `python -m evaluators.systems`: <system>/<resolution>px/nfe<ste
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
@@ -194,7 +194,7 @@ def _edge(values: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.systems", __doc__)
     parser.add_argument("--results", required=True, type=Path, help="folder of the records")
     parser.add_argument("--out", required=True, type=Path, help="folder for table and figure")
     args = parser.parse_args()

@@ -7,7 +7,6 @@ Reads tuning.json; writes tuning.md, .tex, .csv, .html and .png.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,15 +19,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
-from apex.files import write_atomic
+from apex.files import read_object, write_atomic
 from evaluators.result import first_fault
 from paper_tables import plotting
 from paper_tables.cells import FAILED, missing, number, plain
 from paper_tables.evidence import Correction, correction
 from paper_tables.expected import described
 from paper_tables.plotting import Look
-from paper_tables.records import read_object
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 from paper_tables.view import family_name, family_rank
@@ -228,7 +227,7 @@ def _dots(axes: Axes, level: float, tried: Tried, look: Look) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("paper_tables.tuning", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder that holds tuning.json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the figure")
     args = parser.parse_args()

@@ -11,11 +11,11 @@ record.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.config import RESERVED_ROWS, Config, load
 from apex.errors import UserError, run_command
 from apex.files import Kind, atomic_folder
@@ -103,7 +103,7 @@ def copy(config: Config, results: Path, out: Path) -> tuple[int, dict[str, str]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("workflows.reference", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="the profile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--results", required=True, type=Path, help="results/<profile>")

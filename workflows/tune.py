@@ -11,7 +11,6 @@ in these results are left out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from apex.command import Parser
 from apex.config import Config, load
 from apex.errors import UserError, run_command
 from apex.files import Kind, atomic_folder, write_atomic
@@ -124,7 +124,7 @@ def adopt(results: Path, tuned: Path, reference: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("workflows.tune", __doc__)
     parser.add_argument("--config", type=Path, help="the profile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--results", required=True, type=Path, help="results/<profile>/tune")

@@ -16,7 +16,6 @@ Parts are written beside the cache as they are done; the same command continues 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import shutil
@@ -32,10 +31,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+from apex.command import BATCH_SIZE, RESOLUTION, Parser, whole_number
 from apex.data.readers import SKIP_LIMIT, Defect, Record, Skipped, detect, read_index, records
 from apex.data.shards import Sample, checksum, decode, progress
 from apex.errors import UserError, check_format, readable, run_command
-from apex.files import atomic_folder, write_atomic
+from apex.files import atomic_folder, read_object, write_atomic
 from apex.gpu import pick_device
 from apex.kinds import CACHE
 from apex.provenance import digest, file_sha256
@@ -71,11 +71,8 @@ def load_vae(pipeline: Path) -> ModelMixin:
     config = pipeline / "vae" / "config.json"
     if not config.is_file():
         raise UserError(f"{config}: not found; --pipeline must be a diffusers pipeline folder with a vae/ in it")
-    try:
-        name = json.loads(config.read_bytes()).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{config}: not a valid model config ({error})") from None
-    if name not in ENCODERS:
+    name = read_object(config, "fetch or make it again").get("_class_name")
+    if name not in tuple(ENCODERS):
         raise UserError(f"{config}: _class_name is {name!r}; expected one of {', '.join(ENCODERS)}")
     return pretrained(getattr(diffusers, name), config.parent, "fetch or make them again").eval()
 
@@ -280,7 +277,7 @@ def load_cache(path: Path, pipeline: Path | None = None, resolution: int | None 
     for name in ("made.json", LATENTS, CAPTIONS):
         if not (path / name).is_file():
             raise UserError(f"{path / name}: not found; {again}")
-    made = _json(path / "made.json", again)
+    made = read_object(path / "made.json", again)
     check_format(made.get("schema"), {SCHEMA}, f"{path / 'made.json'}: schema", again)
     if pipeline is not None:
         _check_origin(path / "made.json", made, pipeline, resolution, again)
@@ -288,7 +285,7 @@ def load_cache(path: Path, pipeline: Path | None = None, resolution: int | None 
     for name in (LATENTS, CAPTIONS):
         if not isinstance(recorded, dict) or file_sha256(path / name) != recorded.get(name):
             raise UserError(f"{path / name}: SHA-256 differs from made.json: truncated or changed; {again}")
-    texts = _json(path / CAPTIONS, again)
+    texts = read_object(path / CAPTIONS, again)
     try:
         tensors = load_file(path / LATENTS)
     except SafetensorError as error:
@@ -313,8 +310,11 @@ def _check_origin(file: Path, made: dict[str, Any], pipeline: Path, resolution: 
         raise UserError(
             f"{file}: vae: found latents of the encoder {made.get('vae')!r}, expected {wanted!r} of {pipeline / 'vae'}; {again}"
         )
-    shape, unit = made.get("latent_shape"), pixels_per_latent(_Config(pipeline / "vae" / "config.json"))
-    sides = [unit * side for side in shape[1:]] if isinstance(shape, list) else shape
+    config = pipeline / "vae" / "config.json"
+    with readable(config, "fetch or make it again"):
+        unit = pixels_per_latent(_Config(config))
+    shape = made.get("latent_shape")
+    sides = [unit * side for side in shape[1:]] if isinstance(shape, list) and all(type(n) is int for n in shape) else shape
     if resolution is not None and sides != [resolution] * 2:
         raise UserError(f"{file}: latent_shape: found latents of {sides} pixels, expected {resolution} a side (data.resolution); {again}")
 
@@ -323,33 +323,24 @@ class _Config:
     """An encoder's configuration without its weights, for `pixels_per_latent`."""
 
     def __init__(self, file: Path) -> None:
-        with readable(file, "fetch or make it again"):
-            self.config = SimpleNamespace(**json.loads(file.read_bytes()))
-
-
-def _json(path: Path, again: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {again}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: found a JSON {type(value).__name__}, expected an object; {again}")
-    return value
+        self.config = SimpleNamespace(**read_object(file, "fetch or make it again"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.cache", __doc__)
     parser.add_argument("--pipeline", required=True, type=Path, help="diffusers pipeline folder with vae/ in it")
     parser.add_argument("--data", required=True, type=Path, help="WebDataset shards, parquet files or an image folder")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--resolution", type=int, help="resize and centre-crop to this; default: the images as they are, all of one size")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--resolution", type=RESOLUTION, help="resize and centre-crop to this; default: the images as they are, all of one size"
+    )
+    parser.add_argument("--batch", type=BATCH_SIZE, default=64)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--on-error", choices=["fail", "skip"], default="fail", help="at a sample or file with a defect (default: fail)")
-    parser.add_argument("--skip-limit", type=int, default=SKIP_LIMIT, help="defects that may be skipped, a number (default: %(default)s)")
+    parser.add_argument(
+        "--skip-limit", type=whole_number(0, 10**9), default=SKIP_LIMIT, help="defects that may be skipped, a number (default: %(default)s)"
+    )
     args = parser.parse_args()
-    if args.skip_limit < 0:
-        raise UserError(f"--skip-limit {args.skip_limit}: expected 0 or more")
     skipped = Skipped(args.skip_limit) if args.on_error == "skip" else None
     device = pick_device(args.device)
     if device == "cpu":

@@ -16,7 +16,6 @@ and so last bits. Files are written as they are done; the same command continues
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -30,12 +29,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from apex.command import BATCH_SIZE, Parser
 from apex.conditioning import Condition
 from apex.config import fingerprint
 from apex.data.cache import load_cache
 from apex.data.parts import MADE, Parts
 from apex.data.shards import progress
 from apex.errors import UserError, check_format, run_command
+from apex.files import read_object
 from apex.gpu import pick_device
 from apex.kinds import EMBEDDINGS
 from apex.pipeline import DTYPES
@@ -172,8 +173,8 @@ def _made(folder: Path) -> dict[str, Any]:
     path = folder / MADE
     if not path.is_file():
         raise UserError(f"{path}: not found; expected a folder of embeddings; {AGAIN}")
+    made = read_object(path, AGAIN)
     try:
-        made = json.loads(path.read_bytes())
         good = all({"file", "sha256"} <= one.keys() for one in made["files"]) and isinstance(made["width"], int)
     except (ValueError, KeyError, TypeError, AttributeError):
         good = False
@@ -183,16 +184,14 @@ def _made(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.embeddings", __doc__)
     parser.add_argument("--pipeline", required=True, type=Path, help="diffusers pipeline folder with tokenizer/ and text_encoder/ in it")
     parser.add_argument("--cache", required=True, type=Path, help="the cache whose captions are encoded (apex.data.cache)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the encoder, as train.frozen (default: fp32)")
-    parser.add_argument("--batch", type=int, default=1, help="captions at once; more than 1 may change last bits (default: 1)")
+    parser.add_argument("--batch", type=BATCH_SIZE, default=1, help="captions at once; more than 1 may change last bits (default: 1)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: expected 1 or more")
     device = pick_device(args.device)
     if device == "cpu":
         torch.set_num_threads(1)  # two jobs of one thread beat one of two

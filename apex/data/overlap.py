@@ -7,13 +7,13 @@ Every run's record has it for the prompt sets of its profile (`prompts_seen` in 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apex.command import Parser
 from apex.data.prompts import load_prompts, prompts_sha256
 from apex.data.shards import load_captions
 from apex.errors import run_command
@@ -77,7 +77,7 @@ def words(name: str, found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.overlap", __doc__)
     parser.add_argument("--data", required=True, type=Path, help="training data, as `data.source` names it")
     parser.add_argument("--prompts", required=True, type=Path, nargs="+", help="prompt files, JSON lines")
     args = parser.parse_args()

@@ -10,7 +10,6 @@ readers (WebDataset, image folder, parquet, ShareGPT-4o-Image as published) are 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import io
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from apex.command import COUNT, RESOLUTION, SEED, Parser
 from apex.data.readers import INDEX, Defect, Record, Skipped, Source, detect, readings, records
 from apex.data.world import Item, PromptSampler, Scene, render, scene_for, shapes_alone
 from apex.errors import UserError, run_command
@@ -241,19 +241,19 @@ def check(path: Path, resolution: int | None = None) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.shards", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     world = commands.add_parser("world", help="render scenes of the embedded world")
     world.add_argument("--out", required=True, type=Path)
-    world.add_argument("--scenes", type=int, default=60_000)
-    world.add_argument("--resolution", type=int, default=32)
-    world.add_argument("--seed", type=int, default=0)
+    world.add_argument("--scenes", type=COUNT, default=60_000)
+    world.add_argument("--resolution", type=RESOLUTION, default=32)
+    world.add_argument("--seed", type=SEED, default=0)
     world.add_argument("--captions", choices=["full", "shapes"], default="full", help="what captions say: all, or the shapes alone")
     reading = commands.add_parser("check", help="read every sample of a data set")
     source = reading.add_mutually_exclusive_group(required=True)
     source.add_argument("source", nargs="?", type=Path, help="a folder, a .tar or a .parquet file")
     source.add_argument("--data", type=Path, help="the same")
-    reading.add_argument("--resolution", type=int)
+    reading.add_argument("--resolution", type=RESOLUTION)
     args = parser.parse_args()
     if args.command == "world":
         index = write_world(args.out, scenes=args.scenes, resolution=args.resolution, seed=args.seed, captions=args.captions)

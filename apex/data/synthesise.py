@@ -17,7 +17,6 @@ one sample each, is not part of any row's budget: every row trains on the same i
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -31,6 +30,7 @@ import torch
 from pydantic import ValidationError
 
 from apex import provenance
+from apex.command import COUNT, GUIDANCE, SEED, Parser
 from apex.config import Config, FromTeacher, fingerprint, load, locate
 from apex.data.parts import MADE, Parts
 from apex.data.readers import INDEX
@@ -119,14 +119,14 @@ def _write(stream: Iterator[Sample], count: int, path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.synthesise", __doc__)
     parser.add_argument("--config", required=True, type=Path, help="the profile whose teacher draws")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the profile")
     parser.add_argument("--prompts", help="a prompt a line, or .jsonl with `prompt`")
-    parser.add_argument("--count", type=int, help="images (default: one of every prompt)")
-    parser.add_argument("--steps", type=int, help="Euler steps (default: 50)")
-    parser.add_argument("--guidance", type=float, help="default: the profile's; 1: none")
-    parser.add_argument("--seed", type=int, help="of the noise (default: data.seed)")
+    parser.add_argument("--count", type=COUNT, help="images (default: one of every prompt)")
+    parser.add_argument("--steps", type=COUNT, help="Euler steps (default: 50)")
+    parser.add_argument("--guidance", type=GUIDANCE, help="default: the profile's; 1: none")
+    parser.add_argument("--seed", type=SEED, help="of the noise (default: data.seed)")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()

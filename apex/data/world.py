@@ -13,7 +13,6 @@ resolution. Shapes are signed distance functions; anti-aliasing is the width of 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apex.command import RESOLUTION, SEED, Parser
 from apex.errors import run_command
 from apex.files import atomic_file, write_atomic
 
@@ -345,11 +345,11 @@ def mask(item: Item, resolution: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.data.world", __doc__)
     parser.add_argument("--show", type=Path, help="write a sheet of scenes as PNG")
     parser.add_argument("--prompts", type=Path, help="write the prompt sets into this folder")
-    parser.add_argument("--resolution", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resolution", type=RESOLUTION, default=32)
+    parser.add_argument("--seed", type=SEED, default=0)
     args = parser.parse_args()
     if args.prompts:
         args.prompts.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apex.errors import UserError
+from apex.errors import USER_FILES, UserError, described, place_in_user_code
 from apex.provenance import digest
 
 if TYPE_CHECKING:
@@ -67,12 +67,9 @@ def get(name: str, files: Sequence[str | Path] = ()) -> type[Method]:
     place = known[name]
     try:
         module = _load(name, place)
-    except Exception as error:  # whatever the file raises
-        at = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        text = " ".join(str(getattr(error, "msg", error)).split())
-        raise UserError(
-            f"{_shown(place)}: cannot be imported ({type(error).__name__}{at}: {text}); mend it or remove the method {name!r}"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the file raises
+        at = place_in_user_code(error)
+        raise UserError(f"{_shown(at or place)}: cannot be imported ({described(error)}); mend it or remove the method {name!r}") from error
     from apex.methods.base import Method
 
     method = module if inspect.isclass(module) else getattr(module, "METHOD", None)  # an entry point may name the class
@@ -146,6 +143,7 @@ def _load(name: str, place: str):
     if path.parent in map(Path, __path__):
         return importlib.import_module(f"{__name__}.{path.stem}")
     spec = util.spec_from_file_location(f"apex_method_{path.stem}", path)
+    USER_FILES.add(spec.origin)
     module = util.module_from_spec(spec)
     sys.modules[spec.name] = module  # pydantic looks annotations up there
     try:

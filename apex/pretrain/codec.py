@@ -9,7 +9,6 @@ and any stock pipeline can use it with scaling_factor 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from apex.command import BATCH_SIZE, COUNT, POSITIVE, SEED, Parser, number, whole_number
 from apex.errors import run_command
 from apex.files import atomic_folder
 from apex.kinds import CODEC
@@ -123,17 +123,21 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.pretrain.codec", __doc__)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--kl-weight", type=float, default=1e-5)
-    parser.add_argument("--latent-noise", type=float, default=0.05, help="noise on the latents before decoding, in standard deviations")
-    parser.add_argument("--decoder-steps", type=int, default=5000, help="steps of the decoder alone that follow; the latents stay")
+    parser.add_argument("--steps", type=COUNT, default=3000)
+    parser.add_argument("--batch", type=BATCH_SIZE, default=32)
+    parser.add_argument("--lr", type=POSITIVE, default=2e-3)
+    parser.add_argument("--kl-weight", type=number(0, 1e9), default=1e-5)
+    parser.add_argument(
+        "--latent-noise", type=number(0, 1e3), default=0.05, help="noise on the latents before decoding, in standard deviations"
+    )
+    parser.add_argument(
+        "--decoder-steps", type=whole_number(0, 10**9), default=5000, help="steps of the decoder alone that follow; the latents stay"
+    )
     parser.add_argument("--decode-for", type=Path, help="skip --steps: train the decoder alone for this codec's latents")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     args = parser.parse_args()
     CODEC.check(args.out)
     torch.set_num_threads(1)

@@ -10,7 +10,6 @@ allowed: `--export-only` writes the current EMA weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -25,6 +24,7 @@ from apex import losses, provenance
 from apex.backbones.base import Backbone
 from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
+from apex.command import BATCH_SIZE, COUNT, POSITIVE, SEED, THREADS, Parser, number, whole_number
 from apex.conditioning import Condition
 from apex.config import fingerprint
 from apex.data.cache import load_cache
@@ -96,21 +96,21 @@ def export(backbone: Backbone, pipeline: Path, out: Path, made: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.pretrain.teacher", __doc__)
     parser.add_argument("--pipeline", required=True, type=Path)
     parser.add_argument("--cache", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=16000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=COUNT, default=16000)
+    parser.add_argument("--batch", type=BATCH_SIZE, default=64)
+    parser.add_argument("--lr", type=POSITIVE, default=2e-3)
     parser.add_argument("--family", choices=sorted(BUILDERS), default="sana", help="architecture family (default: sana)")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--time-mean", type=float, default=0.6, help="mean of the logit-normal time distribution (deviation 1)")
-    parser.add_argument("--drop", type=float, default=0.1, help="share of captions replaced by the empty caption")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save-minutes", type=float, default=4.0)
+    parser.add_argument("--width", type=whole_number(1, 65_536), default=128)
+    parser.add_argument("--layers", type=whole_number(1, 1000), default=4)
+    parser.add_argument("--time-mean", type=number(-100, 100), default=0.6, help="mean of the logit-normal time distribution (deviation 1)")
+    parser.add_argument("--drop", type=number(0, 1), default=0.1, help="share of captions replaced by the empty caption")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--threads", type=THREADS, default=1)
+    parser.add_argument("--save-minutes", type=number(0, 1e6), default=4.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()

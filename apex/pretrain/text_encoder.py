@@ -12,7 +12,6 @@ at the teacher's rate, it forgot colours and places before the teacher had learn
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -24,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from apex.command import BATCH_SIZE, COUNT, POSITIVE, SEED, Parser
 from apex.data import world
 from apex.errors import run_command
 from apex.files import atomic_folder
@@ -126,12 +126,12 @@ def warm_up(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, *, step
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("apex.pretrain.text_encoder", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="pipeline folder; tokenizer/ and text_encoder/ are written into it")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=COUNT, default=800)
+    parser.add_argument("--batch", type=BATCH_SIZE, default=128)
+    parser.add_argument("--lr", type=POSITIVE, default=2e-3)
+    parser.add_argument("--seed", type=SEED, default=0)
     args = parser.parse_args()
     TOKENIZER.check(args.out / "tokenizer")
     TEXT_ENCODER.check(args.out / "text_encoder")

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from apex.command import BATCH_SIZE, RESOLUTION
 from apex.errors import UserError, run_command
 from apex.provenance import digest
 from evaluators import assets
-from evaluators.command import at_least_one, image_parser, progress, write_record
+from evaluators.command import image_parser, progress, write_record
 from evaluators.dpg.judges import JUDGES, MPLUG, Judge
 from evaluators.dpg.questions import Bench, Item, load
 from evaluators.dpg.score import malformed, metrics, read_answer, tally
@@ -108,14 +109,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--judge", choices=sorted(JUDGES), default="mplug", help="who answers (default: mplug, the protocol's)")
     parser.add_argument("--model", help="its model, a folder or a name on its hub (mplug: the protocol's)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the judge (default: float32)")
-    parser.add_argument("--batch", type=int, default=16, help="questions asked at once (default: 16)")
+    parser.add_argument("--batch", type=BATCH_SIZE, default=16, help="questions asked at once (default: 16)")
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
         default="auto",
         help="geneval, or flat: 2x2 pictures or single ones (default: what is there; grid if flat)",
     )
-    parser.add_argument("--resolution", type=int, help="side of an image in pixels, checked (default: what is there)")
+    parser.add_argument("--resolution", type=RESOLUTION, help="side of an image in pixels, checked (default: what is there)")
     parser.add_argument("--partial", action="store_true", help="score a folder that lacks prompts")
     parser.add_argument("--answers", type=Path, help="folder of the answers kept (default: answers, beside the record)")
     run(parser.parse_args(argv))
@@ -123,7 +124,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.time()
-    at_least_one("batch", args.batch)
     bench = load(assets.find("dpg-bench", args.questions, "--questions"))
     matched = open_matched(args, bench.prompts, "item_id", None if args.layout == "auto" else args.layout != "geneval")
     grid = matched.flat and args.layout != "single"

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators import assets
-from evaluators.command import parser_of, progress
+from evaluators.command import progress
 from evaluators.dpg.questions import load
 from evaluators.flat import match
 from evaluators.images import open_anonymous
@@ -31,7 +32,7 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.dpg.grids", __doc__)
+    parser = Parser("evaluators.dpg.grids", __doc__)
     parser.add_argument("--images", required=True, type=Path, help="folder in GenEval's layout, four images a prompt")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--questions", type=Path, help="dpg_bench.csv (default: the asset dpg-bench)")

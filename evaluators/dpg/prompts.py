@@ -11,10 +11,10 @@ import re
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators import assets
-from evaluators.command import parser_of
 from evaluators.dpg.questions import load
 
 
@@ -24,7 +24,7 @@ def tag(item_id: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.dpg.prompts", __doc__)
+    parser = Parser("evaluators.dpg.prompts", __doc__)
     parser.add_argument("--questions", type=Path, help="dpg_bench.csv (default: the asset dpg-bench)")
     parser.add_argument("--out", type=Path, help="prompt file to write: JSON lines with prompt, tag and item_id")
     parser.add_argument("--out-texts", type=Path, help="folder to write with ITEM_ID.txt, as the benchmark keeps its prompts")

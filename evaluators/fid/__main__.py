@@ -16,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from apex.command import whole_number
 from apex.errors import UserError, run_command
 from evaluators.command import image_parser
 from evaluators.fid import published, world
@@ -34,7 +35,9 @@ def main(argv: list[str] | None = None) -> None:
         help="world: folder of the feature network (default: bundled); else FID's Inception (default: the fetched asset inception)",
     )
     parser.add_argument("--reference", type=Path, help="published protocols: statistics (.safetensors, .npz) or a folder of real images")
-    parser.add_argument("--jpeg", type=int, metavar="QUALITY", help="published protocols: compress the images first; SANA's are .jpg of 75")
+    parser.add_argument(
+        "--jpeg", type=whole_number(1, 100), metavar="QUALITY", help="published protocols: compress the images first; SANA's are .jpg of 75"
+    )
     add_arguments(parser)
     run(parser.parse_args(argv))
 

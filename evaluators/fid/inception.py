@@ -33,7 +33,7 @@ from apex.errors import UserError
 from apex.files import write_atomic
 from apex.provenance import digest, file_sha256
 from apex.weights import take
-from evaluators.command import at_least_one, progress
+from evaluators.command import progress
 
 SIDE = 299
 PROTOCOLS = ("pytorch-fid", "clean-fid")
@@ -166,7 +166,6 @@ def file_features(
     Raises:
         UserError: a file is not a readable image, or a kept file not what was written.
     """
-    at_least_one("batch", batch)
     kept.mkdir(parents=True, exist_ok=True)
     identity = asdict(feed) | {"weights": network.sha256}
     found, every = [], hashlib.sha256()

@@ -17,10 +17,11 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from apex.command import COUNT, Parser
 from apex.errors import UserError, run_command
-from apex.files import atomic_file, write_atomic
+from apex.files import atomic_file, read_json, write_atomic
 from evaluators.assets import find
-from evaluators.command import parser_of, progress
+from evaluators.command import progress
 
 META = "meta_data.json"
 SHOWN = 5  # faults named in an error; the rest are counted
@@ -32,10 +33,7 @@ def read_meta(path: Path) -> dict[str, dict[str, str]]:
     Raises:
         UserError: not that, or an id or category that is not a plain name (they become paths).
     """
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); expected MJHQ-30K's {META}") from error
+    rows = read_json(path, f"give MJHQ-30K's {META}")
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"{path}: expected an object of entries by id; it is MJHQ-30K's {META} that is asked for")
     for name, row in rows.items():
@@ -95,12 +93,12 @@ def _check_member(member: zipfile.ZipInfo, archive: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.fid.mjhq", __doc__)
+    parser = Parser("evaluators.fid.mjhq", __doc__)
     parser.add_argument("what", choices=("unpack", "prompts"))
     parser.add_argument("--out", required=True, type=Path, help="unpack: the folder; prompts: the prompt file (JSON lines)")
     parser.add_argument("--archive", type=Path, help="mjhq30k_imgs.zip (default: the fetched asset mjhq-images)")
     parser.add_argument("--meta", type=Path, help="meta_data.json (default: the fetched asset mjhq-meta)")
-    parser.add_argument("--limit", type=int, help="prompts: the first N")
+    parser.add_argument("--limit", type=COUNT, help="prompts: the first N")
     args = parser.parse_args(argv)
     meta = find("mjhq-meta", args.meta, "--meta")
     rows = read_meta(meta)

@@ -26,13 +26,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from apex.command import BATCH_SIZE, COUNT, RESOLUTION, THREADS, Parser
 from apex.data.prompts import read_layout
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.gpu import pick_device
 from apex.provenance import file_sha256
 from evaluators.assets import find
-from evaluators.command import check_out, parser_of, set_threads
+from evaluators.command import check_out, set_threads
 from evaluators.fid.distance import Gaussian, check_features, moments
 from evaluators.fid.inception import PROTOCOLS, Feed, Network, file_features, load_network
 from evaluators.fid.mjhq import META, image_files, read_meta
@@ -160,8 +161,8 @@ def _read_npz(path: Path) -> Reference:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that a reference and a score share."""
-    parser.add_argument("--resolution", type=int, help="pytorch-fid: both sets are resized and cropped to it, as SANA's code does")
-    parser.add_argument("--batch", type=int, default=32, help="images that Inception takes at once (default: 32)")
+    parser.add_argument("--resolution", type=RESOLUTION, help="pytorch-fid: both sets are resized and cropped to it, as SANA's code does")
+    parser.add_argument("--batch", type=BATCH_SIZE, default=32, help="images that Inception takes at once (default: 32)")
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="where Inception's features are kept as they come (default: beside --out)"
     )
@@ -172,14 +173,14 @@ def kept_folder(args: argparse.Namespace) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.fid.reference", __doc__)
+    parser = Parser("evaluators.fid.reference", __doc__)
     parser.add_argument("--images", required=True, type=Path, help="folder of real images")
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS, help="whose resize")
     parser.add_argument("--out", required=True, type=Path, help="the .safetensors to write")
-    parser.add_argument("--limit", type=int, help="the first N images only")
+    parser.add_argument("--limit", type=COUNT, help="the first N images only")
     parser.add_argument("--weights", type=Path, help="FID's Inception (default: the fetched asset inception)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     add_arguments(parser)
     args = parser.parse_args(argv)
     if args.out.suffix != ".safetensors":

@@ -28,11 +28,12 @@ from typing import Any
 
 import numpy as np
 
+from apex.command import BATCH_SIZE
 from apex.errors import readable, run_command
 from apex.provenance import file_sha256
 from evaluators.assets import find, registry
 from evaluators.clip_model import Clip, is_official
-from evaluators.command import at_least_one, begin, image_parser, is_unseen, progress, prompt_weights, write_record
+from evaluators.command import begin, image_parser, is_unseen, progress, prompt_weights, write_record
 from evaluators.geneval import self_test
 from evaluators.geneval.color import ClipColors
 from evaluators.geneval.convert import ASSET
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="of the colour check. world: open_clip folder (default: bundled); else OpenAI's ViT-L/14 (default: the fetched clip-vit-l-14)",
     )
-    parser.add_argument("--batch", type=int, help="images at once (default: 64 for world, else 4)")
+    parser.add_argument("--batch", type=BATCH_SIZE, help="images at once (default: 64 for world, else 4)")
     parser.add_argument("--self-test-image", type=Path, metavar="FILE", help="a picture on which the detector has to find ...")
     parser.add_argument("--self-test-class", metavar="NAME", help="... an object of this class, before anything is scored")
     run(parser.parse_args(argv))
@@ -146,8 +147,6 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     started = time.time()
     is_world = args.detector == "world"
-    if args.batch is not None:
-        at_least_one("batch", args.batch)
     weights = args.detector_weights or BUNDLED / "detector" if is_world else find(ASSET, args.detector_weights, "--detector-weights")
     clip_weights = args.clip_weights or BUNDLED / "clip" if is_world else find("clip-vit-l-14", args.clip_weights, "--clip-weights")
     images, device = begin(args)

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apex.command import SEED, THREADS, Parser
 from apex.data import world
 from apex.data.prompts import COMMITTED, load_prompts
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.provenance import git_commit, hardware, versions
-from evaluators.command import check_out, parser_of, progress, set_threads
+from evaluators.command import check_out, progress, set_threads
 from evaluators.geneval import mmdet_detector
 from evaluators.geneval.coco import CLASSES, COLORS
 from evaluators.geneval.convert import from_mmdet
@@ -259,11 +260,11 @@ def readme(results: list[dict[str, Any]], about: dict[str, Any], is_small: bool,
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.geneval.agreement", __doc__)
+    parser = Parser("evaluators.geneval.agreement", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder to write: agreement.json, README.md")
     parser.add_argument("--small", action="store_true", help="a small network and small images")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, images and prompts (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of weights, images and prompts (default: 0)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     args = parser.parse_args(argv)
     check_out(args.out / "agreement.json")
     set_threads(args.threads)

@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from apex.command import SEED, THREADS, Parser, whole_number
 from apex.data import world
 from apex.data.prompts import COMMITTED, load_prompts
-from apex.errors import UserError, run_command
+from apex.errors import run_command
 from apex.files import write_atomic
 from apex.gpu import pick_device
 from apex.provenance import git_commit, versions
 from evaluators.clip_model import Clip
-from evaluators.command import is_unseen, parser_of, progress, set_threads
+from evaluators.command import is_unseen, progress, set_threads
 from evaluators.geneval.__main__ import verdicts
 from evaluators.geneval.color import ClipColors
 from evaluators.geneval.logic import ColorClassifier, Detector, overall
@@ -109,18 +110,16 @@ def plot(found: dict[str, list[dict[str, float]]], examples: dict[str, list[np.n
 
 
 def main() -> None:
-    parser = parser_of("evaluators.geneval.calibrate", __doc__)
+    parser = Parser("evaluators.geneval.calibrate", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--prompts", type=Path, default=COMMITTED / "test.jsonl", help="prompt file (default: the test set)")
-    parser.add_argument("--resolution", type=int, default=32, help="side of the renders in pixels (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="of the renders and their faults (default: 0)")
+    parser.add_argument("--resolution", type=whole_number(16, 4096), default=32, help="side of the renders in pixels (default: 32)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the renders and their faults (default: 0)")
     parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="folder of the detector (default: bundled)")
     parser.add_argument("--clip-weights", type=Path, default=BUNDLED / "clip", help="open_clip folder for colours (default: bundled)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     args = parser.parse_args()
-    if args.resolution < 16:
-        raise UserError(f"--resolution {args.resolution}: expected at least 16 pixels")
     set_threads(args.threads)
     device, rows = pick_device(args.device), load_prompts(args.prompts)
     detector = WorldDetector.load(args.detector_weights, device)

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from apex.command import Parser
 from apex.errors import UserError, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.kinds import CONVERTED
 from apex.provenance import file_sha256
 from apex.weights import check_finite
 from evaluators.assets import find
-from evaluators.command import parser_of
 from evaluators.geneval.checkpoint import read_state
 from evaluators.geneval.coco import COCO
 from evaluators.images import some
@@ -249,7 +249,7 @@ def save(model: Mask2FormerForUniversalSegmentation, folder: Path, source: Path)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.geneval.convert", __doc__)
+    parser = Parser("evaluators.geneval.convert", __doc__)
     parser.add_argument("--weights", type=Path, help=f"mmdet's checkpoint, .pth (default: the fetched {ASSET})")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     args = parser.parse_args(argv)

@@ -16,10 +16,11 @@ import json
 import sys
 from pathlib import Path
 
+from apex.command import BATCH_SIZE, COUNT, POSITIVE, RESOLUTION, SEED, THREADS, Parser
 from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 from apex.kinds import NETWORK
-from evaluators.command import parser_of, set_threads
+from evaluators.command import set_threads
 from evaluators.networks import save_network
 from evaluators.pretrain.loop import write_made
 
@@ -28,22 +29,22 @@ RECIPES = {"detector": (1300, 64, 3e-3), "fid": (1800, 64, 3e-3), "clip": (1800,
 
 
 def main() -> None:
-    parser = parser_of("evaluators.pretrain", __doc__)
+    parser = Parser("evaluators.pretrain", __doc__)
     parser.add_argument("network", choices=sorted(RECIPES), help="which of the three")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
-    parser.add_argument("--batch", type=int, help="images a step (default: the recipe's)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's)")
-    parser.add_argument("--resolution", type=int, default=32, help="side that the network sees, a multiple of 8 (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the scenes (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--steps", type=COUNT, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--batch", type=BATCH_SIZE, help="images a step (default: the recipe's)")
+    parser.add_argument("--lr", type=POSITIVE, help="peak learning rate (default: the recipe's)")
+    parser.add_argument("--resolution", type=RESOLUTION, default=32, help="side that the network sees, a multiple of 8 (default: 32)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the weights and the scenes (default: 0)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     args = parser.parse_args()
     asked = zip((args.steps, args.batch, args.lr), RECIPES[args.network], strict=True)
     steps, batch, lr = (default if given is None else given for given, default in asked)
-    if steps < 1 or batch < 16 or lr <= 0:
-        raise UserError(f"--steps {steps}, --batch {batch}, --lr {lr}: expected at least 1 step, 16 images a step and a positive rate")
+    if batch < 16:
+        raise UserError(f"--batch: found {batch}, expected at least 16 images a step")
     if args.resolution < 16 or args.resolution % 8:
-        raise UserError(f"--resolution {args.resolution}: expected a multiple of 8, at least 16")
+        raise UserError(f"--resolution: found {args.resolution}, expected a multiple of 8, at least 16")
     NETWORK.check(args.out)
     set_threads(args.threads)
     from evaluators.pretrain import clip, detector, features  # seconds: only once they are needed

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from apex import busy
+from apex.command import BATCH_SIZE, COUNT, NFE, POSITIVE, RESOLUTION, THREADS, Parser, whole_number
 from apex.errors import UserError, run_command
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
@@ -58,19 +59,21 @@ def measure(pipe: Any, marks: Marks, args: argparse.Namespace, device: str, side
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("evaluators.systems", __doc__)
     parser.add_argument("--list", action="store_true", help="print the systems and end")
     parser.add_argument("--system", help="one of --list")
-    parser.add_argument("--resolution", type=int, nargs="+", help="pixels a side (default: the system's own, 512 and 1024)")
-    parser.add_argument("--nfe", type=int, nargs="+", help="steps (default: the system's own)")
+    parser.add_argument("--resolution", type=RESOLUTION, nargs="+", help="pixels a side (default: the system's own, 512 and 1024)")
+    parser.add_argument("--nfe", type=NFE, nargs="+", help="steps (default: the system's own)")
     parser.add_argument("--scale", choices=("auto", "full", "small"), default="auto", help="auto: full on a GPU (default)")
     parser.add_argument("--out", help="the result records (JSON) to write, with `{resolution}` and `{nfe}` in it")
-    parser.add_argument("--repeats", type=int, help="counted calls (default: 30 / steps, at least 5)")
-    parser.add_argument("--warmup", type=int, default=3, help="calls before the clock counts (default: 3)")
-    parser.add_argument("--batch", type=int, nargs="+", choices=BATCHES, default=list(BATCHES), help="images at once (default: 1 10)")
-    parser.add_argument("--limit", type=float, help="seconds after which no call is counted beyond the third (default: none)")
+    parser.add_argument("--repeats", type=COUNT, help="counted calls (default: 30 / steps, at least 5)")
+    parser.add_argument("--warmup", type=whole_number(0, 10**6), default=3, help="calls before the clock counts (default: 3)")
+    parser.add_argument(
+        "--batch", type=BATCH_SIZE, nargs="+", choices=BATCHES, default=list(BATCHES), help="images at once (default: 1 10)"
+    )
+    parser.add_argument("--limit", type=POSITIVE, help="seconds after which no call is counted beyond the third (default: none)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default: 1)")
+    parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     args = parser.parse_args(argv)
     if args.list:
         for name, what in systems().items():
@@ -85,9 +88,6 @@ def run(args: argparse.Namespace) -> None:
     what = system(args.system)
     steps: Sequence[int] = sorted(args.nfe or what.nfe)
     sides: Sequence[int] = sorted(args.resolution or what.resolutions)
-    if min(steps) < 1 or (args.repeats is not None and args.repeats < 1) or args.warmup < 0 or (args.limit is not None and args.limit <= 0):
-        shown = f"--nfe {' '.join(map(str, steps))}, --repeats {args.repeats}, --warmup {args.warmup}, --limit {args.limit}"
-        raise UserError(f"{shown}: expected at least 1, 1 and 0, and a limit above 0")
     if wrong := [side for side in sides if side < 512 or side % 256]:
         raise UserError(f"--resolution {wrong[0]}: expected 512 or more, in steps of 256")
     points = [(side, nfe) for side in sides for nfe in steps]

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from apex.command import number, whole_number
 from apex.errors import UserError, run_command
-from evaluators.command import at_least_one, image_parser, write_record
+from evaluators.command import image_parser, write_record
 from evaluators.flat import open_matched
 from evaluators.journal import Journal
 from evaluators.result import Metric
@@ -98,13 +99,15 @@ def main(argv: list[str] | None = None) -> None:
         "--key-variable", default="OPENAI_API_KEY", help="environment variable with the key; '' sends none (default: OPENAI_API_KEY)"
     )
     parser.add_argument("--instruction", type=Path, help="YAML with the judge's instruction (default: ours)")
-    parser.add_argument("--workers", type=int, default=8, help="requests at once (default: 8)")
+    parser.add_argument("--workers", type=whole_number(1, 1024), default=8, help="requests at once (default: 8)")
     parser.add_argument("--parser", choices=PARSERS, default=PARSERS[0], help="what reads the answers (default: as the official script)")
     parser.add_argument(
-        "--attempts", type=int, help="how often an answer that lacks a score is asked for (default: as the official script, 1; 2026: 3)"
+        "--attempts",
+        type=whole_number(1, 1000),
+        help="how often an answer that lacks a score is asked for (default: as the official script, 1; 2026: 3)",
     )
-    parser.add_argument("--tries", type=int, default=8, help="how often a request that fails is made (default: 8)")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds without an answer (default: 120)")
+    parser.add_argument("--tries", type=whole_number(1, 1000), default=8, help="how often a request that fails is made (default: 8)")
+    parser.add_argument("--timeout", type=number(0, 86_400, above=True), default=120, help="seconds without an answer (default: 120)")
     parser.add_argument("--layout", choices=("auto", "geneval", "flat"), default="auto", help="of the folder (default: what is there)")
     parser.add_argument("--partial", action="store_true", help="score a folder that lacks prompts")
     parser.add_argument("--answers", type=Path, help="folder of the answers kept (default: answers, beside the record)")
@@ -116,8 +119,6 @@ def run(args: argparse.Namespace) -> None:
     started = time.time()
     version = VERSIONS[args.version]
     attempts = version.attempts if args.attempts is None else args.attempts
-    for name, count in (("workers", args.workers), ("attempts", attempts), ("tries", args.tries)):
-        at_least_one(name, count)
     prompts, files = load(version, args.prompts)
     instruction = Instruction.read(version, args.instruction)
     texts = {name: prompt.text for name, prompt in prompts.items()}

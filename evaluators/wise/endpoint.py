@@ -13,6 +13,7 @@ import ipaddress
 import json
 import random
 import re
+import sys
 import threading
 import time
 import urllib.error
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 from apex.errors import UserError
 
 LONGEST_PAUSE = 60.0  # seconds, of our own; a server's Retry-After may ask for more
-LONGEST_WAIT = 600.0  # seconds, whatever a server asks for
+LONGEST_WAIT = 600.0  # seconds that a server may ask for
 LARGEST_BODY = 10 << 20  # bytes
 
 
@@ -60,7 +61,7 @@ class Endpoint:
     Args:
         url: its base, as in https://api.openai.com/v1.
         key: sent as a bearer token; "" sends none.
-        timeout: seconds without an answer.
+        timeout: seconds from a request to the end of its answer.
         tries: how often a request is made at most.
         seed: of the pauses' jitter.
         pause: seconds before the second try; doubled each time, and drawn between half of it and all of it.
@@ -100,22 +101,56 @@ class Endpoint:
             if self._stopped.is_set():
                 raise UserError(f"{self.host}: stopped")
             try:
-                return self._once(json.dumps(body).encode())
+                return self._within_time(json.dumps(body).encode())
             except Transient as failure:
                 if number == self._tries:
                     raise UserError(
                         f"{self.host}: no answer after {self._tries} tries, the last one: {failure}; what was answered is kept, run again"
                     ) from None
+                if failure.after > LONGEST_WAIT:
+                    raise UserError(
+                        f"{self.host}: {failure}: found Retry-After of {failure.after:.3g} s, expected at most {LONGEST_WAIT:g} s; "
+                        "what was answered is kept, run again later"
+                    ) from None
                 pause = min(LONGEST_PAUSE, self._pause * 2 ** (number - 1)) * draw.uniform(0.5, 1)
-                self.wait(max(pause, min(failure.after, LONGEST_WAIT)))
+                pause = max(pause, failure.after)
+                print(f"{self.host}: {failure}; waits {pause:.1f} s, then try {number + 1} of {self._tries}", file=sys.stderr, flush=True)
+                self.wait(pause)
         raise AssertionError("unreachable")
+
+    def _within_time(self, body: bytes) -> Reply:
+        """One try, bounded as a whole: a socket's own time-out begins again with every byte that comes."""
+        found: list[Reply | BaseException] = []
+        ended = threading.Event()
+
+        def ask() -> None:
+            try:
+                found.append(self._once(body))
+            except BaseException as error:
+                found.append(error)
+            ended.set()
+
+        threading.Thread(target=ask, daemon=True).start()  # one that a server keeps busy does not hold up the exit
+        deadline = time.monotonic() + self._timeout
+        while not ended.wait(min(0.2, max(0.0, deadline - time.monotonic()))):
+            if self._stopped.is_set():
+                raise UserError(f"{self.host}: stopped")
+            if time.monotonic() >= deadline:
+                raise Transient(f"no whole answer within {self._timeout:g} s (timed out)")
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
 
     def _once(self, body: bytes) -> Reply:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
         try:
             with self._opener.open(request, timeout=self._timeout) as answer:
-                content = answer.read(LARGEST_BODY)
+                content = answer.read(LARGEST_BODY + 1)
+                if len(content) > LARGEST_BODY:
+                    raise UserError(
+                        f"{self.host}: found an answer of more than {LARGEST_BODY >> 20} MiB, expected a chat completion; check --endpoint"
+                    )
                 if self._key:  # a server may send back what it was sent
                     content = content.replace(self._key.encode(), b"[key]")
         except urllib.error.HTTPError as error:
@@ -124,14 +159,14 @@ class Endpoint:
             raise Transient(self._clean(str(error) or type(error).__name__)) from None
         try:
             return _reply(json.loads(content))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
             raise Transient(f"not a chat completion: {self._clean(content[:80].decode(errors='replace'))!r}") from None
 
     def _refused(self, error: urllib.error.HTTPError) -> None:
         after = retry_after(error.headers.get("Retry-After"))
         try:
             said = json.loads(error.read(LARGEST_BODY))["error"]["message"]
-        except (OSError, ValueError, TypeError, KeyError, http.client.HTTPException):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, http.client.HTTPException):
             said = error.reason
         finally:
             error.close()
@@ -189,7 +224,7 @@ def retry_after(value: str | None) -> float:
     if not value:
         return 0.0
     try:
-        return max(0.0, float(value))
+        return max(0.0, float(value))  # "nan" is 0
     except ValueError:
         pass
     try:

@@ -10,16 +10,16 @@ import json
 import sys
 from pathlib import Path
 
+from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
-from evaluators.command import parser_of
 from evaluators.flat import match
 from evaluators.images import open_anonymous
 from evaluators.wise.versions import VERSIONS, load
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = parser_of("evaluators.wise.prompts", __doc__)
+    parser = Parser("evaluators.wise.prompts", __doc__)
     parser.add_argument("--version", choices=sorted(VERSIONS), default="2025", help="of the benchmark (default: 2025)")
     parser.add_argument("--prompts", type=Path, help="folder of its three files (default: the assets)")
     parser.add_argument("--out", type=Path, help="prompt file to write: JSON lines with prompt, tag (the category) and prompt_id")

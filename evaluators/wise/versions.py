@@ -7,7 +7,6 @@ and weights of the categories.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from apex.errors import UserError
+from apex.files import read_json
 from apex.provenance import file_sha256
 from evaluators import assets
 
@@ -133,10 +133,7 @@ def load(version: Version, folder: Path | None = None) -> tuple[dict[str, Prompt
 
 
 def _read(version: Version, path: Path) -> Sequence[Prompt]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); expected WISE's list of prompts") from error
+    rows = read_json(path, "give WISE's list of prompts")
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of prompts, found {type(rows).__name__}")
     prompts = []

@@ -40,6 +40,7 @@ class Case:
         says: what the line matches (`re.search`, after "error: "); None where the input must be accepted.
         check: of an accepted input, given the folder and what the call returned; raises `AssertionError`.
         writes: names below the folder that the call may make or change, such as its own output.
+        log: a traceback must stand before the line: a user's own code raised it.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Case:
     says: str | None
     check: Callable[[Path, Any], None] | None = None
     writes: tuple[str, ...] = ()
+    log: bool = False
 
     @property
     def id(self) -> str:
@@ -154,7 +156,7 @@ def outcome(case: Case, folder: Path) -> tuple[str, str]:
             case.check(folder, returned)
         return ACCEPTED, said.getvalue()
     errors = [line for line in ended.splitlines() if line.startswith("error: ")]
-    whole = len(errors) == 1 and ended.splitlines()[-1] == errors[0] and "Traceback" not in ended
+    whole = len(errors) == 1 and ended.splitlines()[-1] == errors[0] and ("Traceback" in ended) == case.log
     if not whole or not re.search(case.says, errors[0].removeprefix("error: ")):
         return WRONG_LINE, ended
     if left := [name for name in after if name not in before]:

@@ -191,7 +191,7 @@ def test_the_outs_place_is_checked_before_any_work(make_folder, few_rows, tmp_pa
         run("fid", "--images", folder, "--out", tmp_path / "file/out.json"), capsys, "file/out.json: cannot be written", "another --out"
     )
     one_line(run("fid", "--images", folder, "--out", tmp_path), capsys, str(tmp_path), "is a folder")
-    one_line(run("fid", "--images", folder, "--out", tmp_path / "x", "--threads", "0"), capsys, "--threads 0", "at least 1")
+    one_line(run("fid", "--images", folder, "--out", tmp_path / "x", "--threads", "0"), capsys, "--threads: found 0", "at least 1")
 
 
 # The networks' folders: (evaluator, option, bundled folder, its weights)

@@ -432,7 +432,7 @@ def corrupt(real: Path, tmp_path: Path) -> list:
         (narrow, "2 features; the network gives 6"),
         (half_mjhq, "2 of 60 images of meta_data.json are not there: mjhq30k_imgs/animals/id3.jpg"),
         (corrupt, "id3.jpg: not a readable image"),
-        (lambda real, tmp_path: ["--reference", real, "--batch", 0], "--batch 0"),
+        (lambda real, tmp_path: ["--reference", real, "--batch", 0], "--batch: found 0"),
     ],
 )
 def test_bad_references_are_one_clear_line(spoil, named, score, real, tmp_path, capsys):

@@ -83,7 +83,7 @@ def test_a_missing_prompt_folder_and_long_lists(make_folder, few_rows):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("", "not valid JSON|not one JSON"),
+        ("", "not valid JSON|not JSON"),
         ('{"tag": "colors", "prompt": "x"}', "include"),
         ('{"tag": "weather", "include": [], "prompt": "x"}', "tag"),
     ],
@@ -96,7 +96,7 @@ def test_a_bad_prompt_line_is_named(make_folder, few_rows, content, named):
     assert "00001" in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "named"), [("{", "not a JSON"), (json.dumps({"row": "x"}), "method"), ("[]", "made.json")])
+@pytest.mark.parametrize(("content", "named"), [("{", "not JSON"), (json.dumps({"row": "x"}), "method"), ("[]", "made.json")])
 def test_a_bad_made_json_is_named(make_folder, few_rows, content, named):
     folder = make_folder(few_rows[:1])
     (folder / "made.json").write_text(content)

@@ -110,7 +110,7 @@ def test_an_archive_without_some_images_is_named(meta, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("{", "not readable as JSON"),
+        ("{", "not JSON"),
         ("[]", "expected an object"),
         ("{}", "expected an object"),
         ('{"x": {"category": "a"}}', "x: prompt missing"),

@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_training():
 @pytest.mark.parametrize("wrong", [["--steps", "0"], ["--batch", "8"], ["--lr", "0"], ["--resolution", "30"], ["--threads", "0"]])
 def test_a_bad_recipe_is_named(wrong, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pretrain", "fid", "--out", str(tmp_path / "fid"), *wrong])
-    with pytest.raises(UserError, match=" ".join(wrong)):
+    with pytest.raises(UserError, match=": found ".join(wrong)):
         pretrain.main()
     assert not (tmp_path / "fid").exists()
 

@@ -184,7 +184,7 @@ def test_a_metric_stands_once():
     ("content", "named"),
     [
         (None, "no such result record"),
-        ("{", "not a JSON"),
+        ("{", "not JSON"),
         ("[]", "record"),
         (json.dumps({**BASE, "schema": 2, "metrics": []}), "schema: found '2'"),
         (json.dumps({**BASE, "schema": 1, "metrics": [METRIC | {"value": "x"}]}), r"metrics.0.value: found 'x'"),

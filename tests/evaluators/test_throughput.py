@@ -62,9 +62,9 @@ def test_batches_are_whole_and_a_rate_is_things_by_seconds(monkeypatch) -> None:
     ("arguments", "named"),
     [
         (["--images", "3", "--batch", "2"], "--images 3, --batch 2: expected two batches at least"),
-        (["--batch", "0"], "--images 48, --batch 0: expected two batches"),
+        (["--batch", "0"], "--batch: found 0, expected a whole number of at least 1"),
         (["--resolution", "32"], "--resolution 32: expected 64 or more"),
-        (["--threads", "0"], "--threads 0: expected"),
+        (["--threads", "0"], "--threads: found 0, expected"),
     ],
 )
 def test_a_bad_call_is_one_clear_line(tmp_path: Path, arguments: list[str], named: str) -> None:

@@ -113,7 +113,7 @@ BREACHES = {
     "no METHOD": ("found", ("METHOD = Trial", ""), "METHOD"),
     "another name": ("found", ('name = "trial"', 'name = "other"'), "'trial'"),
     "an import that fails": ("found", ("from pydantic", "from pydantik"), "pydantik"),
-    "a syntax error": ("found", ("Step({", "Step{"), "line"),
+    "a syntax error": ("found", ("Step({", "Step{"), ".py:27: cannot be imported (SyntaxError"),
     "unknown need": ("declared", ('{"teacher"}', '{"critic"}'), "needs"),
     "a setting of any type": ("params", ("weight: float", "weight: object"), "params.weight"),
     "a setting without words": ("params", ('description="of the loss"', ""), "params.weight"),

@@ -209,7 +209,10 @@ def test_the_command_writes_tables_and_picture(tmp_path, capsys):
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys):
     assert run_command(lambda: mixture.main(["--out", str(tmp_path), "--steps", "0"])) == 2
-    assert capsys.readouterr().err == "error: --steps: 0; expected 1 or more\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --steps: found 0, expected a whole number of at least 1; `python -m apex.mixture --help` lists the options\n"
+    )
     (tmp_path / "file").write_text("")
     assert run_command(lambda: mixture.main(["--out", str(tmp_path / "file"), "--steps", "1"])) == 2
     assert "exists" in capsys.readouterr().err

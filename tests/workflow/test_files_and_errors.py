@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,39 @@ print("started", flush=True)
 {then}
 sys.exit(run_command(lambda: time.sleep({seconds})))
 """
+ENDS = """
+import signal, sys
+from apex.errors import run_command
+def main():
+    if sys.argv[1] == "interrupt":
+        signal.raise_signal(signal.SIGINT)
+    for line in range(100_000 if sys.argv[1] == "much" else 1):
+        print(line)
+sys.exit(run_command(main))
+"""
+
+
+def end(how: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(sys.path)
+    return subprocess.run(
+        [sys.executable, "-c", ENDS, how], stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}, **more
+    )
+
+
+@pytest.mark.parametrize("amount", ["much", "a line"])  # one fails in print, the other when what is buffered is written
+def test_a_closed_output_is_one_line(amount: str):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = end(amount, stdout=writing)
+    os.close(writing)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output: found it closed, expected a reader") and done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_130():
+    done = end("interrupt")
+    assert done.returncode == 130
+    assert done.stderr == "error: stopped by Ctrl-C; what was saved until here is kept, run the command again to go on\n"
 
 
 def job(file: Path, seconds: float, host: str | None = None, identity: str = "1-1", then: str = "") -> subprocess.Popen[str]:
