@@ -131,6 +131,7 @@ def write_record(
             "size": list(images.size),
             "seed": args.seed,
             "made": images.made,
+            "departures": images.departures,
             **details,
         },
     )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import ValidationError
 
+from apex.data import pictures
 from apex.data.prompts import check_row
 from apex.errors import UserError
 from evaluators.progress import progress
@@ -27,7 +28,10 @@ SHOWN = 5  # faults named in an error; the rest are counted
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one row: `rows` (prompt lines), `files[p]` (the PNGs of prompt p, in order), `size` (width, height)."""
+    """The images of one row: `rows` (prompt lines), `files[p]` (the PNGs of prompt p, in order), `size` (width, height).
+
+    departures: how many are decoded otherwise than an official script would (`pictures.DEPARTURES` and their numbers).
+    """
 
     folder: Path
     rows: list[dict]
@@ -35,6 +39,7 @@ class Images:
     size: tuple[int, int]
     identity: Identity
     made: dict[str, Any]
+    departures: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(f) for f in self.files)
@@ -59,13 +64,34 @@ class Images:
             yield pixels(paths[start : start + size])
 
 
+@dataclass
+class Checked:
+    """What is learnt while a folder's images are checked one by one: the size that all must have, and their departures."""
+
+    size: tuple[int, int] | None = None
+    departures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def counted(self) -> dict[str, int]:
+        return dict(sorted(self.departures.items()))
+
+    def fault_of(self, path: Path) -> str:
+        """Why an image cannot be used, "" where it can."""
+        try:
+            picture = pictures.decode(path)
+        except pictures.PictureError as error:
+            return str(error)
+        height, width = picture.pixels.shape[:2]
+        self.size = self.size or (width, height)
+        if (width, height) != self.size:
+            return f"{width}x{height}, the first is {self.size[0]}x{self.size[1]}"
+        self.departures.update(picture.departures)
+        return ""
+
+
 def pixels(paths: list[Path]) -> np.ndarray:
     """Images of one size, uint8 (n, H, W, 3)."""
-    pictures = []
-    for path in paths:
-        with Image.open(path) as image:
-            pictures.append(np.asarray(image.convert("RGB")))
-    return np.stack(pictures)
+    return np.stack([pictures.read(path, path).pixels for path in paths])
 
 
 def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None, source: str | None = None) -> Images:
@@ -85,10 +111,11 @@ def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None,
     identity, made = identify(folder, row, nfe, source)
     rows = [_prompt_row(p / "metadata.jsonl") for p in prompts]
     files = [sorted(f for f in (p / "samples").glob("*.png") if re.fullmatch(r"\d+", f.stem)) for p in prompts]
-    faults, size = _faults(prompts, files)
+    checked = Checked()
+    faults = _faults(prompts, files, checked)
     if faults:
         raise UserError(f"{folder}: {len(faults)} images missing or unusable: {some(faults)}. Delete them and sample again")
-    return Images(folder, rows, files, size, identity, made)
+    return Images(folder, rows, files, checked.size or (0, 0), identity, made, checked.counted)
 
 
 def open_anonymous(folder: Path) -> Images:
@@ -145,38 +172,19 @@ def _prompt_row(path: Path) -> dict:
     return check_row(row, str(path))
 
 
-def _faults(prompts: list[Path], files: list[list[Path]]) -> tuple[list[str], tuple[int, int]]:
-    """Everything wrong with the images, one text each, and the common size. Prompts are numbered without gaps from the
+def _faults(prompts: list[Path], files: list[list[Path]], checked: Checked) -> list[str]:
+    """Everything wrong with the images, one text each. Prompts are numbered without gaps from the
     first one, and each has as many images as the fullest."""
     faults: list[str] = []
     numbers = [int(p.name) for p in prompts]
     width = len(prompts[0].name)
     faults += [f"{n:0{width}d}/ is missing" for n in sorted(set(range(numbers[-1] + 1)) - set(numbers))]
     expected = max(1, max(len(f) for f in files))
-    size: tuple[int, int] | None = None
     pairs = progress(zip(prompts, files, strict=True), len(prompts), "checking the images of prompts", quick_is_silent=True)
     for prompt, found in pairs:
         here = {int(f.stem) for f in found}
         faults += [f"{prompt.name}/samples/{n:04d}.png is missing" for n in range(expected) if n not in here]
         for path in found:
-            fault, size = fault_of(path, size)
-            if fault:
+            if fault := checked.fault_of(path):
                 faults.append(f"{prompt.name}/samples/{path.name} is {fault}")
-    return faults, size or (0, 0)
-
-
-def fault_of(path: Path, size: tuple[int, int] | None) -> tuple[str, tuple[int, int] | None]:
-    """Why an image cannot be used, "" when it can; and the size that all must have: `size`, or this one's while there is none."""
-    try:
-        if path.stat().st_size == 0:
-            return "empty", size
-        with Image.open(path) as image:
-            size = size or image.size
-            if image.size != size:
-                return f"{image.size[0]}x{image.size[1]}, the first is {size[0]}x{size[1]}", size
-            image.load()
-    except (OSError, SyntaxError):
-        return "corrupt", size
-    except (ValueError, Image.DecompressionBombError) as error:
-        return str(error), size
-    return "", size
+    return faults

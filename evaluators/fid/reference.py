@@ -96,6 +96,7 @@ def make(folder: Path, feed: Feed, network: Network, kept: Path, *, limit: int |
     images = listed(folder, limit)
     features = file_features(images.paths, feed, network, kept, batch, threads, "reference")
     identity = asdict(feed) | {"n": len(images.paths), "weights": network.sha256, "files": features.files}
+    identity["departures"] = features.departures
     return Reference(Gaussian(*moments(features.values, folder), folder), identity, features.values, np.array(images.categories))
 
 

@@ -152,7 +152,7 @@ def another_world(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (truncate, ["00001/samples/0001.png is corrupt", "sample again"]),
+        (truncate, ["00001/samples/0001.png is a corrupt or truncated image", "sample again"]),
         (unlink, ["00001/samples/0001.png is missing", "sample again"]),
         (empty, ["no prompt folders", "NNNNN/metadata.jsonl"]),
         (flatten, ["no prompt folders", "NNNNN/samples/*.png"]),
