@@ -59,6 +59,7 @@ def open_matched(args: argparse.Namespace, prompts: Mapping[str, str], key: str,
         images, device = begin(args, lambda folder, **who: open_flat(folder, prompts, key, **who))
         ids = [str(row[key]) for row in images.rows]
     else:
+        args.incomplete = True  # what is missing of the benchmark is said below
         images, device = begin(args, open_images)
         ids = match(images, prompts, key)
     found = set(ids)

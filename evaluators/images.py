@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from apex.data import pictures
-from apex.data.prompts import check_row
+from apex.data.prompts import COMMITTED, check_row, load_prompts
 from apex.errors import UserError
+from evaluators.assets import registry
 from evaluators.progress import progress
 from evaluators.result import Identity, first_fault
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 SHOWN = 5  # faults named in an error; the rest are counted
 
 
@@ -94,28 +97,109 @@ def pixels(paths: list[Path]) -> np.ndarray:
     return np.stack([pictures.read(path, path).pixels for path in paths])
 
 
-def open_images(folder: Path, *, row: str | None = None, nfe: int | None = None, source: str | None = None) -> Images:
-    """Opens and checks a folder. `row`, `nfe` and `source` identify folders without `made.json`.
+def open_images(
+    folder: Path, *, row: str | None = None, nfe: int | None = None, source: str | None = None, incomplete: bool = True
+) -> Images:
+    """Opens and checks a folder. `row`, `nfe` and `source` identify folders without `made.json`; `incomplete`: prompts may be missing.
 
     Raises:
-        UserError: no prompts; missing, empty or corrupt images or prompt lines; no identity; images that could not be made.
+        UserError: no prompts; missing, empty or corrupt images or prompt lines; files that would be left out; without `incomplete`, not
+            all prompts of the set; no identity; images that could not be made.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected GenEval's layout (NNNNN/metadata.jsonl and NNNNN/samples/*.png)")
     if made := failure(folder):
         where, who = folder / "made.json", f"{made.get('row')} at NFE {made.get('nfe')}"
         raise UserError(f"{where}: {who} has no images to score: {made['failed']}; train the row again")
-    prompts = sorted(p for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"\d+", p.name))
+    prompts = sorted((p for p in folder.iterdir() if _is_number(p.name) and p.is_dir()), key=lambda p: (int(p.name), p.name))
     if not prompts:
         raise UserError(f"{folder}: no prompt folders; expected GenEval's layout (NNNNN/metadata.jsonl and NNNNN/samples/*.png)")
+    check_strangers(folder, prompts)
     identity, made = identify(folder, row, nfe, source)
     rows = [_prompt_row(p / "metadata.jsonl") for p in prompts]
-    files = [sorted(f for f in (p / "samples").glob("*.png") if re.fullmatch(r"\d+", f.stem)) for p in prompts]
+    files = [sorted(f for f in (p / "samples").glob("*.png") if _is_number(f.stem)) for p in prompts]
+    if not incomplete:
+        check_whole(folder, rows, made)
     checked = Checked()
     faults = _faults(prompts, files, checked)
     if faults:
         raise UserError(f"{folder}: {len(faults)} images missing or unusable: {some(faults)}. Delete them and sample again")
     return Images(folder, rows, files, checked.size or (0, 0), identity, made, checked.counted)
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"[0-9]+", name) is not None
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether an operating system or an archiver left it there."""
+    return path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def check_strangers(folder: Path, prompts: Sequence[Path]) -> None:
+    """Raises `UserError` where a folder in GenEval's layout holds images, archives or folders that would be left out, or two prompts or
+    images of one number. Other files beside them are named in a warning; the official script's grid.png is expected."""
+    strange, other, twice = [], [], []
+    prompt_set = set(prompts)
+
+    def look(path: Path) -> None:
+        loses = not path.is_file() or path.suffix.lower() in (*pictures.SUFFIXES, *ARCHIVES)
+        (strange if loses else other).append(path.relative_to(folder).as_posix() + ("/" if path.is_dir() else ""))
+
+    def same_number(paths: Sequence[Path]) -> None:
+        counted = Counter(int(path.stem) for path in paths)
+        twice.extend(path.relative_to(folder).as_posix() for path in paths if counted[int(path.stem)] > 1)
+
+    for path in sorted(folder.iterdir()):
+        if path not in prompt_set and not _is_hidden(path) and path.name != "made.json":
+            look(path)
+    same_number(prompts)
+    for prompt in prompts:
+        for path in sorted(prompt.iterdir()):
+            if not _is_hidden(path) and path.name not in ("metadata.jsonl", "samples", "grid.png"):
+                look(path)
+        samples = prompt / "samples"
+        found = sorted(samples.iterdir()) if samples.is_dir() else []
+        numbered = [path for path in found if path.suffix == ".png" and _is_number(path.stem)]
+        same_number(numbered)
+        for path in found:
+            if path not in numbered and not _is_hidden(path):
+                look(path)
+    if twice:
+        raise UserError(f"{folder}: found {len(twice)} names that share a number with another, expected one: {some(twice)}; remove one")
+    if strange:
+        raise UserError(
+            f"{folder}: found {len(strange)} images, archives or folders that would be left out, expected NNNNN/samples/NNNN.png alone: "
+            f"{some(strange)}; rename them, unpack them or move them away"
+        )
+    if other:
+        print(f"warning: {folder}: {len(other)} other files are left out: {some(other)}", file=sys.stderr)
+
+
+def known_sets() -> dict[str, list[dict[str, Any]]]:
+    """The prompt sets that a folder without made.json can be of: the world's, and GenEval's where it was fetched."""
+    files = {f"the world's {path.stem} set": path for path in sorted(COMMITTED.glob("*.jsonl"))}
+    files |= {"GenEval's official set": registry()["geneval-prompts"].path}
+    return {name: load_prompts(path) for name, path in files.items() if path.is_file()}
+
+
+def check_whole(folder: Path, rows: list[dict[str, Any]], made: dict[str, Any]) -> None:
+    """Raises `UserError` where prompts are missing, also the last ones: by made.json's count, else by the known set that all are of."""
+    mend = "make their images, or give --incomplete to score what is there"
+    wanted = made.get("prompts_total")
+    if wanted is not None and wanted != len(rows):
+        raise UserError(f"{folder}: found {len(rows)} prompts, expected {wanted} as made.json says; {mend}")
+    if "row" in made:  # the suite's own: a profile may take a part of a set
+        return
+    have, lacking = Counter(row["prompt"] for row in rows), {}
+    for name, known in known_sets().items():
+        texts = Counter(row["prompt"] for row in known)
+        if not have - texts:
+            lacking[name] = (list((texts - have).elements()), len(known))
+    if lacking:
+        name, (missing, total) = min(lacking.items(), key=lambda one: len(one[1][0]))
+        if missing:
+            raise UserError(f"{folder}: found {len(rows)} of the {total} prompts of {name}, expected all: lacks {some(missing)}; {mend}")
 
 
 def open_anonymous(folder: Path) -> Images:

@@ -154,7 +154,7 @@ def _faults() -> Iterator[None]:
     except (PictureError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise PictureError("a file of no known format") from None
+        raise PictureError("a file of no known format, or a corrupt or truncated image") from None
     except Image.DecompressionBombError:
         raise PictureError(f"more than {LARGEST:,} pixels") from None
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... by format

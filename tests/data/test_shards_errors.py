@@ -185,7 +185,7 @@ def test_corrupt_image_in_a_folder(name: str, damage: str, written: Written) -> 
     data = image.read_bytes()
     middle = len(data) // 2
     image.write_bytes({"cut": data[:middle], "noise": data[: middle - 8] + b"\x55" * 16 + data[middle + 8 :], "empty": b""}[damage])
-    message(image.parent, "00000003.png", "a corrupt or truncated image")
+    message(image.parent, "00000003.png", "an empty image file" if damage == "empty" else "a corrupt or truncated image")
 
 
 def test_defects_in_a_text_folder(written: Written) -> None:

@@ -95,7 +95,7 @@ def test_an_unknown_evaluator_is_named(wish, monkeypatch, capsys):
 
 
 # What a profile does not set, for it changes no number: the folder and who made it, the machine, where things are kept, checks.
-OF_EVERY_CALL = {"help", "images", "out", "row", "nfe", "source", "device", "threads", "seed"}
+OF_EVERY_CALL = {"help", "images", "out", "row", "nfe", "incomplete", "source", "device", "threads", "seed"}
 OF_THE_MACHINE = {
     "geneval": {"batch", "self_test_image", "self_test_class"},
     "fid": {"batch", "keep"},
@@ -253,4 +253,6 @@ def test_jpegs_are_no_images_of_the_layout(make_folder, few_rows, tmp_path, caps
     for file in folder.rglob("*.png"):
         Image.open(file).save(file.with_suffix(".jpg"))
         file.unlink()
-    one_line(run("fid", "--images", folder, "--out", tmp_path / "o.json"), capsys, "00000/samples/0000.png is missing")
+    one_line(
+        run("fid", "--images", folder, "--out", tmp_path / "o.json"), capsys, "4 images, archives or folders", "00000/samples/0000.jpg"
+    )
