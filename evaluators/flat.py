@@ -14,7 +14,7 @@ from pathlib import Path
 
 from apex.errors import UserError
 from evaluators.command import begin
-from evaluators.images import Checked, Images, identify, open_images, some
+from evaluators.images import Checked, Images, identify, open_images, refuse_left_out, some
 
 SAFE_ID = re.compile(r"[\w-][\w.-]*")  # as a file's name
 
@@ -86,6 +86,8 @@ def open_flat(folder: Path, prompts: Mapping[str, str], key: str, *, row: str | 
         raise UserError(
             f"{folder}: {len(unknown)} pictures are named after no prompt: {some(unknown)}; ids are such as {next(iter(prompts))}"
         )
+    read = {*files.values(), folder / "made.json"}
+    refuse_left_out(folder, sorted(path for path in folder.iterdir() if path not in read), "ID.png")
     identity, made = identify(folder, row, nfe, source)
     ids = [name for name in prompts if name in files]
     checked = Checked()

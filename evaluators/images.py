@@ -139,12 +139,8 @@ def _is_hidden(path: Path) -> bool:
 def check_strangers(folder: Path, prompts: Sequence[Path]) -> None:
     """Raises `UserError` where a folder in GenEval's layout holds images, archives or folders that would be left out, or two prompts or
     images of one number. Other files beside them are named in a warning; the official script's grid.png is expected."""
-    strange, other, twice = [], [], []
-    prompt_set = set(prompts)
-
-    def look(path: Path) -> None:
-        loses = not path.is_file() or path.suffix.lower() in (*pictures.SUFFIXES, *ARCHIVES)
-        (strange if loses else other).append(path.relative_to(folder).as_posix() + ("/" if path.is_dir() else ""))
+    left, twice = [], []
+    prompt_set, look = set(prompts), left.append
 
     def same_number(paths: Sequence[Path]) -> None:
         counted = Counter(int(path.stem) for path in paths)
@@ -167,9 +163,20 @@ def check_strangers(folder: Path, prompts: Sequence[Path]) -> None:
                 look(path)
     if twice:
         raise UserError(f"{folder}: found {len(twice)} names that share a number with another, expected one: {some(twice)}; remove one")
+    refuse_left_out(folder, left, "NNNNN/samples/NNNN.png")
+
+
+def refuse_left_out(folder: Path, left: Sequence[Path], layout: str) -> None:
+    """Raises `UserError` where images, archives or folders of `left` would not be read; other files are named in a warning."""
+    strange: list[str] = []
+    other: list[str] = []
+    for path in left:
+        if not _is_hidden(path):
+            loses = not path.is_file() or path.suffix.lower() in (*pictures.SUFFIXES, *ARCHIVES)
+            (strange if loses else other).append(path.relative_to(folder).as_posix() + ("/" if path.is_dir() else ""))
     if strange:
         raise UserError(
-            f"{folder}: found {len(strange)} images, archives or folders that would be left out, expected NNNNN/samples/NNNN.png alone: "
+            f"{folder}: found {len(strange)} images, archives or folders that would be left out, expected {layout} alone: "
             f"{some(strange)}; rename them, unpack them or move them away"
         )
     if other:
@@ -239,14 +246,17 @@ def identify(folder: Path, row: str | None, nfe: int | None, source: str | None)
 
 def failure(folder: Path) -> dict[str, Any] | None:
     """The made.json of a folder whose images could not be made (`failed` says why); None for any other folder."""
+    path = folder / "made.json"
     try:
-        made = json.loads((folder / "made.json").read_bytes())
+        made = json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError):  # what is wrong with it is said where the images are opened
         return None
     return made if isinstance(made, dict) and made.get("failed") else None
 
 
 def _prompt_row(path: Path) -> dict:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: found no regular file, expected the prompt's line; replace it")
     try:
         row = json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -132,6 +132,14 @@ def check_regular(path: Path) -> None:
         raise PictureError(kind_of(mode))
 
 
+def check_readable(path: Path) -> None:
+    """`check_regular` with a `UserError`."""
+    try:
+        check_regular(path)
+    except PictureError as error:
+        raise UserError(f"{path}: found {error}, expected {EXPECTED}; replace or remove it") from None
+
+
 def kind_of(mode: int) -> str:
     """What a mode that is no regular file's is, in words."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
@@ -139,10 +147,7 @@ def kind_of(mode: int) -> str:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        check_regular(path)
-    except PictureError as error:
-        raise UserError(f"{path}: found {error}, expected {EXPECTED}; replace or remove it") from None
+    check_readable(path)
     return path.read_bytes()
 
 

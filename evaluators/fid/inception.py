@@ -173,6 +173,8 @@ def file_features(
         UserError: a file is not a readable image, or a kept file not what was written.
     """
     at_least_one("batch", batch)
+    for path in paths:  # before they are read for their digests
+        pictures.check_readable(path)
     kept.mkdir(parents=True, exist_ok=True)
     identity = asdict(feed) | {"weights": network.sha256, "decoder": pictures.VERSION}
     found, every, departures = [], hashlib.sha256(), Counter()
