@@ -287,7 +287,11 @@ def write_images(
             write_atomic(folder / "made.json", json.dumps(about | {"failed": str(error)}, indent=1) + "\n")
         shutil.rmtree(work, ignore_errors=True)
         return
-    about = about | {"wall_seconds": round(time.time() - started, 2), "peak_memory_mb": provenance.peak_memory_mb()}
+    about = about | {
+        "prompts_total": len(rows),
+        "wall_seconds": round(time.time() - started, 2),
+        "peak_memory_mb": provenance.peak_memory_mb(),
+    }
     write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
     replace_folder(work, out, IMAGES)
 
@@ -369,6 +373,12 @@ def main() -> None:
         generator = load_generator(config, args.row, run, args.nfe, device)
         places = published.folders if published else [locate(run), generator.pipeline.path]
         weights = [fingerprint(folder) for folder in places]
+    if args.row in ("real", "shuffled", "mean"):
+        from apex.data.world import check_drawable
+
+        for split, file in sets.items():
+            for number, row in enumerate(rows[split], 1):
+                check_drawable(row, f"{file}: prompt {number}")
     for split, file in sets.items():
         about = identity(config, args.row, args.seed, args.nfe, split, file, generator, device)
         write_images(config, rows[split], about, generator, weights, outs[split], keep_failed=args.keep_failed)

@@ -5,7 +5,8 @@
         --score test=geneval,fid,clip_score,coverage unseen=geneval
 
 The same as `python -m evaluators.geneval`, `.fid`, ... one after the other, at their defaults or with `--options`. Where the images could
-not be made (`python -m apex.sample --keep-failed`), each record says so instead of a number.
+not be made (`python -m apex.sample --keep-failed`), each record says so instead of a number. A set that is
+not whole is scored, as with `--incomplete`: the tables mark such rows.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main() -> None:
             if made := failure(images):
                 write_failed(made, evaluator, module.VERSION, Path(out))
             else:
-                module.main(["--images", str(images), "--out", out, *rest])
+                module.main(["--images", str(images), "--out", out, "--incomplete", *rest])
 
 
 if __name__ == "__main__":

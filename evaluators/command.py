@@ -33,6 +33,7 @@ def image_parser(module: str, description: str | None) -> argparse.ArgumentParse
     parser.add_argument("--out", required=True, type=Path, help="the result record (JSON) to write")
     parser.add_argument("--row", help="name of the row, for folders without made.json")
     parser.add_argument("--nfe", type=whole_number(0, 1000), help="function evaluations per image, for folders without made.json")
+    parser.add_argument("--incomplete", action="store_true", help="score a folder that lacks prompts of its set; the record counts them")
     parser.add_argument("--source", help="where an external folder comes from; kept in the record")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
@@ -45,7 +46,10 @@ def begin(args: argparse.Namespace, opener: Callable[..., Images] = open_images)
     check_out(args.out)
     args.device = pick_device(args.device)
     set_threads(args.threads)
-    return opener(args.images, row=args.row, nfe=args.nfe, source=args.source), args.device
+    who = {"row": args.row, "nfe": args.nfe, "source": args.source}
+    if opener is open_images:
+        who["incomplete"] = args.incomplete
+    return opener(args.images, **who), args.device
 
 
 def check_out(path: Path) -> None:
@@ -65,6 +69,7 @@ def check_world(images: Images) -> None:
     """Checks that every prompt asks only for what the embedded world can render and its evaluators can judge."""
     for index, row in enumerate(images.rows):
         check_known(row, f"{images.folder}: prompt {index}", world.SHAPES, tuple(world.COLORS))
+        world.check_drawable(row, f"{images.folder}: prompt {index}")
 
 
 def is_unseen(row: dict) -> bool:
@@ -118,6 +123,7 @@ def write_record(
             "size": list(images.size),
             "seed": args.seed,
             "made": images.made,
+            "departures": images.departures,
             **details,
         },
     )

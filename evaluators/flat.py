@@ -14,7 +14,7 @@ from pathlib import Path
 
 from apex.errors import UserError
 from evaluators.command import begin
-from evaluators.images import Images, fault_of, identify, open_images, some
+from evaluators.images import Checked, Images, identify, open_images, refuse_left_out, some
 
 SAFE_ID = re.compile(r"[\w-][\w.-]*")  # as a file's name
 
@@ -59,6 +59,7 @@ def open_matched(args: argparse.Namespace, prompts: Mapping[str, str], key: str,
         images, device = begin(args, lambda folder, **who: open_flat(folder, prompts, key, **who))
         ids = [str(row[key]) for row in images.rows]
     else:
+        args.incomplete = True  # what is missing of the benchmark is said below
         images, device = begin(args, open_images)
         ids = match(images, prompts, key)
     found = set(ids)
@@ -85,17 +86,19 @@ def open_flat(folder: Path, prompts: Mapping[str, str], key: str, *, row: str | 
         raise UserError(
             f"{folder}: {len(unknown)} pictures are named after no prompt: {some(unknown)}; ids are such as {next(iter(prompts))}"
         )
+    read = {*files.values(), folder / "made.json"}
+    refuse_left_out(folder, sorted(path for path in folder.iterdir() if path not in read), "ID.png")
     identity, made = identify(folder, row, nfe, source)
     ids = [name for name in prompts if name in files]
-    faults, size = [], None
+    checked = Checked()
+    faults = []
     for name in ids:
-        fault, size = fault_of(files[name], size)
-        if fault:
+        if fault := checked.fault_of(files[name]):
             faults.append(f"{name}.png is {fault}")
     if faults:
         raise UserError(f"{folder}: {len(faults)} images missing or unusable: {some(faults)}. Delete them and make them again")
     rows = [{"prompt": prompts[name], key: name} for name in ids]
-    return Images(folder, rows, [[files[name]] for name in ids], size or (0, 0), identity, made)
+    return Images(folder, rows, [[files[name]] for name in ids], checked.size or (0, 0), identity, made, checked.counted)
 
 
 def match(images: Images, prompts: Mapping[str, str], key: str) -> list[str]:

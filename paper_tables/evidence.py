@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from apex.config import LOOP_ONLY, Budget, Config, Data, Lora, Train, fingerprint, locate
-from apex.data.prompts import prompts_sha256
+from apex.data.prompts import load_prompts, prompts_sha256
 from apex.errors import UserError
 from apex.strict import Strict, parse_yaml
 from evaluators.result import Record, first_fault
@@ -159,6 +159,8 @@ class Wanted:
         self.config = config
         self._runs: dict[str, dict[str, Any] | None] = {}
         self._prompts: dict[str, str | None] = {}
+        self._counts: dict[str, int | None] = {}
+        self._external = {one.row for one in config.external}
 
     def run(self, row: str) -> dict[str, Any] | None:
         """The row's resolved settings; None where the profile has no such row."""
@@ -182,6 +184,24 @@ class Wanted:
             self._prompts[split] = prompts_sha256(path) if path and path.is_file() else None
         return self._prompts[split]
 
+    def count(self, split: str) -> int | None:
+        """How many prompts the profile takes of a set; None where its file is not here."""
+        if split not in self._counts:
+            self._counts[split] = None
+            if self.prompts(split):
+                rows = load_prompts(self.config.prompts_path(split))
+                each = self.config.prompts.per_task
+                tasks = len({row.get("tag", "") for row in rows})
+                self._counts[split] = len(rows) if each is None else min(len(rows), each * tasks)
+        return self._counts[split]
+
+    def _incomplete(self, record: Record, split: str) -> list[str]:
+        """Of scores of a prompt set that is not whole: a benchmark's own count, or, of a folder from elsewhere, the profile's."""
+        if missing := record.details.get("prompts_missing"):
+            return [f"Scored by {record.evaluator} without {missing} of the benchmark's prompts."]
+        had, ours = record.details.get("prompts"), self.count(split) if record.row in self._external else None
+        return [f"Scored on {had} prompts of the {ours} of the profile's {split} set."] if had and ours and had < ours else []
+
     def of_making(self, row: str, made: Mapping[str, Any]) -> list[str]:
         """Of a training run."""
         wanted, out = self.run(row), []
@@ -201,6 +221,7 @@ class Wanted:
             out.append(
                 f"Scored on another prompt file (SHA-256 {record.prompts_sha256[:12]}) than the profile's {split} set ({ours[:12]})."
             )
+        out += self._incomplete(record, split)
         if record.row == "teacher" and record.guidance is not None and record.guidance != self.config.guidance:
             out.append(f"Sampled with guidance {record.guidance:g}, the profile has {self.config.guidance:g}.")
         sigmas = (record.details.get("made") or {}).get("sigmas")

@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from apex.data import pictures
 from apex.errors import UserError
 from paper_tables.cells import row_name
 from paper_tables.plotting import ink, row_looks
@@ -124,11 +125,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _picture(path: Path, cell: int) -> Image.Image:
     """The image at about `cell` pixels: enlarged by a whole number without smoothing, or reduced with it."""
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except OSError:
-        raise UserError(f"{path}: not an image; sample again") from None
+    picture = pictures.image_of(path, path)
     factor = cell // max(picture.size)
     if factor >= 1:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -219,11 +216,7 @@ def png(sheet: Image.Image) -> bytes:
 
 
 def _side(path: Path) -> int:
-    try:
-        with Image.open(path) as image:
-            return max(image.size)
-    except OSError:
-        raise UserError(f"{path}: not an image; sample again") from None
+    return max(pictures.read(path, path).pixels.shape[:2])
 
 
 def _below(key: Key, folder: Path, usual: int | None) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import sys
@@ -25,6 +24,8 @@ import numpy as np
 from PIL import Image
 
 from apex.command import COUNT, RESOLUTION, SEED, Parser
+from apex.data import pictures
+from apex.data.pictures import encode_png as encode_png  # others find it here
 from apex.data.readers import INDEX, Defect, Record, Skipped, Source, detect, readings, records
 from apex.data.world import Item, PromptSampler, Scene, render, scene_for, shapes_alone
 from apex.errors import UserError, run_command
@@ -82,12 +83,6 @@ def scene_from(meta: dict[str, Any]) -> Scene:
     return Scene(items, scene["background"], tuple(scene["grey"]), scene["angle"], scene["edge"])
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def write_tar(samples: Iterable[Sample], path: Path) -> int:
     """Writes one shard; returns the number of samples. Bytes depend on the samples alone: no times, no user names."""
     from webdataset import TarWriter
@@ -142,19 +137,18 @@ def write_world(
 
 
 def decode_image(data: bytes, where: str, resolution: int | None = None) -> np.ndarray:
-    """uint8 RGB (H, W, 3); with `resolution`, the shorter side is resized to it and the centre square cut out."""
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: corrupt or unreadable image ({str(error).splitlines()[0]}); replace or remove it") from None
-    if resolution is not None and image.size != (resolution, resolution):
-        scale = resolution / min(image.size)
-        width, height = (max(resolution, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - resolution) // 2, (height - resolution) // 2
-        image = image.crop((left, top, left + resolution, top + resolution))
-    return np.asarray(image)
+    """uint8 RGB (H, W, 3) of `pictures.read`; with `resolution`, the shorter side is resized to it and the centre square cut out."""
+    pixels = pictures.read(data, where).pixels
+    height, width = pixels.shape[:2]
+    if resolution is None or (width, height) == (resolution, resolution):
+        return pixels
+    image = Image.fromarray(pixels)
+    scale = resolution / min(image.size)
+    width, height = (max(resolution, round(side * scale)) for side in image.size)
+    pictures.check_scaled((width, height), where)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
 
 
 def open_samples(path: Path, resolution: int | None = None, skipped: Skipped | None = None) -> Iterator[Sample]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from apex.command import RESOLUTION, SEED, Parser
-from apex.errors import run_command
+from apex.errors import UserError, run_command
 from apex.files import atomic_file, write_atomic
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -245,6 +245,29 @@ def _place(rng: np.random.Generator, count: int, relation: str | None) -> list[t
             if relations_between(*boxes) != {relation}:
                 continue
         return placed
+
+
+def check_drawable(prompt: dict, where: str) -> None:
+    """Raises `UserError` beginning with `where` where no scene can fulfil a prompt, a line in GenEval's format."""
+
+    def need(good: bool, found: object, expected: str) -> None:
+        if not good:
+            raise UserError(
+                f"{where}: found {found}, expected {expected}, for the embedded world to draw it; "
+                "leave the row out, or choose other prompts"
+            )
+
+    need("include" in prompt, "no include", "a prompt in GenEval's format")
+    wanted = prompt["include"]
+    for entry in [*wanted, *prompt.get("exclude", [])]:
+        need(entry["class"] in SHAPES, f"class {entry['class']!r}", f"one of {', '.join(SHAPES)}")
+        need(entry.get("color", "red") in COLORS, f"color {entry.get('color')!r}", f"one of {', '.join(COLORS)}")
+    count = sum(entry["count"] for entry in wanted)
+    need(count in SIZES, f"{count} objects", f"at most {max(SIZES)}")
+    placed = [entry for entry in wanted if "position" in entry]
+    need(not placed or (count == 2 == len(wanted)), f"a position among {count} objects", "two objects, one placed by the other")
+    background = prompt.get("background")
+    need(not background or background in BACKGROUNDS, f"background {background!r}", f"one of {', '.join(BACKGROUNDS)}")
 
 
 def scene_for(prompt: dict, rng: np.random.Generator, *, allow_held_out: bool = False) -> Scene:

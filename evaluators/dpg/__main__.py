@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from apex.command import BATCH_SIZE, RESOLUTION
+from apex.data.pictures import image_of
 from apex.errors import UserError, run_command
 from apex.provenance import digest
 from evaluators import assets
@@ -44,10 +45,7 @@ def crops(picture: Image.Image, side: int) -> list[Image.Image]:
 
 def pictures(matched: Matched, prompt: int, grid: bool) -> list[Image.Image]:
     """The images of one prompt, RGB."""
-    found = []
-    for path in matched.images.files[prompt]:
-        with Image.open(path) as image:
-            found.append(image.convert("RGB"))
+    found = [image_of(path, path) for path in matched.images.files[prompt]]
     return crops(found[0], matched.images.size[0] // 2) if grid else found
 
 

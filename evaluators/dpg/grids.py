@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from apex.command import Parser
+from apex.data import pictures
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators import assets
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.images}: {len(images.files[0])} images of {width}x{height} a prompt; a grid is of four squares")
     for name, files in zip(progress(ids, len(ids), "grids"), images.files, strict=True):
         buffer = io.BytesIO()
-        grid([Image.open(path) for path in files]).save(buffer, format="PNG")
+        grid([pictures.image_of(path, path) for path in files]).save(buffer, format="PNG")
         write_atomic(args.out / f"{name}.png", buffer.getvalue())
 
 

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from apex.data import pictures
 from apex.errors import UserError
 from apex.files import write_atomic
 from apex.provenance import digest, file_sha256
@@ -72,23 +74,25 @@ class Feed:
         """A file's bytes -> what the network takes, float32 (3, 299, 299).
 
         Raises:
-            OSError: not a readable image.
+            PictureError: not a picture that can be used.
         """
-        with Image.open(io.BytesIO(content)) as opened:
-            image = opened.convert("RGB")
+        return self.of(pictures.decode(content).pixels)
+
+    def of(self, pixels: np.ndarray) -> Tensor:
+        """Decoded pixels, uint8 (H, W, 3) -> what the network takes, float32 (3, 299, 299)."""
+        image = Image.fromarray(pixels)
         if self.jpeg is not None:
             squeezed = io.BytesIO()
             image.save(squeezed, "JPEG", quality=self.jpeg)
-            with Image.open(squeezed) as opened:
-                image = opened.convert("RGB")
+            image = Image.fromarray(pictures.decode(squeezed.getvalue()).pixels)
         return self._pytorch_fid(image) if self.protocol == "pytorch-fid" else self._clean_fid(image)
 
     def _pytorch_fid(self, image: Image.Image) -> Tensor:
-        from torchvision.transforms import functional as pictures
+        from torchvision.transforms import functional
 
         if self.resolution is not None:
-            image = pictures.center_crop(pictures.resize(image, self.resolution), self.resolution)
-        values = pictures.to_tensor(image)[None]
+            image = functional.center_crop(functional.resize(image, self.resolution), self.resolution)
+        values = functional.to_tensor(image)[None]
         return 2 * nn.functional.interpolate(values, (SIDE, SIDE), mode="bilinear", align_corners=False)[0] - 1
 
     def _clean_fid(self, image: Image.Image) -> Tensor:
@@ -151,10 +155,12 @@ def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of files in their order, float32 (n, d), and the digest of the files' content."""
+    """Features of files in their order, float32 (n, d), the digest of the files' content, and how many were decoded otherwise than the
+    official script would (`pictures.DEPARTURES` and their numbers)."""
 
     values: np.ndarray
     files: str
+    departures: dict[str, int]
 
 
 def file_features(
@@ -166,29 +172,35 @@ def file_features(
     Raises:
         UserError: a file is not a readable image, or a kept file not what was written.
     """
+    for path in paths:  # before they are read for their digests
+        pictures.check_readable(path)
     kept.mkdir(parents=True, exist_ok=True)
-    identity = asdict(feed) | {"weights": network.sha256}
-    found, every = [], hashlib.sha256()
+    identity = asdict(feed) | {"weights": network.sha256, "decoder": pictures.VERSION}
+    found, every, departures = [], hashlib.sha256(), Counter()
     with ThreadPoolExecutor(threads) as pool:
         for chunk in progress(_chunks(paths), -(-len(paths) // CHUNK), f"{name}, batches of {CHUNK} images"):
             hashes = list(pool.map(file_sha256, chunk))
             every.update("\n".join(hashes).encode() + b"\n")
             file = kept / f"{digest(identity | {'files': hashes})}.safetensors"
-            values = _read_kept(file, len(chunk)) if file.is_file() else None
-            if values is None:
-                values = np.concatenate(
-                    [
-                        network(torch.stack(list(pool.map(lambda p: _read(p, feed), chunk[i : i + batch]))))
-                        for i in range(0, len(chunk), batch)
-                    ]
-                )
+            kept_values = _read_kept(file, len(chunk)) if file.is_file() else None
+            if kept_values is None:
+                counted: Counter[str] = Counter()
+                parts = []
+                for start in range(0, len(chunk), batch):
+                    tensors, others = zip(*pool.map(lambda p: _read(p, feed), chunk[start : start + batch]), strict=True)
+                    counted.update(name for names in others for name in names)
+                    parts.append(network(torch.stack(tensors)))
+                values = np.concatenate(parts)
                 check_rows(values, chunk, f"check {network.sha256[:12]}, the weights of the network")
-                about = {"identity": json.dumps(identity), "checksum": hashlib.sha256(values.tobytes()).hexdigest()}
+                checksum = hashlib.sha256(values.tobytes()).hexdigest()
+                about = {"identity": json.dumps(identity), "checksum": checksum, "departures": json.dumps(counted)}
                 write_atomic(file, save({"features": values}, metadata=about))
             else:
+                values, counted = kept_values
                 check_rows(values, chunk, f"delete {file} and run again")
             found.append(values)
-    return Features(np.concatenate(found), every.hexdigest())
+            departures.update(counted)
+    return Features(np.concatenate(found), every.hexdigest(), dict(sorted(departures.items())))
 
 
 def check_rows(values: np.ndarray, paths: Sequence[Path], mend: str) -> None:
@@ -198,14 +210,16 @@ def check_rows(values: np.ndarray, paths: Sequence[Path], mend: str) -> None:
         raise UserError(f"{paths[bad[0]]}: found features that are not finite, expected numbers; {mend}")
 
 
-def _read(path: Path, feed: Feed) -> Tensor:
-    try:
-        return feed(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); mend or remove it") from error
+def _read(path: Path, feed: Feed) -> tuple[Tensor, tuple[str, ...]]:
+    picture = pictures.read(path, path)
+    if feed.resolution is not None:
+        height, width = picture.pixels.shape[:2]
+        scale = feed.resolution / min(height, width)
+        pictures.check_scaled((round(width * scale), round(height * scale)), path)
+    return feed.of(picture.pixels), picture.departures
 
 
-def _read_kept(file: Path, count: int) -> np.ndarray:
+def _read_kept(file: Path, count: int) -> tuple[np.ndarray, Counter[str]]:
     try:
         with safe_open(file, "np") as opened:
             values, about = opened.get_tensor("features"), opened.metadata() or {}
@@ -213,4 +227,4 @@ def _read_kept(file: Path, count: int) -> np.ndarray:
             raise ValueError("its checksum is another")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{file}: not the features that were kept there ({error}); delete it and run again") from error
-    return values
+    return values, Counter(json.loads(about.get("departures", "{}")))

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         "weights_sha256": network.sha256,
         "files": generated.files,
         "reference": reference.identity,
+        "departures": generated.departures,
         "picture": picture,
     }
     write_record(args, images, "fid", VERSION, found, about | details, started)

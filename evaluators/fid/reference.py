@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from apex.command import BATCH_SIZE, COUNT, RESOLUTION, THREADS, Parser
+from apex.data.pictures import SUFFIXES
 from apex.data.prompts import read_layout
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
@@ -37,8 +38,7 @@ from evaluators.command import check_out, set_threads
 from evaluators.fid.distance import Gaussian, check_features, moments
 from evaluators.fid.inception import PROTOCOLS, Feed, Network, file_features, load_network
 from evaluators.fid.mjhq import META, image_files, read_meta
-
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+from evaluators.images import refuse_left_out, some
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,25 @@ def listed(folder: Path, limit: int | None = None) -> Listed:
     if (folder / META).is_file():
         rows = read_meta(folder / META)
         paths, categories = image_files(folder, rows), [row["category"] for row in rows.values()]
+        named = set(paths)
+        below = (p for category in dict.fromkeys(p.parent for p in paths) for p in sorted(category.iterdir()))
+        if unnamed := [p.relative_to(folder).as_posix() for p in below if p.suffix.lower() in SUFFIXES and p not in named]:
+            print(f"warning: {folder}: {len(unnamed)} images that {META} does not name are left out: {some(unnamed)}", file=sys.stderr)
     elif any((p / "metadata.jsonl").is_file() for p in folder.iterdir()):
         prompts = list(read_layout(folder))
         paths = [path for _, _, images in prompts for path in images]
         categories = [row.get("category") or row.get("tag", "") for _, row, images in prompts for _ in images]
     else:
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+        found = [
+            p for p in sorted(folder.rglob("*")) if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(folder).parts)
+        ]
+        paths = [p for p in found if p.suffix.lower() in SUFFIXES]
+        refuse_left_out(folder, [p for p in found if p.suffix.lower() not in SUFFIXES and not p.is_dir()], "images")
         categories = [""] * len(paths)
     if limit is not None and not 2 <= limit <= len(paths):
         raise UserError(f"--limit {limit}: expected 2 to {len(paths)}, the images of {folder}")
     if len(paths) < 2:
-        raise UserError(f"{folder}: {len(paths)} images; a reference needs at least 2 ({', '.join(sorted(IMAGES))})")
+        raise UserError(f"{folder}: {len(paths)} images; a reference needs at least 2 ({', '.join(SUFFIXES)})")
     return Listed(paths[:limit], categories[:limit])
 
 
@@ -97,6 +105,7 @@ def make(folder: Path, feed: Feed, network: Network, kept: Path, *, limit: int |
     images = listed(folder, limit)
     features = file_features(images.paths, feed, network, kept, batch, threads, "reference")
     identity = asdict(feed) | {"n": len(images.paths), "weights": network.sha256, "files": features.files}
+    identity["departures"] = features.departures
     return Reference(Gaussian(*moments(features.values, folder), folder), identity, features.values, np.array(images.categories))
 
 

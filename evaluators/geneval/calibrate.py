@@ -122,6 +122,8 @@ def main() -> None:
     args = parser.parse_args()
     set_threads(args.threads)
     device, rows = pick_device(args.device), load_prompts(args.prompts)
+    for index, row in enumerate(rows, 1):
+        world.check_drawable(row, f"{args.prompts}: prompt {index}")
     detector = WorldDetector.load(args.detector_weights, device)
     classify = ClipColors(Clip(args.clip_weights, device), detector.colors)
     found = curves(rows, args.resolution, args.seed, lambda images, lines: accuracies(images, lines, detector, classify))

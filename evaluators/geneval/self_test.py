@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from apex.data import world
-from apex.errors import UserError, readable
+from apex.data import pictures, world
+from apex.errors import UserError
 from evaluators.geneval.logic import COUNTING_THRESHOLD, THRESHOLD, ColorClassifier, Detection, Detector
 
 SIDE = 512  # of the drawn pictures, pixels
@@ -115,10 +115,9 @@ def try_picture(detector: Detector, file: Path, name: str) -> str:
     """
     if name not in detector.classes:
         raise UserError(f"--self-test-class {name}: not known; this detector knows {', '.join(detector.classes)}")
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"--self-test-image {file}: not found; expected a picture of a {name}")
-    with readable(file, "expected a picture"), Image.open(file) as picture:
-        image = np.asarray(picture.convert("RGB"))
+    image = pictures.read(file, f"--self-test-image {file}").pixels
     (found,) = detector(image[None])
     if not any(d.score > THRESHOLD for d in found.get(name, [])):
         raise UserError(f"{file}: self-test failed: expected a {name} above {THRESHOLD}, found {said(found)}")

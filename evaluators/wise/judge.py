@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from apex.data.pictures import png_of
 from apex.errors import UserError
 from apex.provenance import digest, file_sha256
 from evaluators.command import progress
@@ -169,7 +170,7 @@ class Judge:
     def _ask_one(self, job: Job, endpoint: Endpoint, journal: Journal) -> None:
         body = {
             "model": self.model,
-            "messages": messages(self.instruction.system, self.instruction.about(job.prompt), job.path.read_bytes()),
+            "messages": messages(self.instruction.system, self.instruction.about(job.prompt), png_of(job.path)),
             "temperature": TEMPERATURE,
             "max_tokens": self.version.tokens,
             **self.version.request,

@@ -153,7 +153,10 @@ def outcome(case: Case, folder: Path) -> tuple[str, str]:
         return WRONG_LINE, ended
     if ended is None:
         if case.check:
-            case.check(folder, returned)
+            try:
+                case.check(folder, returned)
+            except AssertionError as error:
+                return IN_SILENCE, f"something else came out: {error}"
         return ACCEPTED, said.getvalue()
     errors = [line for line in ended.splitlines() if line.startswith("error: ")]
     whole = len(errors) == 1 and ended.splitlines()[-1] == errors[0] and ("Traceback" in ended) == case.log

@@ -188,7 +188,7 @@ def test_corrupt_image_in_a_folder(name: str, damage: str, written: Written) -> 
     data = image.read_bytes()
     middle = len(data) // 2
     image.write_bytes({"cut": data[:middle], "noise": data[: middle - 8] + b"\x55" * 16 + data[middle + 8 :], "empty": b""}[damage])
-    message(image.parent, "00000003.png", "corrupt or unreadable image")
+    message(image.parent, "00000003.png", "an empty image file" if damage == "empty" else "a corrupt or truncated image")
 
 
 def test_defects_in_a_text_folder(written: Written) -> None:
@@ -249,7 +249,7 @@ def test_defects_in_parquet(scenes: list[Sample], tmp_path: Path) -> None:
     message(table("c.parquet", [good, {"image": png, "caption": None}]), "c.parquet, row 1", "caption missing")
     message(table("d.parquet", [good, {"image": None, "caption": "a"}]), "d.parquet, row 1", "holds no image")
     message(table("e.parquet", [{"image": {"bytes": None, "path": "x.png"}, "caption": "a"}]), "e.parquet, row 0", "holds no image")
-    message(table("f.parquet", [good, good | {"image": png[:40]}]), "f.parquet, row 1", "corrupt or unreadable image")
+    message(table("f.parquet", [good, good | {"image": png[:40]}]), "f.parquet, row 1", "a corrupt or truncated image")
     message(table("g.parquet", [{"image": "text", "caption": "a"}]), "g.parquet, row 0", "holds no image")
     message(table("h.parquet", []), "h.parquet", "column missing")
     empty = tmp_path / "i.parquet"

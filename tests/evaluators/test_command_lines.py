@@ -95,7 +95,7 @@ def test_an_unknown_evaluator_is_named(wish, monkeypatch, capsys):
 
 
 # What a profile does not set, for it changes no number: the folder and who made it, the machine, where things are kept, checks.
-OF_EVERY_CALL = {"help", "images", "out", "row", "nfe", "source", "device", "threads", "seed"}
+OF_EVERY_CALL = {"help", "images", "out", "row", "nfe", "incomplete", "source", "device", "threads", "seed"}
 OF_THE_MACHINE = {
     "geneval": {"batch", "self_test_image", "self_test_class"},
     "fid": {"batch", "keep"},
@@ -152,7 +152,7 @@ def another_world(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (truncate, ["00001/samples/0001.png is corrupt", "sample again"]),
+        (truncate, ["00001/samples/0001.png is a file of no known format, or a corrupt", "sample again"]),
         (unlink, ["00001/samples/0001.png is missing", "sample again"]),
         (empty, ["no prompt folders", "NNNNN/metadata.jsonl"]),
         (flatten, ["no prompt folders", "NNNNN/samples/*.png"]),
@@ -253,4 +253,5 @@ def test_jpegs_are_no_images_of_the_layout(make_folder, few_rows, tmp_path, caps
     for file in folder.rglob("*.png"):
         Image.open(file).save(file.with_suffix(".jpg"))
         file.unlink()
-    one_line(run("fid", "--images", folder, "--out", tmp_path / "o.json"), capsys, "00000/samples/0000.png is missing")
+    code = run("fid", "--images", folder, "--out", tmp_path / "o.json")
+    one_line(code, capsys, "4 images, archives or folders", "00000/samples/0000.jpg")

@@ -431,7 +431,7 @@ def corrupt(real: Path, tmp_path: Path) -> list:
         (crooked, "found a mean of shape (3,) and a covariance of"),
         (narrow, "2 features; the network gives 6"),
         (half_mjhq, "2 of 60 images of meta_data.json are not there: mjhq30k_imgs/animals/id3.jpg"),
-        (corrupt, "id3.jpg: not a readable image"),
+        (corrupt, "id3.jpg: found a file of no known format"),
         (lambda real, tmp_path: ["--reference", real, "--batch", 0], "--batch: found 0"),
     ],
 )

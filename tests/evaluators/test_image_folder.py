@@ -47,9 +47,13 @@ def test_every_fault_is_named_and_counted(make_folder, few_rows):
         open_images(folder)
     text = str(caught.value)
     assert "5 images missing or unusable" in text
-    for name in ("00000/samples/0001.png is missing", "00001/samples/0002.png is empty", "00002/samples/0003.png is corrupt"):
+    for name in (
+        "00000/samples/0001.png is missing",
+        "00001/samples/0002.png is an empty image file",
+        "00002/samples/0003.png is a corrupt",
+    ):
         assert name in text
-    assert "00003/samples/0000.png is corrupt" in text and "00004/samples/0000.png is 16x16" in text and "\n" not in text
+    assert "00003/samples/0000.png is a file of no known format" in text and "00004/samples/0000.png is 16x16" in text and "\n" not in text
 
 
 def test_a_flipped_byte_is_found(make_folder, few_rows):

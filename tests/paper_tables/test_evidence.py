@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,32 @@ def test_a_setting_that_differs_marks_its_own_rows(reference: Callable[..., View
         assert marked == rows
     assert all(says.lower() in view.note(row).lower() for row in marked)  # of some seeds the sentence begins with them
     assert all(evidence.OTHER in view.remarks(row) for row in marked)
+
+
+@pytest.mark.parametrize(
+    ("row", "details", "says"),
+    [
+        ("theirs", {"prompts": 300}, []),
+        ("theirs", {"prompts": 298}, ["Scored on 298 prompts of the 300 of the profile's test set."]),
+        ("theirs", {"prompts": 298, "prompts_missing": 2}, ["Scored by geneval without 2 of the benchmark's prompts."]),
+        ("apex", {"prompts": 298}, []),
+    ],
+)
+def test_scores_of_a_set_that_is_not_whole_are_marked_where_nobody_chose_it(row: str, details: dict, says: list[str]) -> None:
+    config = load(WORLD, ['external=[{row: theirs, images: "x", nfe: 1}]'])
+    one = next(one.record for one in View.load(REFERENCE).found if one.record.evaluator == "geneval" and one.record.row == "apex")
+    record = one.model_copy(update={"row": row, "prompts_sha256": None, "training": None, "details": details})
+    assert evidence.Wanted(config).of_record(record, "test", {}) == says
+
+
+def test_an_external_row_over_a_part_of_the_prompts_is_marked_in_the_view(reference: Callable[..., View]) -> None:
+    plain = reference('external=[{row: theirs, images: "x", nfe: 1}]')
+    one = next(one for one in plain.found if one.record.evaluator == "geneval" and one.record.row == "apex" and one.split == "test")
+    update = {"row": "theirs", "prompts_sha256": None, "training": None, "details": {"prompts": 12}}
+    found = replace(one, record=one.record.model_copy(update=update))
+    view = View([*plain.found, found], plain.expected, plain.made, plain.logs, plain.tuning)
+    assert list(view.remarks("theirs")) == [evidence.OTHER] and "on 12 prompts of the 300" in view.note("theirs")
+    assert view.note("apex") == plain.note("apex")
 
 
 def test_a_key_that_is_younger_than_the_record_stands_for_its_default() -> None:

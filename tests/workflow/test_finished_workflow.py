@@ -102,7 +102,7 @@ def test_a_failed_job_shows_its_own_error_and_leaves_what_was_there(flow, extern
     image.write_bytes(kept)
     assert code != 0
     assert re.search(
-        r"^error: .*images of others: 1 images missing or unusable: 00003/samples/0000\.png is corrupt", output, re.MULTILINE
+        r"^error: .*images of others: 1 images missing or unusable: 00003/samples/0000\.png is a corrupt", output, re.MULTILINE
     ), output
     assert numbers(flow) == before and not (flow.results / "records/theirs/nfe3/seed0/test/geneval.json").exists()
 
