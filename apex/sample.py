@@ -28,7 +28,7 @@ from torch import Tensor
 from apex import flow, lora, provenance
 from apex.backbones.base import Backbone
 from apex.card import LORA_FILE
-from apex.command import COUNT, GUIDANCE, NFE, RESOLUTION, SEED, THREADS, Parser
+from apex.command import COUNT, GUIDANCE, RESOLUTION, SEED, THREADS, Parser, whole_number
 from apex.conditioning import Condition, concatenate
 from apex.config import OWN_SETS, Config, fingerprint, load, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--row", help="a trained row, `teacher`, or one of " + ", ".join(REFERENCES))
     parser.add_argument("--run", type=Path, help="the exported run; the teacher's default is the profile's pipeline")
-    parser.add_argument("--nfe", type=NFE, default=1)
+    parser.add_argument("--nfe", type=whole_number(0, 1000), default=1, help="network evaluations (default: 1); 0: a reference row")
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--split", nargs="+", default=["test"], help="prompt sets of the profile (default: test)")
     parser.add_argument("--prompts", type=Path, help="another prompt file in the place of the profile's; with one split")
@@ -342,6 +342,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     repeatable(device)
+    if args.nfe == 0 and args.row not in REFERENCES:
+        names = ", ".join(REFERENCES)
+        raise UserError(f"--nfe: found 0, expected a whole number of at least 1; only the rows {names} are made without a network")
     if args.pipeline or args.prompt:
         if not (args.pipeline and args.prompt) or args.config or args.row:
             raise UserError("--pipeline and --prompt go together, without --config and --row; a profile's row takes --config and --row")

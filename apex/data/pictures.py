@@ -7,6 +7,7 @@ Only PIL and numpy are imported.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import stat
 import warnings
@@ -20,7 +21,7 @@ from PIL import Image, ImageFile
 
 from apex.errors import UserError
 
-VERSION = 1  # of the policy: features that are kept depend on it
+VERSION = 1  # of the policy: kept features and answers depend on it
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # PIL tries these alone; an EPS file would start Ghostscript
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # of the formats above, in lower case
 LARGEST = 89_478_485  # pixels, PIL's own bound for a warning: 16-bit RGBA of that size takes about 700 MB
@@ -105,6 +106,13 @@ def png_of(path: Path) -> bytes:
     content = _content(path)
     picture = read(content, path)
     return content if content.startswith(b"\x89PNG") and not picture.departures else encode_png(picture.pixels)
+
+
+def sha256_of(path: Path) -> str:
+    """What a kept answer about an image belongs to: the file's SHA-256, or where it has departures one of the file and this policy."""
+    content = _content(path)
+    departs = read(content, path).departures
+    return hashlib.sha256(content + (f"decoder {VERSION}".encode() if departs else b"")).hexdigest()
 
 
 def check_pixels(size: tuple[int, int]) -> None:

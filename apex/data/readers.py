@@ -29,10 +29,10 @@ from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from apex.data.pictures import SUFFIXES
 from apex.errors import UserError, check_format
 from apex.provenance import file_sha256
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE_COLUMNS = ("image", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 INDEX = "index.json"
@@ -144,12 +144,12 @@ def detect(path: Path) -> Source:
         return source("parquet", tables)
     if lists := tuple(p for p in found if p.name == "metadata.jsonl"):
         return Source(path, "jsonl", lists, True, tuple(p for p in found if p not in lists), tuple(defects))
-    images = of(*IMAGE_SUFFIXES)
+    images = of(*SUFFIXES)
     if not images:
         for one in (*defects, *(_unread(p, "folder") for p in of(*ARCHIVES))):
             rest = len(defects) + len(of(*ARCHIVES)) - 1
             raise UserError(f"{one}" + (f" [and {rest} more]" if rest else ""))
-        raise UserError(f"{path}: empty; expected .tar or .parquet files, or images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{path}: empty; expected .tar or .parquet files, or images ({', '.join(SUFFIXES)})")
     stems = {p.with_suffix("") for p in images}
     captions = of(".txt", ".json")
     defects += [
@@ -211,14 +211,14 @@ def _unread(path: Path, kind: str) -> Unread:
     suffix = path.suffix.lower()
     if suffix in ARCHIVES:
         what = "an archive, expected .tar files (not compressed), .parquet files or images; unpack it, or move it away"
-    elif suffix in IMAGE_SUFFIXES and kind == "jsonl":
+    elif suffix in SUFFIXES and kind == "jsonl":
         what = "an image that no list names, expected a line for each in metadata.jsonl; add it, or move the image away"
     elif suffix in LISTS and kind == "folder":
         what = "a list, expected it to be JSON lines named metadata.jsonl; write it so, or move it away"
-    elif suffix in (*IMAGE_SUFFIXES, ".txt", ".json", *LISTS):
+    elif suffix in (*SUFFIXES, ".txt", ".json", *LISTS):
         what = f"a {suffix} file that is not read beside {beside}, expected one kind of data; move it away"
     else:
-        what = f"a file of unknown kind beside {beside}, expected images to be {', '.join(IMAGE_SUFFIXES)}; convert it, or move it away"
+        what = f"a file of unknown kind beside {beside}, expected images to be {', '.join(SUFFIXES)}; convert it, or move it away"
     return Unread(f"{path}: found {what}")
 
 
@@ -443,15 +443,15 @@ def _key(name: str) -> tuple[str | None, str]:
 
 
 def _image(sample: dict[str, bytes], where: str) -> bytes:
-    images = [suffix[1:] for suffix in IMAGE_SUFFIXES if suffix[1:] in sample]
+    images = [suffix[1:] for suffix in SUFFIXES if suffix[1:] in sample]
     if len(images) > 1:
         raise UserError(f"{where}: found two images ({', '.join(images)}), expected one; take the others out")
     if not images:
         found = ", ".join(sample)
-        if any(suffix.endswith(IMAGE_SUFFIXES) for suffix in sample):
+        if any(suffix.endswith(SUFFIXES) for suffix in sample):
             mend = "a sample's key ends at the first dot of its name; make the tar again with names that have no other dot"
             raise UserError(f"{where}: no image; found {found}; {mend}")
-        raise UserError(f"{where}: no image; found {found}; expected one of {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"{where}: no image; found {found}; expected one of {', '.join(SUFFIXES)}")
     return sample[images[0]]
 
 
@@ -625,7 +625,7 @@ def _listed_image(listing: Path, line: bytes, where: str, allowed: tuple[Path, .
     if not image.is_relative_to(os.path.normpath(listing.parent)) or not any(target.is_relative_to(home) for home in allowed):
         raise UserError(f"{where}: file_name {name!r} leads out of the folder")
     if not image.is_file():
-        near = sorted(p.name for p in image.parent.glob("*") if p.stem == image.stem and p.suffix.lower() in IMAGE_SUFFIXES)
+        near = sorted(p.name for p in image.parent.glob("*") if p.stem == image.stem and p.suffix.lower() in SUFFIXES)
         raise UserError(
             f"{where}: image {name!r} not found beside {listing.name}" + (f"; found {near[0]}, correct the line" if near else "")
         )

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from apex.command import BATCH_SIZE
+from apex.data import pictures
 from apex.errors import readable, run_command
 from apex.provenance import file_sha256
 from evaluators.assets import find, registry
@@ -64,10 +65,10 @@ def verdicts(images: np.ndarray, rows: list[dict], detector: Detector, classify:
 
 
 def key_of(images: Images, prompt: int) -> str:
-    """A prompt's name in the journal: its number, and a digest of its line and of its images' files."""
+    """A prompt's name in the journal: its number, and a digest of its line and of its images."""
     digest = hashlib.sha256(json.dumps(images.rows[prompt], sort_keys=True).encode())
     for path in images.files[prompt]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(bytes.fromhex(pictures.sha256_of(path)))
     return f"{prompt} {digest.hexdigest()}"
 
 

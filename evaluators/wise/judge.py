@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from apex.data.pictures import png_of
+from apex.data.pictures import png_of, sha256_of
 from apex.errors import UserError
 from apex.provenance import digest, file_sha256
 from evaluators.command import progress
@@ -113,7 +113,7 @@ class Job:
 def jobs_of(prompts: Iterable[Prompt], files: Iterable[list[Path]]) -> list[Job]:
     """The images of a folder. A job's key is the digest of prompt, explanation and image."""
     return [
-        Job(prompt, path, digest([prompt.text, prompt.explanation, file_sha256(path)]))
+        Job(prompt, path, digest([prompt.text, prompt.explanation, sha256_of(path)]))
         for prompt, mine in zip(prompts, files, strict=True)
         for path in mine
     ]

@@ -249,7 +249,7 @@ LAYOUT = [
 ]
 SPECIAL = [
     ("an image", fifo("00001/samples/0000.png"), "00001/samples/0000.png is a FIFO"),
-    ("a prompt's line", fifo("00001/metadata.jsonl"), "metadata.jsonl: found no regular file"),
+    ("a prompt's line", fifo("00001/metadata.jsonl"), "metadata.jsonl: found a FIFO, expected a file"),
 ]
 
 
@@ -344,12 +344,12 @@ CASES = [
         for kind, part in CUT
     ),
     *(Case("good image files", name, file(content), None, becomes(*first)) for name, content, first in GOOD),
-    Case("special files", "a FIFO", special("fifo"), "a.png: found a FIFO, expected a whole PNG"),
-    Case("special files", "a socket", special("socket"), "a.png: found a socket"),
-    Case("special files", "a device", special("device"), "a.png: found a device"),
-    Case("special files", "a folder", special("folder"), "a.png: found a folder"),
-    Case("special files", "a broken link", special("broken link"), "a.png: found no readable file"),
-    *(Case("special files", f"a FIFO for {name}", spoilt(spoil), says) for name, spoil, says in SPECIAL),
+    Case("special files among images", "a FIFO", special("fifo"), "a.png: found a FIFO, expected a whole PNG"),
+    Case("special files among images", "a socket", special("socket"), "a.png: found a socket"),
+    Case("special files among images", "a device", special("device"), "a.png: found a device"),
+    Case("special files among images", "a folder", special("folder"), "a.png: found a folder"),
+    Case("special files among images", "a broken link", special("broken link"), "a.png: found no readable file"),
+    *(Case("special files among images", f"a FIFO for {name}", spoilt(spoil), says) for name, spoil, says in SPECIAL),
     Case("image files' sizes", "so narrow that resizing would explode", narrow, "sample 7: found a picture so narrow"),
     *(Case("folders of images", name, spoilt(spoil), says) for name, spoil, says in LAYOUT),
     Case("good folders of images", "plain", spoilt(nothing), None, counts(6)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import socket
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apex.data.pictures import ALPHA, FLOAT, LARGEST, SIXTEEN, TURNED, PictureError, decode, encode_png, png_of
+from apex.data.pictures import ALPHA, FLOAT, LARGEST, SIXTEEN, TURNED, PictureError, decode, encode_png, png_of, sha256_of
+from apex.provenance import file_sha256
 from tests.bad_inputs.images import header_of, png
 
 RNG = np.random.default_rng(0)
@@ -191,6 +193,15 @@ def test_what_a_judge_is_sent(tmp_path):
     assert png_of(path) == path.read_bytes()
     Image.new("LA", (1, 1), (100, 51)).save(path)
     assert png_of(path) == encode_png(np.full((1, 1, 3), 224, np.uint8))
+
+
+def test_a_kept_answer_is_of_the_file_and_of_the_policy_only_if_that_matters(tmp_path):
+    """Answers about plain images, kept before there was a policy, stay; those about images that it reads otherwise do not."""
+    plain, clear = tmp_path / "plain.png", tmp_path / "clear.png"
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(plain)
+    Image.new("RGBA", (4, 4), (9, 8, 7, 100)).save(clear)
+    assert sha256_of(plain) == file_sha256(plain) and sha256_of(clear) != file_sha256(clear)
+    assert sha256_of(clear) == hashlib.sha256(clear.read_bytes() + b"decoder 1").hexdigest()
 
 
 def test_the_module_is_light():
