@@ -60,13 +60,14 @@ def test_one_bad_image_of_a_batch_is_found_and_the_others_would_have_been_writte
 def test_sampling_stops_with_row_nfe_seed_and_prompt_and_leaves_what_was_there(call, tmp_path: Path, capsys) -> None:
     out = tmp_path / "images" / "test"
     out.mkdir(parents=True)
-    (out / "before").write_text("kept")
+    (out / "made.json").write_text('{"prompts_sha256": "kept"}')
     assert call("--seed", "7", "--out", str(tmp_path / "images" / "{split}")) == 2
     prompt = load_prompts(Path(sample.__file__).parent / "data/prompts/world/test.jsonl")[0]["prompt"]
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: row teacher, NFE 2, test: seed 7, prompt 0 ({prompt!r}), image 0: found values that are not finite, ")
     assert "\n" not in said and f"no image is written to {out}: " in said
-    assert [path.name for path in out.iterdir()] == ["before"] and not list(tmp_path.rglob("*.png"))
+    assert [path.name for path in out.iterdir()] == ["made.json"] and not list(tmp_path.rglob("*.png"))
+    assert "kept" in (out / "made.json").read_text()
 
 
 def test_a_caption_by_hand_is_one_line_and_no_picture(overflowing: Path, tmp_path: Path, monkeypatch, capsys) -> None:

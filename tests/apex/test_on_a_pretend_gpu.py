@@ -91,18 +91,18 @@ CASES = [*((name, "full") for name in methods.available()), ("apex", "lora"), ("
 def test_every_method_trains_resumes_and_is_exported_with_the_cpus_numbers(make_loop, tmp_path, method: str, tuning: str):
     on_cpu = settled(make_loop(method, resume="cpu", tuning=tuning, **SETTINGS))
     on_cpu.fit(2)
-    on_cpu.export(tmp_path / "cpu")
+    on_cpu.export(tmp_path / "run-cpu")
     with pretend_gpu():
         make_loop(method, resume="gpu", tuning=tuning, **SETTINGS).fit(1)
         loop = make_loop(method, resume="gpu", tuning=tuning, **SETTINGS)
         loop.fit(1)
-        loop.export(tmp_path / "gpu")
+        loop.export(tmp_path / "run-gpu")
         assert {p.device for p in (*loop.trained().values(), *loop.ema.shadow, *loop.student.parameters())} == {CARD}
     assert loop.step == 2 and [row["loss"] for row in loop.rows if "loss" in row] == pytest.approx(
         [row["loss"] for row in on_cpu.rows if "loss" in row], rel=1e-4
     )
     if getattr(loop.method.params, "derivative", "") != "jvp":  # torch takes another way to an exact derivative where it is watched
-        assert same(saved(tmp_path / "cpu"), saved(tmp_path / "gpu"))
+        assert same(saved(tmp_path / "run-cpu"), saved(tmp_path / "run-gpu"))
 
 
 WAYS = {

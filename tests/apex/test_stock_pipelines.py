@@ -99,7 +99,7 @@ def test_latents_decode_as_the_stock_pipeline_does(stock, theirs) -> None:
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [('{"_class_name": "FluxPipeline"}', "_class_name: found 'FluxPipeline', expected one of SanaPipeline"), ("{", "no _class_name")],
+    [('{"_class_name": "FluxPipeline"}', "_class_name: found 'FluxPipeline', expected one of SanaPipeline"), ("{", "not JSON")],
 )
 def test_an_unknown_pipeline_is_one_line(stock, tmp_path: Path, text: str, line: str) -> None:
     (tmp_path / "model_index.json").write_text(text)

@@ -210,8 +210,8 @@ def test_the_command_takes_what_is_not_given_from_the_profile(tiny_profile, prom
     assert [one.caption for one in open_samples(out)] == ["a red circle"] * 2
     for wrong, expected in (
         ([], "data.teacher: found none, expected the prompts to draw there, or --prompts FILE"),
-        (["--prompts", prompts, "--count", 0], "--count: found 0, expected greater than or equal to 1"),
-        (["--prompts", prompts, "--seed", -1], "--seed -1: expected 0 or more"),
+        (["--prompts", prompts, "--count", 0], "--count: found 0, expected a whole number of at least 1"),
+        (["--prompts", prompts, "--seed", -1], "--seed: found -1, expected a whole number of at least 0"),
         (["--prompts", tmp_path / "nowhere"], "prompt file not found"),
     ):
         assert run(monkeypatch, synthesise.main, "--config", tiny_profile(), *wrong, "--out", tmp_path / "no") == 2

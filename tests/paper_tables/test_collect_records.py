@@ -54,8 +54,8 @@ def spoil(path: Path, **changes: object) -> None:
 
 
 FAULTS = {
-    "cut off": (lambda path: path.write_text(path.read_text()[:200]), "not a JSON result record"),
-    "empty": (lambda path: path.write_text(""), "not a JSON result record"),
+    "cut off": (lambda path: path.write_text(path.read_text()[:200]), "not JSON"),
+    "empty": (lambda path: path.write_text(""), "not JSON"),
     "key missing": (lambda path: spoil(path, hardware=None), "hardware"),
     "unknown key": (lambda path: spoil(path, colour="blue"), "colour"),
     "no number": (lambda path: spoil(path, metrics=[{"metric": "geneval/overall", "value": "high"}]), "metrics.0.value"),

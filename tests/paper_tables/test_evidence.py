@@ -314,7 +314,7 @@ def test_cells_of_ablations_and_candidates_of_tuning_carry_it(full_results: Path
         ({"prompts_seen": {"test": {"prompts": 2}}}, "prompts_seen.test.prompts_seen: found"),
         ({"row": "fm"}, "key 'row' is 'fm', but the file lies under 'apex'"),
         ({"seed": 1}, "key 'seed' is 1, but the file lies under 0"),
-        ([1], "found list, expected a JSON object"),
+        ([1], "found a JSON list, expected an object"),
     ],
 )
 def test_a_malformed_record_of_making_is_one_line(tmp_path: Path, content: object, says: str) -> None:

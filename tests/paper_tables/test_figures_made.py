@@ -442,7 +442,7 @@ BROKEN = {
     "made.json cut off": ("runs/apex/seed0/made.json", '{"shift_', "not JSON"),
     "probe of words": ("runs/apex/seed0/made.json", '{"shift_visibility": {"0.1": "much"}}', "shift_visibility.0.1: found 'much'"),
     "calibration of another shape": ("calibration/calibration.json", '{"curves": {"blur": [{}]}, "units": {}}', "not a calibration record"),
-    "calibration is a list": ("calibration/calibration.json", "[]", "found list, expected a JSON object"),
+    "calibration is a list": ("calibration/calibration.json", "[]", "found a JSON list, expected an object"),
     "metadata cut off": (
         "images/apex/nfe1/seed0/test/00000/metadata.jsonl",
         '{"prompt',

@@ -212,9 +212,8 @@ def test_an_edited_profile_with_a_mistake_stops_before_any_job(flow):
     code, output = flow.run("all")
     flow.profile.write_text(text)
     assert code != 0
-    assert re.search(r"^profile\.yaml: \w+\.batch_sise: unknown key 'batch_sise'; did you mean 'batch_size'\?", output, re.MULTILINE), (
-        output
-    )
+    said = r"^error: profile\.yaml: \w+\.batch_sise: unknown key 'batch_sise'; did you mean 'batch_size'\?"
+    assert re.search(said, output, re.MULTILINE), output
     assert contents(flow.results) == before
 
 
@@ -222,13 +221,13 @@ def test_an_edited_profile_with_a_mistake_stops_before_any_job(flow):
     "setting, line",
     [
         ("methods=fmm", r"--config methods: unknown method 'fmm'; did you mean 'fm'\?"),
-        ("pipeline=nowhere", r"profile\.yaml: pipeline: found no nowhere/transformer/config\.json"),
-        ("external=[{row: a, images: nowhere, nfe: 1}]", r"profile\.yaml: external\.0\.images: found no folder nowhere"),
+        ("pipeline=nowhere", r"--config pipeline: found no nowhere/transformer/config\.json"),
+        ("external=[{row: a, images: nowhere, nfe: 1}]", r"--config external\.0\.images: found no folder nowhere"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(flow, setting, line):
     code, output = flow.run("all", "--config", setting)
-    assert code != 0 and re.search(f"^{line}", output, re.MULTILINE), output
+    assert code != 0 and re.search(f"^error: {line}", output, re.MULTILINE), output
     assert "Traceback" not in output
 
 

@@ -95,7 +95,7 @@ def test_on_a_cluster_every_rule_that_can_use_a_gpu_gets_one():
         if old:
             base[new] = old
         else:
-            called[plain] = set(re.findall(r"(?:python -m|\{params\.start\}) ([\w.]+)", block))
+            called[plain] = set(re.findall(r"(?:python -m|\{params\.start(?::q)?\}) ([\w.]+)", block))
     wanted = {name for name in {*called, *base} if ON_A_GPU & called[base.get(name, name)]}
     wanted -= {"sample_reference"}  # it renders
     slurm, kubernetes = (

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.io import contains_wildcard
 
 from apex.ablations import CELL as CELL_ROW
@@ -27,6 +26,13 @@ ENVIRONMENT = "../envs/suite.yaml"
 for _name, _folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", BASEDIR)):
     os.environ[_name] = os.pathsep.join(filter(None, [str(_folder), os.getenv(_name)]))
 
+
+def end(error):
+    """One line and Snakemake's own exit code for what stopped it."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
 try:
     _called = configured(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
     _file, _settings, CONFIG = _called.file, _called.settings, _called.config
@@ -41,8 +47,7 @@ try:
                 f"{PLAN.root}: cannot be written: {_folder} is a file; move it, or run in another folder (--directory)"
             )
 except UserError as error:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(1)
+    end(error)
 
 MADE_HERE = CONFIG.pipeline == f"{PLAN.pretrained}/pipeline"  # the teacher is an output of this workflow
 MARKER = CONFIG.pipeline_path / "transformer" / "config.json"
@@ -346,7 +351,7 @@ onstart:
         ):
             raise UserError(CONFIG.blame(_lacking))
     except UserError as error:
-        raise WorkflowError(str(error))
+        end(error)
     # A broken method fails its own jobs alone: `keep-going` in profiles/default lets the others run.
     TRAINED.extend(job.wildcards.row for job in _jobs if job.rule.name == "train")
     SCORES.extend(name for name in sorted(_rules) if name.startswith("evaluate"))
