@@ -54,10 +54,20 @@ def living(folder: Path) -> dict[int, str]:
     return found
 
 
+def parent_of(number: int) -> int | None:
+    """The process id of a process's parent; None if it has ended."""
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def trainings(folder: Path) -> list[str]:
     """What the trainings that run at this moment write to; one place twice is a collision."""
-    lines = [line.split() for line in living(folder).values()]
-    lines = [line for line in lines if "python" in line[0] and "apex.train" in line]  # not the shell around it
+    found = {number: line.split() for number, line in living(folder).items()}
+    found = {number: line for number, line in found.items() if "python" in line[0] and "apex.train" in line}  # not the shell around it
+    # A process that a training starts, such as git, has the training's command line until it is another program.
+    lines = [line for number, line in found.items() if parent_of(number) not in found]
     return sorted(line[line.index("--out") + 1] for line in lines if "--out" in line)
 
 
