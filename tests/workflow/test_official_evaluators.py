@@ -212,7 +212,7 @@ def test_changed_settings_ask_for_their_own_evaluators_alone(outcome):
 def test_what_is_missing_is_one_line_before_anything_is_trained(outcome):
     """In a profile of another name, so that all is to do. tests/workflow/test_profiles.py has the other lines."""
     code, output = outcome.flow.run("all", "--config", "set=profile=other evaluation.geneval.detector=transformers")
-    said = r"^profile\.yaml: results/assets/mask2former/.*\.pth: not found; .* or give evaluation\.geneval\.detector_weights PATH$"
+    said = r"^error: profile\.yaml: results/assets/mask2former/.*\.pth: not found; .* or give evaluation\.geneval\.detector_weights PATH$"
     assert code != 0 and len(re.findall(said, output, re.MULTILINE)) == 1 and "Traceback" not in output, output
     assert not list((outcome.flow.folder / "results/other").glob("*/**/*")), "nothing was begun"
 
