@@ -76,7 +76,7 @@ def refuse_special(path: Path, mend: str) -> None:
 
 @contextmanager
 def readable(path: Path, mend: str) -> Iterator[None]:
-    """A `UserError` with `mend` in the place of whatever a library raises when it reads a damaged `path`."""
+    """A `UserError` with `mend` instead of whatever a library raises when it reads a damaged `path`."""
     refuse_special(path, mend)
     try:
         yield

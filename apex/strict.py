@@ -117,6 +117,11 @@ SECRET_KEY = re.compile(r"(api|access|secret|private)[_-]?key|(\w+[_-])?(token|s
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+def has_surrogate(text: str) -> bool:
+    """Whether a text holds half of a character, which no UTF-8 file can."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def check_texts(values: Any, free: re.Pattern[str], key: str = "") -> Iterable[tuple[str, str]]:
     """(dotted key, fault) of every text that may not stand in a configuration, which is printed and stored with every result:
     passwords and keys, which the fault does not show, control characters, and line ends but where the key matches `free`."""
@@ -132,7 +137,7 @@ def check_texts(values: Any, free: re.Pattern[str], key: str = "") -> Iterable[t
             )
         elif CONTROL.search(values):
             yield key, "found a control character, expected text; remove it"
-        elif any("\ud800" <= letter <= "\udfff" for letter in values):
+        elif has_surrogate(values):
             yield key, "found half of a character (a surrogate), expected text; remove it"
         elif "\n" in values and not free.match(key):
             yield key, "found a line end in it, expected one line; remove it"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from apex.errors import UserError
+from apex.errors import SPECIAL, UserError
 
 VERSION = 1  # of the policy: kept features and answers depend on it
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # PIL tries these alone; an EPS file would start Ghostscript
@@ -137,7 +137,7 @@ def check_regular(path: Path) -> None:
     except OSError as error:
         raise PictureError(f"no readable file ({error.strerror})") from None
     if not stat.S_ISREG(mode):
-        raise PictureError(kind_of(mode))
+        raise PictureError({stat.S_IFDIR: "a folder", **SPECIAL}.get(stat.S_IFMT(mode), "a device"))
 
 
 def check_readable(path: Path) -> None:
@@ -146,12 +146,6 @@ def check_readable(path: Path) -> None:
         check_regular(path)
     except PictureError as error:
         raise UserError(f"{path}: found {error}, expected {EXPECTED}; replace or remove it") from None
-
-
-def kind_of(mode: int) -> str:
-    """What a mode that is no regular file's is, in words."""
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _content(path: Path) -> bytes:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from apex.data.readers import json_lines, parse_json, refuse_special, text_defect
+from apex.data.readers import MOVE, json_lines, parse_json, text_defect
 from apex.data.shards import encode_png
 from apex.data.world import RELATIONS, TASKS
-from apex.errors import UserError
+from apex.errors import UserError, refuse_special
 from apex.files import write_atomic
 from apex.provenance import file_sha256
 
@@ -32,7 +32,7 @@ def load_prompts(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     naming the file and the line at the first defect.
     """
     path = Path(path)
-    refuse_special(path)
+    refuse_special(path, MOVE)
     if not path.is_file():
         raise UserError(f"{path}: prompt file not found; expected JSON lines, each with a prompt")
     if limit is not None and limit < 1:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -30,8 +29,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from apex.data.pictures import SUFFIXES
-from apex.errors import UserError, check_format
+from apex.errors import UserError, check_format, refuse_special, special
 from apex.provenance import file_sha256
+from apex.strict import has_surrogate
 
 IMAGE_COLUMNS = ("image", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -45,6 +45,7 @@ NOTES = re.compile(
     r"(readme|licen[cs]e|notice|citation)(\..*)?|.*\.md|dataset_infos?\.json|made\.json|_success|thumbs\.db|desktop\.ini", re.I
 )
 BOM = b"\xef\xbb\xbf"
+MOVE = "move it away"  # what mends a special file
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 SKIP_LIMIT = 100  # defects, the default of `data.skip_limit`
 
@@ -102,18 +103,11 @@ class Skipped:
         return {"count": len(self.lines), "limit": self.limit, "first": sorted(self.lines)[:10]}
 
 
-def refuse_special(path: Path) -> None:
-    """Raises `UserError` where `path` is a FIFO, a socket or a device: to read one may wait for ever."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        kind = "FIFO" if stat.S_ISFIFO(path.stat().st_mode) else "socket or device"
-        raise Defect(f"{path}: found a {kind}, expected a file; move it away")
-
-
 def detect(path: Path) -> Source:
     """What `path` holds. Raises `UserError` when it is missing, empty, or holds two kinds at once."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected WebDataset tars, parquet files or a folder of images")
-    refuse_special(path)
+    refuse_special(path, MOVE)
     if path.is_file():
         kind = {".tar": "tar", ".parquet": "parquet"}.get(path.suffix.lower())
         if kind is None:
@@ -187,10 +181,8 @@ def _walk(root: Path) -> tuple[list[Path], list[UserError]]:
                 what = "a folder" if path.is_dir() else "nothing"
                 defects.append(Unread(f"{path}: found a link to {what}, expected one to a file; remove it"))
                 continue
-        try:
-            refuse_special(path)
-        except Defect as error:
-            defects.append(error)
+        if kind := special(path):
+            defects.append(Defect(f"{path}: found {kind}, expected a file; {MOVE}"))
             continue
         if path.is_file() and not NOTES.fullmatch(path.name):
             found.append(path)
@@ -276,7 +268,7 @@ def text_defect(text: str) -> str | None:
     """What makes `text` useless as a prompt or caption: "a lone surrogate" or "a NUL"; None where nothing does."""
     if "\0" in text:
         return "a NUL"
-    return "a lone surrogate" if any("\ud800" <= character <= "\udfff" for character in text) else None
+    return "a lone surrogate" if has_surrogate(text) else None
 
 
 def _caption(text: Any, where: str) -> str:

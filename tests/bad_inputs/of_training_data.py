@@ -212,7 +212,7 @@ CASES = [
     Case(TARS, "a dot in the key", of({"a.tar": tar({"cat.v2.png": png(), "cat.v2.txt": "one"})}), r"sample cat: .*v2\.png.*dot"),
     Case(TARS, "an image without a caption", of({"a.tar": tar({"s1.png": png()})}), r"sample s1: caption missing"),
     Case(TARS, "a caption without an image", of({"a.tar": tar(IN_TAR | {"s2.txt": "two"})}), r"sample s2: no image"),
-    Case(TARS, "a link in the place of an image", of({"a.tar": tar(IN_TAR | {"s2.txt": "x"}, s2_png="s1.png")}), r"s2\.png: found a link"),
+    Case(TARS, "a link instead of an image", of({"a.tar": tar(IN_TAR | {"s2.txt": "x"}, s2_png="s1.png")}), r"s2\.png: found a link"),
     Case(TARS, "a member without suffix", of({"a.tar": tar(IN_TAR | {"README": "x"})}), r"README: found .*suffix"),
     Case(
         TARS,
@@ -276,7 +276,7 @@ CASES = [
     Case(LISTS, "nested too deeply", of({"a.png": png(), "metadata.jsonl": "[" * 100_000}), r"metadata\.jsonl.*not valid JSON"),
     Case(
         LISTS,
-        "lines in the place of a published list",
+        "JSON lines instead of a published list",
         of({"text_to_image.json": '{"a": 1}\n{"b": 2}\n', "text_to_image_part_0.tar": tar({"image/1.png": png()})}),
         r"text_to_image\.json: .*JSON lines",
     ),

@@ -82,7 +82,8 @@ def embeddings_of(config, row, folder):
 
 
 def skipping(wildcards, output):
-    """What to do with samples that have a defect, for the command; a function of `output`, because caches without such samples are the same."""
+    """What to do with samples that have a defect, for the command. Snakemake stores no param that is a function of `output`, so a cache
+    that was made before the option existed is not made again."""
     data = CONFIG.data
     return ["--on-error", "skip", "--skip-limit", str(data.skip_limit)] if data.on_error == "skip" else []
 
@@ -131,7 +132,8 @@ def timed_records(nfes):
 
 
 def timing(wildcards):
-    """Who is timed at which NFEs, quoted for the shell: a row at the compared ones, or at one that the path names; without a row the teacher."""
+    """Who is timed at which NFEs, quoted for the shell: a row at the compared ones, or at one that the path names; the teacher if there is
+    no row."""
     row = wildcards.get("row", "teacher")
     run = str(CONFIG.pipeline_path) if row == "teacher" else PLAN.run.format(**wildcards)
     run = "" if row in CONFIG.checkpoint_rows else f"--run {shlex.quote(run)}"
@@ -259,7 +261,7 @@ def recorded(results):
 
 
 def beside(results):
-    """The words of a command that set these results beside the committed ones of the profile, where there are any; those alone stand beside nothing."""
+    """The option that compares these results with the committed ones of the profile; nothing if there are none or these are they."""
     return ["--committed", PLAN.reference] if results != PLAN.reference and recorded(PLAN.reference) else []
 
 
