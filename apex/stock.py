@@ -17,6 +17,7 @@ import torch
 
 from apex.config import Checkpoint, Config
 from apex.errors import UserError, check_images, naming, readable
+from apex.files import read_object
 from apex.lora import load_into
 from apex.pipeline import DTYPES
 from apex.seeds import derive
@@ -110,8 +111,7 @@ class StockGenerator:
         if not (pipeline / "model_index.json").is_file():
             raise UserError(f"checkpoints: {row}: found no {pipeline / 'model_index.json'}, expected a pipeline in diffusers' layout")
         if (file := pipeline / "scheduler" / "scheduler_config.json").is_file():
-            with readable(file, FETCH):
-                given = json.loads(file.read_text())
+            given = read_object(file, FETCH)
             scheduler_class(given.get("_class_name"), given, str(file), own=False)
         told = dict(checkpoint.scheduler)
         kind = scheduler_class(told.pop("class"), told, f"checkpoints: {row}: scheduler") if told else None

@@ -14,7 +14,6 @@ whether it was too high (`details.busy`). Several NFEs take one process: its lib
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from pydantic import ValidationError
 from apex import busy
 from apex.command import COUNT, NFE, THREADS, Parser, whole_number
 from apex.errors import NotFinite, UserError, run_command
+from apex.files import read_object
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from apex.stock import StockGenerator, per_prompt
@@ -168,7 +168,7 @@ def identity(run: Path | None, row: str, nfe: int, config: Any) -> Identity:
     known = {"method": row, "profile": config.profile, "config_hash": config.hash(), "row": row}
     try:
         if run and path.is_file():
-            known |= json.loads(path.read_text())
+            known |= read_object(path, "train the row again")
         if known["row"] != row:
             raise UserError(f"{path}: holds row {known['row']!r}, but --row says {row!r}; give the run of that row")
         return Identity(**known | {"nfe": nfe})

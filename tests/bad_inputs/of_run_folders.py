@@ -23,6 +23,7 @@ from evaluators.fid.mjhq import read_meta
 from evaluators.images import open_images
 from evaluators.networks import load_network
 from evaluators.result import read_record
+from evaluators.speed import identity
 from paper_tables.records import read_made
 from tests.bad_inputs.case import Case
 
@@ -121,6 +122,12 @@ PIPELINES = [
     ("an estimate of a list", of_world(lambda p: _from_folder(p, 32), "vae/config.json", LIST), r"vae/config\.json: found a JSON list"),
 ]  # fmt: skip
 
+
+def timed(run: Path) -> Any:
+    """Who `evaluators.speed` says is timed."""
+    return identity(run, "apex", 1, SimpleNamespace(profile="world", hash=lambda: "0"))
+
+
 CACHE: dict[str, Content] = {"latents.safetensors": b"x", "captions.json": {"captions": []}}
 OTHERS = [
     ("a cache whose made.json is no JSON", reads(load_cache, "made.json", NO_JSON, CACHE), r"made\.json: not JSON .*apex\.data\.cache"),
@@ -128,6 +135,8 @@ OTHERS = [
     ("a cache of a schema that is a list", reads(load_cache, "made.json", {"schema": [1]}, CACHE), r"made\.json: schema: found \[1\]"),
     ("embeddings whose made.json is a list", reads(_made, "made.json", LIST), r"made\.json: found a JSON list"),
     ("embeddings of which one is a number", reads(_made, "made.json", {"files": [3], "width": 2}), r"made\.json: found no list `files`"),
+    ("a timed run whose made.json is no JSON", reads(timed, "made.json", NO_JSON), r"made\.json: not JSON .*train the row again"),
+    ("a timed run whose made.json is a list", reads(timed, "made.json", LIST), r"made\.json: found a JSON list"),
     ("shares of a resumed run are no JSON", reads(saved_state, "shares.json", NO_JSON), r"shares\.json: not JSON .*to start again"),
     ("shares of a resumed run lack the step", reads(saved_state, "shares.json", {"processes": 2}), r"shares\.json: step: found None"),
     ("shares of processes that are a text", reads(saved_state, "shares.json", {"processes": "2", "step": 1}), r"processes: found '2'"),
