@@ -168,14 +168,12 @@ def identity(run: Path | None, row: str, nfe: int, config: Any) -> Identity:
     known = {"method": row, "profile": config.profile, "config_hash": config.hash(), "row": row}
     try:
         if run and path.is_file():
-            known |= read_object(path, "train the row again")
+            known |= read_object(path, "export the run again")
         if known["row"] != row:
             raise UserError(f"{path}: holds row {known['row']!r}, but --row says {row!r}; give the run of that row")
         return Identity(**known | {"nfe": nfe})
     except ValidationError as error:
         raise UserError(f"{path}: {first_fault(error)}; export the run again") from error
-    except (ValueError, TypeError) as error:  # ValueError: not JSON, not UTF-8
-        raise UserError(f"{path}: not a JSON object ({error}); export the run again") from error
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ OTHERS = [
     ("a cache of a schema that is a list", reads(load_cache, "made.json", {"schema": [1]}, CACHE), r"made\.json: schema: found \[1\]"),
     ("embeddings whose made.json is a list", reads(_made, "made.json", LIST), r"made\.json: found a JSON list"),
     ("embeddings of which one is a number", reads(_made, "made.json", {"files": [3], "width": 2}), r"made\.json: found no list `files`"),
-    ("a timed run whose made.json is no JSON", reads(timed, "made.json", NO_JSON), r"made\.json: not JSON .*train the row again"),
+    ("a timed run whose made.json is no JSON", reads(timed, "made.json", NO_JSON), r"made\.json: not JSON .*export the run again"),
     ("a timed run whose made.json is a list", reads(timed, "made.json", LIST), r"made\.json: found a JSON list"),
     ("shares of a resumed run are no JSON", reads(saved_state, "shares.json", NO_JSON), r"shares\.json: not JSON .*to start again"),
     ("shares of a resumed run lack the step", reads(saved_state, "shares.json", {"processes": 2}), r"shares\.json: step: found None"),

@@ -169,8 +169,8 @@ def test_a_bad_call_is_one_clear_line(call, arguments, row, named):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("{", "not a JSON object"),
-        ("[1]", "not a JSON object"),
+        ("{", "not JSON .* expected a JSON file in UTF-8; export the run again"),
+        ("[1]", "found a JSON list, expected an object; export the run again"),
         ('{"row": "other"}', "holds row 'other'"),
         ('{"parameters": "many"}', "parameters: found 'many'"),
     ],
