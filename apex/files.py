@@ -44,6 +44,7 @@ class Kind:
         names = [name for name in names if not any(fnmatch.fnmatch(name, other) for other in OTHERS)]
         if names and self.marker and self.marker not in names:
             return f"a folder without {self.marker}"
+        names = [re.sub(r"(^|/)\.([^/]+)\.\w{8}$", r"\1\2", name) for name in names]  # `atomic_file`'s own, which a kill left behind
         known = (self.marker, *self.holds)
         foreign = sorted(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in known))
         if foreign:
