@@ -19,8 +19,9 @@ from apex.errors import UserError
 from apex.strict import Strict, explain, parse_yaml, put, read_text
 
 Settings = dict[str, Any]
-# What a cell may change: the row's own keys, and of the profile the training data and the share of its budget.
-KEYS = re.compile(r"share|tuning|data\.captions|data\.source|(params|train|lora)\.[a-z_]+")
+# What a cell may change: the row's own keys, and of the profile the training data and the budget.
+BUDGET = ("forward_equivalents", "share")
+KEYS = re.compile(r"forward_equivalents|share|tuning|data\.captions|data\.source|(params|train|lora)\.[a-z_]+")
 DATA = ("data.captions", "data.source")
 CELL = "cell"  # the row's name while a cell runs
 
@@ -45,7 +46,9 @@ class Ablation(Strict):
         for where in (self.own, self.grid, *self.cells, self.control or {}, self.printed):
             for key in where:
                 if not KEYS.fullmatch(key):
-                    raise ValueError(f"unknown setting {key!r}; expected share, tuning, data.X, params.X, train.X or lora.X")
+                    raise ValueError(
+                        f"unknown setting {key!r}; expected forward_equivalents, share, tuning, data.X, params.X, train.X or lora.X"
+                    )
         if not self.grid and not self.cells:
             raise ValueError("found neither `grid` nor `cells`, expected one of them")
         return self
@@ -74,7 +77,10 @@ def _text(value: Any) -> str:
 class Ablations(Strict):
     """The file of a profile's ablations."""
 
-    share: float = Field(0.25, gt=0, le=1, description="of the profile's budget, for every cell that does not name its own")
+    forward_equivalents: float | None = Field(
+        None, gt=0, description="training budget of a cell, where it names none; null: `share` of the profile's budget"
+    )
+    share: float = Field(1.0, gt=0, le=1, description="share of the profile's budget, if `forward_equivalents` is null")
     nfe: int = Field(1, ge=1, le=10_000, description="network evaluations per image")
     seeds: Seeds = Field([0], min_length=1, description="of every cell")
     again: Seeds = Field([], description="more seeds of the best, the worst and the control cell of every grid")
@@ -122,7 +128,7 @@ class Plan:
         """The cell of a grid with these settings."""
         name, settings = ablation.name(settings), ablation.changed(settings)
         row = self.config.row(ablation.row).model_dump(mode="json", exclude_unset=True)
-        share = settings.pop("share", self.found.share)
+        budget = self.budget({key: settings.pop(key) for key in BUDGET if key in settings})
         data = {key: settings.pop(key) for key in DATA if key in settings}
         for key, value in settings.items():
             where, _, last = key.rpartition(".")
@@ -132,11 +138,18 @@ class Plan:
             if (key == "data.captions") != rendered:
                 needs = "the rendered world" if key == "data.captions" else "a profile whose data are files"
                 raise UserError(f"{self.config.ablations}: cell {name!r}: {key} needs {needs}, not {self.config.data.source}")
-        changes = [f"budget.forward_equivalents={share * self.config.budget.forward_equivalents!r}", f"rows.{CELL}={json.dumps(row)}"]
+        changes = [f"budget.forward_equivalents={budget!r}", f"rows.{CELL}={json.dumps(row)}"]
         changes += [f"{key}={value}" for key, value in data.items()]
         if "data.source" in data and self.config.data.teacher:
             changes.append("data.teacher=null")  # it goes with `teacher` alone
         return Cell(name, tuple(changes), "-".join(map(_text, data.values())), data.get("data.source", ""))
+
+    def budget(self, settings: Settings) -> float:
+        """Forward-equivalents of a cell with these settings."""
+        if "share" in settings:
+            return settings["share"] * self.config.budget.forward_equivalents
+        absolute = settings.get("forward_equivalents", self.found.forward_equivalents)
+        return absolute or self.found.share * self.config.budget.forward_equivalents
 
     def config_of(self, name: str) -> Config:
         """The profile as a cell's run takes it: its row is `CELL`."""

@@ -54,6 +54,8 @@ RESERVED_ROWS = ("teacher", *get_args(Reference))
 LOOP_ONLY = {"checkpoint_every", "log_every"}  # keys of `train` that change no weight
 FETCHED = "results/pretrained/checkpoints/{row}"  # pipeline/ and lora/ of a checkpoint from the hub
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
+MATRIX = "matrix"  # the profile of all methods on the embedded world; `world` is the quick one
+OF_MATRIX = re.compile(r"full|tune|adopt_tuning|ablations|ablation_\w+")  # targets of Snakemake that take it
 HUB = r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?)?$"
 FREE = re.compile(r"description$|(external|checkpoints|published|rows|tuning)\.")  # keys of texts that may have several lines
 KEPT = {  # names of folders beside those of profiles, in results/ or in results/reference/
@@ -246,7 +248,7 @@ Candidates = Annotated[list[Candidate], Field(min_length=1, max_length=4)]
 class Tuning(Strict):
     """`snakemake tune`: the same effort for every method, on the validation prompts."""
 
-    share: float = Field(0.25, gt=0, le=1, description="of the budget, for every candidate")
+    forward_equivalents: float | None = Field(None, gt=0, description="training budget of every candidate; null: the profile's budget")
     nfe: int = Field(1, ge=1, le=10_000, description="network evaluations at which GenEval chooses")
     candidates: dict[str, Candidates] = Field({}, description="at most four settings by method; the first are the published ones")
 
@@ -612,6 +614,11 @@ class RunConfig(Strict):
 
 
 # ------------------------------------------------------------------------------------------ reading
+
+
+def default_profile(targets: Iterable[str]) -> str:
+    """The profile of a call of Snakemake with these targets that names none."""
+    return MATRIX if any(map(OF_MATRIX.fullmatch, targets)) else "world"
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), said: str = "--set") -> Config:

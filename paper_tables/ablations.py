@@ -25,7 +25,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from apex.ablations import CELL, Ablation, Plan
+from apex.ablations import BUDGET, CELL, Ablation, Plan
 from apex.command import Parser
 from apex.config import load
 from apex.errors import UserError, run_command
@@ -88,7 +88,7 @@ class Grid:
     ablation: Ablation
     cells: list[Trial]
     control: str
-    share: float
+    budget: float
     nfe: int
     coverage: bool = True
 
@@ -132,7 +132,7 @@ def load_grid(plan: Plan, name: str, results: Path) -> Grid:
         remarks = _remarks(plan, ablation.name(settings), **found) if any(found.values()) else {}
         cells.append(Trial(ablation.name(settings), settings, **found, remarks=remarks))
     covered = "coverage" in plan.config.evaluators or any(cell.coverage for cell in cells)
-    return Grid(name, ablation, cells, plan.control(name), plan.found.share, plan.found.nfe, covered)
+    return Grid(name, ablation, cells, plan.control(name), plan.budget({}), plan.found.nfe, covered)
 
 
 def _remarks(
@@ -185,7 +185,7 @@ def printed(grid: Grid, cell: Trial, data: Published) -> dict[str, str]:
         names = {"apex_0_6b": "0.6B", "apex_1_6b": "1.6B", "apex_20b_lora_r32": "20B LoRA"}
         return {name: rows[0][key] for key, name in names.items()} if rows else {}
     if grid.ablation.paper == "table5":
-        own = {"share": grid.share} | own
+        own = {"forward_equivalents": grid.budget} | own
         columns = [called.get(own.get(key)) for key, called in grid.ablation.printed.items()]
         if None in columns or not columns:
             return {}
@@ -254,17 +254,17 @@ def table(grid: Grid, data: Published) -> Table:
 
 
 def _spent_words(grid: Grid) -> str:
-    """What the cells' trainings cost, by their records; cells that name a share of their own, and runs that diverged, are left out."""
+    """What the cells' trainings cost, by their records; cells that name a budget of their own, and runs that diverged, are left out."""
     trained = [
         record.training["forward_equivalents"]
         for cell in grid.cells
         for record in cell.geneval.values()
-        if "share" not in cell.settings and record.training and "forward_equivalents" in record.training and not cell.stopped
+        if not cell.settings.keys() & set(BUDGET) and record.training and "forward_equivalents" in record.training and not cell.stopped
     ]
     if not trained:
         return "budget not recorded"
     ends = dict.fromkeys(f"{found(trained):,.0f}" for found in (min, max))
-    return f"{' to '.join(ends)} forward passes of the teacher where no share is given"
+    return f"{' to '.join(ends)} forward passes of the teacher where no other budget is given"
 
 
 def _noise_words(grid: Grid) -> str:
@@ -308,7 +308,7 @@ def draw(grid: Grid, data: Published) -> Figure:
     heads = ["GenEval ↑", "coverage: spread ↑"][: len(metrics)] + (["visibility of the shift"] if seen else [])
     groups = [(grid.ablation.row, [(name, plotting.INK if name.endswith("(control)") else look.color) for cell, name in names.items()])]
     wide = max(len(name) for name in names.values()) * 0.068 + 0.35
-    budget = "" if "share" in grid.shown else f"; {_spent_words(grid).removesuffix(' where no share is given')}"
+    budget = "" if set(grid.shown) & set(BUDGET) else f"; {_spent_words(grid).removesuffix(' where no other budget is given')}"
     title = f"{grid.ablation.title}{budget}; NFE {grid.nfe}" + ("; ×: the paper's numbers" if grid.ablation.paper else "")
     marked = {}
     for cell in grid.cells:

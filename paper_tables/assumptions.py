@@ -53,7 +53,7 @@ def read(path: Path = FILE) -> list[Assumption]:
 def sensitivity(plan: Plan, name: str, results: Path) -> Cell:
     """From the least to the most that a cell of the ablation scores, and which cells these are."""
     if name not in plan.found.grids:
-        return missing(f"The profile has no ablation {name}; workflows/config/world.yaml has.")
+        return missing(f"The profile has no ablation {name}; workflows/config/matrix.yaml has.")
     grid = load_grid(plan, name, results)
     known = {cell.name: score for cell in grid.cells if (score := cell.score(OVERALL))}
     if len(known) < 2:

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from apex.ablations import Plan
+from apex.config import MATRIX
 from apex.errors import UserError
 from paper_tables import ablations, checks, checks_outside, checks_text, stats, systems
 from paper_tables.claims_model import OF_RECORDS
@@ -288,8 +289,8 @@ def _missing(view: View | None, rows: Iterable[str], test: dict[str, Any], evide
         return Outcome(UNDECIDED, f"the images of {failed} are not finite at NFE {nfes}, so nothing was scored", source="records")
     declared = view.expected.rows.get(absent) if view and view.expected else None
     if view and view.expected and not declared and absent != "teacher" and absent not in view.expected.checkpoints:
-        return not_run(f"a profile with the row {absent}")
-    command = declared.command if declared else "snakemake all"
+        return not_run("snakemake full" if evidence.of_a_world(test) else f"a profile with the row {absent}")
+    command = declared.command if declared else f"snakemake {'full' if profile == MATRIX else 'all'}"
     return not_run(command if profile == evidence.first else f"{command} --configfile workflows/config/{profile}.yaml")
 
 
@@ -415,18 +416,18 @@ def pair_of(test: dict[str, Any], grid: ablations.Grid) -> list[str] | None:
 
 def ablation(test: dict[str, Any], evidence: Evidence) -> Outcome:
     if test["grid"] not in evidence.plan.found.grids:
-        return not_run(f"a profile with the ablation {test['grid']}, such as workflows/config/world.yaml,")
+        return not_run(f"a profile with the ablation {test['grid']}, such as workflows/config/matrix.yaml,")
     grid = evidence.grid(test["grid"])
     cells, names = {cell.name: cell for cell in grid.cells}, pair_of(test, grid)
     if names is None:
         wanted = " and ".join(grid.ablation.name(test[which]) for which in ("cell", "versus"))
-        return not_run(f"a profile whose ablation {test['grid']} has {wanted}, such as workflows/config/world.yaml,")
+        return not_run(f"a profile whose ablation {test['grid']} has {wanted}, such as workflows/config/matrix.yaml,")
     if not all(cells[name].per_prompt for name in names):
         return not_run(f"snakemake ablation_{test['grid']}")
     found = grid.difference(*(cells[name] for name in names))
     if found is None:
         raise UserError(f"{evidence.cells}: {names[0]} and {names[1]} were not scored on the same prompts; run the cells again")
-    effect = f"GenEval of {names[0]} minus {names[1]}, {grid.share:g} of the budget{_noise_words(found, 'cells')}"
+    effect = f"GenEval of {names[0]} minus {names[1]}, at {grid.budget:g} forward-equivalents{_noise_words(found, 'cells')}"
     return judged(found, test, effect, "ablations")
 
 

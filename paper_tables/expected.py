@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from apex import methods
-from apex.config import Checkpoint, Config, External, Published, load
+from apex.config import MATRIX, Checkpoint, Config, External, Published, load
 
 ATTRIBUTES = ("family", "citation")
 
@@ -63,7 +63,7 @@ class Expected:
     def of(cls, config: Config) -> Expected:
         rows = {}
         for name in config.all_methods:
-            first = "all" if name in config.methods else "full"
+            first = "all" if name in config.methods and config.profile != MATRIX else "full"
             count = len({*config.seeds, *config.full.seeds.get(name, [])})
             seeds = dict.fromkeys(config.full.nfe.get(name, []), 1) | dict.fromkeys(config.nfe, count)
             row = config.row(name)

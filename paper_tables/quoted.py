@@ -16,7 +16,7 @@ paper_tables/templates/NAME.md, in which braces hold quotations:
 | `{cell GRID CELL}` | GenEval of an ablation's cell; `{cells GRID CELL CELL}` the difference of two, with its interval |
 | `{printed TABLE LABEL@NFE COLUMN}` | a number as the paper prints it |
 
-`:3` after the first word sets the decimals (two if absent); `world_qwen/` before a row names its profile (`world` if absent). A name that
+`:3` after the first word sets the decimals (two if absent); `world_qwen/` before a row names its profile (`matrix` if absent). A name that
 holds spaces stands in double quotes.
 """
 
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 REFERENCE = ROOT / "results" / "reference"
 BLOCK = re.compile(r"(<!-- quoted: (?P<name>\w+) -->\n).*?(<!-- end quoted -->)", re.DOTALL)
-DEFAULT = "world"
+DEFAULT = "matrix"
 
 
 class Quotes:

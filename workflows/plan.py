@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apex.config import FREE, Config, External, fingerprint, load, locate
+from apex.config import FREE, Config, External, default_profile, fingerprint, load, locate
 from apex.errors import UserError
 from apex.evaluation import Options
 from apex.gpu import CARDS
@@ -142,7 +142,7 @@ class Plan:
         tuning = self.config.tuning
         settings = tuning.candidates[method][k].model_dump(mode="json", exclude_unset=True)
         row = {"method": method, "tuned": False, **settings}
-        budget = tuning.share * self.config.budget.forward_equivalents
+        budget = tuning.forward_equivalents or self.config.budget.forward_equivalents
         return [f"budget.forward_equivalents={budget!r}", f"rows.candidate={json.dumps(row)}"]
 
     def missing(self) -> str | None:
@@ -202,20 +202,21 @@ class Called:
             raise UserError(self.config.blame(missing))
 
 
-def configured(basedir: Path, configfiles: list[Path], settings: Mapping[str, Any]) -> Called:
+def configured(basedir: Path, configfiles: list[Path], settings: Mapping[str, Any], targets: Iterable[str] = ()) -> Called:
     """Reads the profile's file with `--config`: the one place where the Snakefile gets its configuration.
 
     Args:
         basedir: the checkout.
         configfiles: of `--configfile`, at most one.
         settings: of `--config`, as Snakemake has read them.
+        targets: the words of the call, among them its targets.
 
     Raises:
         UserError: one line that names the file or `--config`, and the key.
     """
     for key, fault in check_texts(dict(settings), FREE):
         raise UserError(f"--config {key}: {fault}")
-    file, rest = profile_file(basedir, configfiles, settings)
+    file, rest = profile_file(basedir, configfiles, settings, targets)
     card, names = str(rest.pop("card", None) or ""), rest.pop("systems", None) or ""
     if card and card not in CARDS:
         raise UserError(f"--config card: {unknown('card', card, CARDS)}")
@@ -270,14 +271,16 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     return flat
 
 
-def profile_file(basedir: Path, configfiles: list[Path], settings: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The profile's file and the settings left: `--configfile` wins, then `--config profile=NAME`, then `world`."""
+def profile_file(
+    basedir: Path, configfiles: list[Path], settings: Mapping[str, Any], targets: Iterable[str] = ()
+) -> tuple[Path, dict[str, Any]]:
+    """The profile's file and the settings left: `--configfile` wins, then `--config profile=NAME`; then `apex.config.default_profile`."""
     if len(configfiles) > 1:
         raise UserError(f"--configfile: found {len(configfiles)} files, expected one; a profile is complete in itself")
     if configfiles:
         return configfiles[0], dict(settings)
     rest, folder = dict(settings), basedir / "workflows" / "config"
-    name, known = str(rest.pop("profile", "world")), sorted(file.stem for file in folder.glob("*.yaml"))
+    name, known = str(rest.pop("profile", default_profile(targets))), sorted(file.stem for file in folder.glob("*.yaml"))
     if name not in known:
         raise UserError(
             f"--config profile: found {name!r}, expected the name of a profile in workflows/config ({', '.join(known)}); "

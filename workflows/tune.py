@@ -28,7 +28,7 @@ from paper_tables.records import read_made
 
 REFERENCE = Kind("what `snakemake adopt_tuning` writes", ("tuning.*", "*/*/records/*.json", "*/*/run/log.csv"))
 HEADER = """\
-# Settings that `snakemake tune` chose, by method: the best of at most four declared candidates at {share:g} of the budget,
+# Settings that `snakemake tune` chose, by method: the best of at most four declared candidates at {budget:g} forward-equivalents,
 # by GenEval on the validation prompts. Written by `snakemake adopt_tuning` from {source}; do not edit.
 """
 
@@ -92,8 +92,7 @@ def collect(config: Config, results: Path) -> dict[str, Any]:
         "profile": config.profile,
         "split": "val",
         "nfe": tuning.nfe,
-        "share": tuning.share,
-        "budget": tuning.share * config.budget.forward_equivalents,
+        "budget": tuning.forward_equivalents or config.budget.forward_equivalents,
         "methods": methods,
     }
 
@@ -104,7 +103,9 @@ def tuned_text(tuning: dict[str, Any], source: str) -> str:
     for name, found in tuning["methods"].items():
         best = found["candidates"][found["chosen"]]
         chosen[name] = {key: best[key] for key in ("params", "train") if best[key]}
-    return HEADER.format(share=tuning["share"], source=source) + yaml.safe_dump(chosen, sort_keys=True, default_flow_style=None, width=120)
+    return HEADER.format(budget=tuning["budget"], source=source) + yaml.safe_dump(
+        chosen, sort_keys=True, default_flow_style=None, width=120
+    )
 
 
 def adopt(results: Path, tuned: Path, reference: Path) -> int:

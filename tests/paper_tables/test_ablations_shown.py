@@ -17,7 +17,7 @@ from apex.config import load
 from apex.errors import UserError
 from paper_tables import ablations, grids, pictures, published
 
-WORLD = Path("workflows/config/world.yaml")
+WORLD = Path("workflows/config/matrix.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_the_pictures_of_a_grid_are_those_of_its_cells(
 
 def test_an_unknown_grid_is_one_line(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(ablations.main, "--config", WORLD, "--results", tmp_path, "--grid", "table8", "--out", tmp_path) == 2
-    assert "--grid table8: unknown; workflows/config/world.yaml has: table7, table6," in capsys.readouterr().err
+    assert "--grid table8: unknown; workflows/config/matrix.yaml has: table7, table6," in capsys.readouterr().err
 
 
 def test_a_run_that_diverged_is_marked(plan: Plan, score_cell: Callable[..., None], tmp_path: Path, data: published.Published) -> None:

@@ -14,7 +14,7 @@ from apex.config import load
 from apex.errors import UserError
 from paper_tables import assumptions
 
-WORLD = Path("workflows/config/world.yaml")
+WORLD = Path("workflows/config/matrix.yaml")
 
 
 def test_every_entry_names_an_ablation_that_there_is() -> None:

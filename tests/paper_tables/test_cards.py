@@ -15,8 +15,8 @@ from paper_tables import cards, tables_methods
 from paper_tables.records import read_object
 from paper_tables.view import View
 
-WORLD = "workflows/config/world.yaml"
-REFERENCE = Path("results/reference/world")
+WORLD = "workflows/config/matrix.yaml"
+REFERENCE = Path("results/reference/matrix")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from paper_tables.expected import Expected
 from paper_tables.stats import Summary
 from paper_tables.view import View
 
-PROFILE = Path("workflows/config/world.yaml")
+PROFILE = Path("workflows/config/matrix.yaml")
 WORLDS = ("world", "world_qwen", "world64", "smoke")
 
 
@@ -144,7 +144,7 @@ def test_every_row_and_cell_of_the_ledger_is_one_that_the_profiles_run(plan: Pla
     known["sana_0_6b"].add("flux-schnell")  # the test's own settings add it
     for claim in claims.read():
         for test in claim.tests:
-            rows = known[test.get("profile", "sana_0_6b" if "scale" in test else "world")]
+            rows = known[test.get("profile", "sana_0_6b" if "scale" in test else "matrix")]
             if test["kind"] in OF_RECORDS and test["kind"] != "diverged":
                 assert {test["row"], test.get("versus", test["row"])} <= rows, claim.id
             if test["kind"] == "reported":
@@ -411,7 +411,7 @@ def test_a_profile_that_varies_the_same_thing_by_other_settings_has_its_own_cell
 
 def test_every_cell_that_a_claim_names_is_one_of_a_shipped_profile() -> None:
     """The first pair of a test of the world's, those of `elsewhere` of a full-scale one's."""
-    plans = {name: Plan(load(Path(f"workflows/config/{name}.yaml"))) for name in ("world", "sana_0_6b", "qwen_image_lora_r64")}
+    plans = {name: Plan(load(Path(f"workflows/config/{name}.yaml"))) for name in ("matrix", "sana_0_6b", "qwen_image_lora_r64")}
 
     def names(name: str, test: dict, pair: dict) -> set[str]:
         grid = plans[name].found.grids.get(test["grid"])

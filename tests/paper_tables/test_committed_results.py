@@ -13,11 +13,11 @@ REFERENCE = Path("results/reference")
 QWEN = Path("workflows/config/world_qwen.yaml")
 
 
-@pytest.mark.parametrize("profile", ["world", "world_qwen"])
+@pytest.mark.parametrize("profile", ["matrix", "world_qwen"])
 def test_committed_numbers_tables_and_verdicts_follow_from_the_committed_records(
     run: Callable[..., int], profile: str, tmp_path: Path
 ) -> None:
-    """Where this fails: snakemake reference, world_qwen's first, because the ledger of `world` reads it."""
+    """Where this fails: snakemake reference, world_qwen's first, because the ledger of `matrix` reads it."""
     results, config = REFERENCE / profile, ["--config", f"workflows/config/{profile}.yaml"]
     assert run(collect.main, "--results", results, "--out", tmp_path / "metrics.csv") == 0
     assert run(build.main, "--results", results, "--out", tmp_path / "tables", *config) == 0

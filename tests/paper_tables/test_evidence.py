@@ -22,8 +22,8 @@ from paper_tables.logs import read_log
 from paper_tables.records import read_made
 from paper_tables.view import View
 
-WORLD = Path("workflows/config/world.yaml")
-REFERENCE = Path("results/reference/world")
+WORLD = Path("workflows/config/matrix.yaml")
+REFERENCE = Path("results/reference/matrix")
 OLD = "before the correction"
 
 

@@ -18,7 +18,7 @@ from paper_tables.expected import Expected
 from paper_tables.view import View
 
 REASON = "seed {}, prompt 3 ('a red circle'), image 1: found values that are not finite, expected numbers"
-WORLD = Path("workflows/config/world.yaml")
+WORLD = Path("workflows/config/matrix.yaml")
 
 
 def fail(results: Path, row: str, nfe: int, seed: int) -> None:

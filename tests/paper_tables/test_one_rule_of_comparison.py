@@ -17,13 +17,13 @@ from paper_tables.expected import Expected
 from paper_tables.stats import ABOVE, APART, BELOW, Summary
 from paper_tables.view import View
 
-REFERENCE = Path("results/reference/world")
+REFERENCE = Path("results/reference/matrix")
 SAYS = {HOLDS: ABOVE, FAILS: BELOW, UNDECIDED: APART}
 
 
 @pytest.fixture(scope="module")
 def world() -> View:
-    return View.load(REFERENCE, Expected.of(load(Path("workflows/config/world.yaml"))))
+    return View.load(REFERENCE, Expected.of(load(Path("workflows/config/matrix.yaml"))))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_row_with_one_seed_borrows_and_the_teacher_does_not(make_results: Call
 
 
 def test_every_word_of_the_paired_table_is_the_claims_verdict(world: View) -> None:
-    given = Evidence({"world": world}, published.load(), Plan(load(Path("workflows/config/world.yaml"))), Path(), Path())
+    given = Evidence({"world": world}, published.load(), Plan(load(Path("workflows/config/matrix.yaml"))), Path(), Path())
     read, table = 0, tables_methods.paired(world)
     for line in table.lines:
         if not line.cells.get("verdict") or not line.cells["verdict"].text:

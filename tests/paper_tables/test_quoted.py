@@ -12,7 +12,7 @@ from apex.errors import UserError
 from paper_tables.quoted import BLOCK, QUOTATIONS, ROOT, Quotes, filled, written
 
 README = ROOT / "README.md"
-RECORD = ROOT / "results/reference/world/records/teacher/nfe25/seed0/test/geneval.json"
+RECORD = ROOT / "results/reference/matrix/records/teacher/nfe25/seed0/test/geneval.json"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_each_quotation_takes_its_number_from_the_records(quotes):
 
 def test_another_record_gives_another_text(tmp_path: Path):
     """The same template over records whose numbers differ."""
-    copy = tmp_path / "world" / RECORD.relative_to(ROOT / "results/reference/world")
+    copy = tmp_path / "matrix" / RECORD.relative_to(ROOT / "results/reference/matrix")
     copy.parent.mkdir(parents=True)
     record = json.loads(RECORD.read_text())
     for prompt in record["details"]["per_prompt"]:

@@ -11,7 +11,7 @@ from apex.config import load
 from apex.errors import UserError
 from workflows import reference
 
-CONFIG = load(Path(__file__).resolve().parents[2] / "workflows" / "config" / "world.yaml")
+CONFIG = load(Path(__file__).resolve().parents[2] / "workflows" / "config" / "matrix.yaml")
 RUN = {row: CONFIG.run_config(row).model_dump(mode="json") for row in ("apex", "rcgm")}
 
 

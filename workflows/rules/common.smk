@@ -34,8 +34,11 @@ def end(error):
 
 
 try:
-    _called = configured(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config)
+    _called = configured(
+        BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config, sys.argv
+    )
     _file, _settings, CONFIG = _called.file, _called.settings, _called.config
+    workflow.config_settings.configfiles = [_file.absolute()]  # jobs on a cluster call Snakemake with other targets
     CARD = _called.card  # `snakemake plan --config card=h100`
     SYSTEMS, TIMED = systems(), _called.systems  # `snakemake speed --config systems=flux-schnell`
     PLAN, ABLATIONS, LAUNCH = Plan(CONFIG), AblationPlan(CONFIG), CONFIG.launched()
