@@ -53,8 +53,8 @@ def test_the_papers_numbers_are_of_the_same_setting(plan: Plan, data: published.
     assert told["table7", "apex,a=-0.5,b=1.0"] == {"(a, b)": "0.81"}
     assert told["table7", "apex,learn_shift=True"] == told["table7", "apex,a=1.0"] == {}
     assert told["table6", "apex-eq25,mix_weight=0.5"] == {"0.6B": "0.72", "1.6B": "0.71", "20B LoRA": "0.81"}
-    assert told["table5_full", "apex,captions=shapes,share=0.05"] == {"0.6B": "0.37", "1.6B": "0.36"}
-    assert told["table5_lora", "apex-lora,rank=2,share=0.125"] == {"20B LoRA r=64": "0.85"}
+    assert told["table5_full", "apex,captions=shapes,forward_equivalents=50000.0"] == {"0.6B": "0.37", "1.6B": "0.36"}
+    assert told["table5_lora", "apex-lora,forward_equivalents=125000.0,rank=2"] == {"20B LoRA r=64": "0.85"}
     assert told["order", "apex"] == {}
 
 

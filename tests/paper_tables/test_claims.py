@@ -38,7 +38,7 @@ from paper_tables.stats import Summary
 from paper_tables.view import View
 
 PROFILE = Path("workflows/config/matrix.yaml")
-WORLDS = ("world", "world_qwen", "world64", "smoke")
+WORLDS = ("world", "matrix", "world_qwen", "world64", "smoke")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_every_test_names_a_command_of_a_profile_that_has_its_rows() -> None:
             assert max(config.teacher_nfe) >= test["versus_nfe"], claim.id
         metric = "speed" if test["kind"] == "speedup" else test.get("metric", "").partition("/")[0]
         assert not metric or metric in config.evaluators, (claim.id, test["reading"], metric)
-    assert {"sana_0_6b", "sana_1_6b", "qwen_image_lora_r32", "qwen_image_lora_r64", "qwen_image_full", "world"} <= seen
+    assert {"sana_0_6b", "sana_1_6b", "qwen_image_lora_r32", "qwen_image_lora_r64", "qwen_image_full", "matrix"} <= seen
     own = {test["printed"]: test["next"] for _, test in asked if test["kind"] == "reported"}
     assert own["APEX 0.6B"] == "sana_0_6b all" and own["APEX 20B LoRA r=32"] == "qwen_image_lora_r32 all"
 
@@ -420,9 +420,9 @@ def test_every_cell_that_a_claim_names_is_one_of_a_shipped_profile() -> None:
     tests = [test for claim in claims.read() for test in claim.tests if test["kind"] == "ablation"]
     assert len(tests) > 10 and sum(len(test.get("elsewhere", [])) for test in tests) == 5
     for test in tests:
-        assert names("world", test, test) <= set(plans["world"].names(test["grid"]))
+        assert names("matrix", test, test) <= set(plans["matrix"].names(test["grid"]))
         for pair in test.get("elsewhere", []):
-            there = [name for name in plans if test["grid"] in plans[name].found.grids and name != "world"]
+            there = [name for name in plans if test["grid"] in plans[name].found.grids and name != "matrix"]
             assert any(names(name, test, pair) <= set(plans[name].names(test["grid"])) for name in there), (test["grid"], pair)
 
 

@@ -62,6 +62,18 @@ def test_a_grid_is_crossed_and_equal_cells_are_one_run(plan):
     assert len(found.cells) == 5 + 1 + 6  # the order's first cell is the shift's; rank has its control besides
 
 
+def test_an_absolute_budget_does_not_follow_the_profiles(plan):
+    text = GRIDS.replace("share: 0.5\ngrids", "forward_equivalents: 400\ngrids").replace(
+        "own: {share: 0.5}", "own: {forward_equivalents: 400}"
+    )
+    found = plan(text.replace("share: [0.1, 0.5]", "forward_equivalents: [5e1, 400]"))
+    assert found.names("rank")[:2] == ["small,forward_equivalents=50.0,rank=1", "small,rank=1"]
+    for budget in (1000, 4000):
+        resolve = lambda name: load(plan.file, [f"budget.forward_equivalents={budget}", *found.cells[name].changes]).run_config(CELL)  # noqa: E731, B023
+        assert resolve("small,rank=1").budget.forward_equivalents == resolve("apex").budget.forward_equivalents == 400
+        assert resolve("small,forward_equivalents=50.0,rank=1").budget.forward_equivalents == 50
+
+
 def test_a_cell_is_the_row_with_its_settings_changed(plan):
     found = plan()
     resolve = lambda name: load(plan.file, found.cells[name].changes).run_config(CELL)  # noqa: E731
@@ -78,7 +90,10 @@ def test_a_cell_is_the_row_with_its_settings_changed(plan):
 @pytest.mark.parametrize(
     "text, line",
     [
-        ("grids: {g: {title: t, grid: {a: [1]}}}", r"grids\.yaml: grids\.g: unknown setting 'a'; expected share, tuning, data\.X"),
+        (
+            "grids: {g: {title: t, grid: {a: [1]}}}",
+            r"grids\.yaml: grids\.g: unknown setting 'a'; expected forward_equivalents, share, tuning, data\.X",
+        ),
         ("grids: {g: {title: t, row: nobody, grid: {share: [1.0]}}}", r"grids\.yaml: grids\.g\.row: unknown row 'nobody'"),
         ("grids: {g: {title: t}}", r"grids\.g: found neither `grid` nor `cells`"),
         ("grids: {g: {title: t, abuot: x, grid: {share: [1.0]}}}", r"grids\.g\.abuot: unknown key 'abuot'; did you mean 'about'\?"),

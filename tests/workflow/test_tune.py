@@ -122,13 +122,17 @@ def test_a_missing_or_a_wrong_file_of_tuned_settings_is_one_line(profile, tmp_pa
         load(profile(f"tuned: {wrong}\n")).run_config("fm")
 
 
-def test_a_candidate_trains_at_its_share_of_the_budget_with_its_own_settings(profile):
+def test_a_candidate_trains_at_the_budget_of_tuning_with_its_own_settings(profile):
     path = profile(DECLARED + "budget: {forward_equivalents: 1000}\nmethods: [fm]\nfull: {methods: [apex]}\n")
     plan = Plan(load(path))
     assert plan.candidates() == [("fm", 0), ("fm", 1), ("apex", 0), ("apex", 1), ("apex", 2)]
     run = load(path, plan.candidate_settings("apex", 2)).run_config("candidate")
-    assert run.budget.forward_equivalents == 250
+    assert run.budget.forward_equivalents == 1000, "the profile's, where tuning names none"
     assert (run.method, run.params, run.train.batch_size) == ("apex", {"order": 2, "interval": 0.05}, 32)
+    tuning = ["tuning.forward_equivalents=2.5e5"]
+    for budget in (1e6, 4e6):  # a number of its own: it does not follow the profile's budget
+        changed = load(path, [*tuning, f"budget.forward_equivalents={budget}"])
+        assert load(path, Plan(changed).candidate_settings("apex", 2)).run_config("candidate").budget.forward_equivalents == 2.5e5
 
 
 def test_tuned_settings_do_not_leak_into_candidates(profile, tmp_path):
@@ -139,7 +143,7 @@ def test_tuned_settings_do_not_leak_into_candidates(profile, tmp_path):
 
 
 def test_the_text_of_the_choice_is_yaml_that_names_its_source():
-    tuning = {"share": 0.25, "methods": {"fm": {"chosen": 0, "candidates": [{"params": {}, "train": {"learning_rate": 3e-4}}]}}}
+    tuning = {"budget": 2.5e5, "methods": {"fm": {"chosen": 0, "candidates": [{"params": {}, "train": {"learning_rate": 3e-4}}]}}}
     text = tuned_text(tuning, "here.json")
     assert "here.json" in text
     assert "fm:" in text and "learning_rate: 0.0003" in text

@@ -34,9 +34,7 @@ def end(error):
 
 
 try:
-    _called = configured(
-        BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config, sys.argv
-    )
+    _called = configured(BASEDIR, workflow.config_settings.configfiles, workflow.config_settings.config, sys.argv)
     _file, _settings, CONFIG = _called.file, _called.settings, _called.config
     workflow.config_settings.configfiles = [_file.absolute()]  # jobs on a cluster call Snakemake with other targets
     CARD = _called.card  # `snakemake plan --config card=h100`
