@@ -47,8 +47,7 @@ class Ablation(Strict):
             for key in where:
                 if not KEYS.fullmatch(key):
                     raise ValueError(
-                        f"unknown setting {key!r}; expected forward_equivalents, share, tuning, "
-                        "data.X, params.X, train.X or lora.X"
+                        f"unknown setting {key!r}; expected forward_equivalents, share, tuning, data.X, params.X, train.X or lora.X"
                     )
         if not self.grid and not self.cells:
             raise ValueError("found neither `grid` nor `cells`, expected one of them")

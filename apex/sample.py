@@ -178,6 +178,15 @@ def generate(
             yield i, pictures[k * images : (k + 1) * images]
 
 
+def prompt_rows(config: Config, split: str, file: Path | None = None) -> list[dict]:
+    """The lines of a prompt set, or of another `file`, as far as the profile takes them."""
+    file = file or config.prompts_path(split)
+    rows = load_prompts(file)
+    if config.prompts.per_task is None:
+        return rows
+    return load_prompts(file, limit=config.prompts.per_task * len({row.get("tag", "") for row in rows}))
+
+
 def reference_images(kind: str, rows: list[dict], index: int, *, seed: int, images: int, resolution: int) -> np.ndarray:
     """Images of a reference row for one prompt: uint8 (images, H, W, 3).
 
@@ -363,9 +372,7 @@ def main() -> None:
     for out in outs.values():
         IMAGES.check(out)
     sets = {split: args.prompts or config.prompts_path(split) for split in args.split}
-    rows = {split: load_prompts(file) for split, file in sets.items()}
-    if config.prompts.per_task is not None:
-        rows = {s: load_prompts(sets[s], limit=config.prompts.per_task * len({row.get("tag", "") for row in r})) for s, r in rows.items()}
+    rows = {split: prompt_rows(config, split, args.prompts) for split in args.split}
 
     generator, weights = None, []
     if args.row not in REFERENCES:

@@ -21,6 +21,7 @@ from apex.errors import UserError, run_command
 from apex.evaluation import command_line
 from evaluators.command import write_failed
 from evaluators.images import failure
+from evaluators.references import MODULES as OF_RENDERS
 
 MODULES = {name: f"evaluators.{name}" for name in ("clip_score", "coverage")}
 MODULES |= {name: f"evaluators.{name}.__main__" for name in ("geneval", "fid", "dpg", "wise")}
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder in GenEval's layout; `{split}` stands for the prompt set")
     parser.add_argument("--out", required=True, help="the records' path, with `{split}` and `{evaluator}`")
     parser.add_argument("--score", required=True, nargs="+", metavar="SPLIT=EVALUATORS", help="which evaluators score which prompt set")
+    parser.add_argument("--references", help="files of evaluators.references, with `{split}` and `{evaluator}`")
     parser.add_argument("--options", type=json_object, default={}, metavar="JSON", help='evaluator -> option -> value, as {"fid": {...}}')
     parser.add_argument(
         "rest", nargs=argparse.REMAINDER, metavar="-- ...", help="passed on to every evaluator, as in -- --row mine --nfe 1"
@@ -50,6 +52,8 @@ def main() -> None:
         for evaluator in evaluators:
             out = args.out.replace("{split}", split).replace("{evaluator}", evaluator)
             rest = [*command_line(args.options.get(evaluator, {})), *(a for a in args.rest if a != "--")]
+            if args.references and evaluator in OF_RENDERS:
+                rest = ["--references", args.references.replace("{split}", split).replace("{evaluator}", evaluator), *rest]
             images, module = Path(args.images.replace("{split}", split)), import_module(MODULES[evaluator])
             if made := failure(images):
                 write_failed(made, evaluator, module.VERSION, Path(out))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from evaluators.command import (
 )
 from evaluators.images import Images
 from evaluators.networks import BUNDLED
+from evaluators.references import Arrays, Renders, add_argument, kept, key_of
 from evaluators.result import Metric, compared
 from evaluators.statistics import bootstrapped, mean_of_prompts
 
@@ -85,15 +86,24 @@ def encode_folder(clip: Clip, images: Images) -> Tensor:
     return encode(clip, images.batches(BATCH), -(-len(images) // BATCH), f"clip_score, batches of {BATCH} images")
 
 
-def score(images: Images, clip: Clip, weights: np.ndarray, seed: int) -> list[Metric]:
-    """The world's score with its two references."""
+def references(renders: Renders, device: str, weights: Path | None = None, clip: Clip | None = None) -> tuple[str, Callable[[], Arrays]]:
+    """The key of what is measured on fresh renders, and how it is: unit vectors, float32 (N, D)."""
+    folder = weights or BUNDLED / "clip"
+
+    def measure() -> Arrays:
+        pictures = fresh_renders(renders.rows, renders.counts, renders.side, REFERENCE + renders.seed)
+        parts = np.array_split(pictures, max(1, len(pictures) // 64))
+        return {"renders": encode(clip or Clip(folder, device, BATCH), iter(parts), len(parts), "clip_score, batches of renders").numpy()}
+
+    return key_of("clip_score", VERSION, renders, [folder], device), measure
+
+
+def score(images: Images, clip: Clip, weights: np.ndarray, real: Tensor) -> list[Metric]:
+    """The world's score with its two references. real: unit vectors of fresh renders, float32 (N, D)."""
     prompts, texts = images.prompt_of, [row["prompt"] for row in images.rows]
     partner = derangement(texts)
     said = clip.encode_texts(texts)
     generated = encode_folder(clip, images)
-    renders = fresh_renders(images.rows, [len(f) for f in images.files], square_side(images), REFERENCE + seed)
-    parts = np.array_split(renders, max(1, len(renders) // 64))
-    real = encode(clip, iter(parts), len(parts), "clip_score, batches of renders")
     return [
         metric("clip_score", cosines(generated, said[prompts]), prompts, weights),
         metric("clip_score/real", cosines(real, said[prompts]), prompts, weights),
@@ -137,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=BATCH_SIZE, default=BATCH, help=f"images and texts that the network takes at once (default: {BATCH})"
     )
+    add_argument(parser)
     run(parser.parse_args(argv))
 
 
@@ -148,7 +159,9 @@ def run(args: argparse.Namespace) -> None:
     if published is None:
         check_world(images)
         clip = Clip(args.weights or BUNDLED / "clip", device, args.batch)
-        found, details = score(images, clip, weights, args.seed), {}
+        renders = Renders(images.rows, [len(f) for f in images.files], square_side(images), args.seed)
+        real = kept(args.references, *references(renders, device, args.weights, clip))["renders"]
+        found, details = score(images, clip, weights, torch.from_numpy(real)), {}
     else:
         clip = Clip.openai(published, device, args.batch)
         found, details = score_published(images, clip, weights)

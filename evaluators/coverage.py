@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from evaluators.fid.world import array_features, in_batches
 from evaluators.geneval.logic import Detection, keep
 from evaluators.geneval.world_detector import WorldDetector
 from evaluators.networks import BUNDLED, FeatureNet, load_network
+from evaluators.references import Arrays, Renders, add_argument, kept, key_of
 from evaluators.result import Metric
 from evaluators.statistics import bootstrapped, interval, mean_of_prompts
 
@@ -120,24 +121,31 @@ def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squared, 0))
 
 
-def spread_metrics(
-    rows: list[dict], generated: list[list[dict]], real: list[list[dict]], weights: np.ndarray
-) -> tuple[list[Metric], dict[str, float]]:
-    """The spread of every attribute and their mean, from measures per prompt and image; and the share of images measured."""
+def of_renders(measures: list[list[dict]]) -> Arrays:
+    """What the spread needs of the renders' measures, by attribute: where it is open, bool (P,), and its variances (P,)."""
+    found = {}
+    for name in ATTRIBUTES:
+        found[f"{name}/open"] = np.array([any(name in m for m in each) for each in measures])
+        found[f"{name}/variance"] = np.array([scatter(each, name)[0] for each in measures])
+    return found
+
+
+def spread_metrics(generated: list[list[dict]], real: Arrays, weights: np.ndarray) -> tuple[list[Metric], dict[str, float]]:
+    """The spread of every attribute and their mean, from measures per prompt and image and `of_renders`; and the share of images
+    measured."""
     values, resampled, counts, shares = {}, {}, {}, {}
     for name in ATTRIBUTES:
-        open_here = np.array([any(name in m for m in each) for each in real])
+        open_here = real[f"{name}/open"]
         if not open_here.any():
             continue
         ours = np.array([scatter(each, name) for each in generated])
-        renders = np.array([scatter(each, name)[0] for each in real])
         total = sum(len(each) for each, here in zip(generated, open_here, strict=True) if here)
         shares[name] = float(ours[open_here, 1].sum() / total)
         counts[name] = int(ours[open_here, 1].sum())
         if shares[name] < ENOUGH:
             values[name], resampled[name] = 0.0, np.zeros(len(weights))
         else:
-            chosen = (ours[open_here, 0], ours[open_here, 1], renders[open_here])
+            chosen = (ours[open_here, 0], ours[open_here, 1], real[f"{name}/variance"][open_here])
             values[name], resampled[name] = float(spread(*chosen)[0]), spread(*chosen, weights[:, open_here])
     mean = float(np.mean([min(v, 1.0) for v in values.values()]))
     low, high = interval(np.mean([np.minimum(r, 1.0) for r in resampled.values()], axis=0))
@@ -169,10 +177,28 @@ def measure_all(batches: Iterable[np.ndarray], rows: list[dict], counts: list[in
     return found
 
 
+def references(
+    renders: Renders, device: str, detector: Path = BUNDLED / "detector", weights: Path = BUNDLED / "fid"
+) -> tuple[str, Callable[[], Arrays]]:
+    """The key of what is measured on fresh renders, and how it is: `of_renders`, and the features (n, D) of as many renders as images."""
+
+    def measure() -> Arrays:
+        rows, counts = renders.rows, renders.counts
+        drawn = [max(RENDERS, n) for n in counts]
+        pictures = fresh_renders(rows, drawn, renders.side, REFERENCE + renders.seed)
+        found = measure_all(in_batches(pictures, 64), rows, drawn, WorldDetector.load(detector, device), "coverage, batches of 64 renders")
+        same_number = np.concatenate([np.arange(n) + first for n, first in zip(counts, np.cumsum(drawn) - drawn, strict=True)])
+        net = load_network(weights, FeatureNet, device)
+        return of_renders(found) | {"features": array_features(in_batches(pictures[same_number]), net, device)}
+
+    return key_of("coverage", VERSION, renders, [detector, weights], device), measure
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = image_parser("evaluators.coverage", __doc__)
     parser.add_argument("--detector-weights", type=Path, default=BUNDLED / "detector", help="folder of the detector (default: bundled)")
     parser.add_argument("--weights", type=Path, default=BUNDLED / "fid", help="folder of the feature network (default: bundled)")
+    add_argument(parser)
     run(parser.parse_args(argv))
 
 
@@ -184,16 +210,13 @@ def run(args: argparse.Namespace) -> None:
     counts = [len(f) for f in images.files]
     if max(counts) < 2 or len(images) <= NEIGHBOURS:
         raise UserError(f"{images.folder}: {max(counts)} image a prompt; coverage needs at least 2 (the protocol has 4): sample more")
-    side = square_side(images)
+    renders = Renders(images.rows, counts, square_side(images), args.seed)
     generated = measure_all(images.batches(64), images.rows, counts, detector, "coverage, batches of 64 images")
-    drawn = [max(RENDERS, n) for n in counts]
-    renders = fresh_renders(images.rows, drawn, side, REFERENCE + args.seed)
-    real = measure_all(in_batches(renders, 64), images.rows, drawn, detector, "coverage, batches of 64 renders")
+    real = kept(args.references, *references(renders, device, args.detector_weights, args.weights))
     weights = prompt_weights(images, args.seed)
-    found, shares = spread_metrics(images.rows, generated, real, weights)
-    same_number = np.concatenate([np.arange(n) + first for n, first in zip(counts, np.cumsum(drawn) - drawn, strict=True)])
-    features = [array_features(batches, net, device) for batches in (images.batches(128), in_batches(renders[same_number]))]
-    found += manifold_metrics(*features, images.prompt_of, weights)
+    found, shares = spread_metrics(generated, real, weights)
+    features = array_features(images.batches(128), net, device)
+    found += manifold_metrics(features, real["features"], images.prompt_of, weights)
     details = {"renders_per_prompt": RENDERS, "neighbours": NEIGHBOURS, "measured_share": shares, "images_per_prompt": sorted(set(counts))}
     write_record(args, images, "coverage", VERSION, found, details, started)
 

@@ -19,6 +19,7 @@ from apex.evaluation import Options
 from apex.gpu import CARDS
 from apex.strict import check_texts, parse_yaml, unknown
 from evaluators import assets
+from evaluators.references import MODULES
 from evaluators.systems.known import chosen
 
 JUDGED = ("dpg", "wise")
@@ -46,6 +47,7 @@ class Plan:
         self.record = f"{self.root}/records/{{row}}/nfe{{nfe}}/seed{{seed}}/{{split}}/{{evaluator}}.json"
         self.candidate = f"{self.root}/tune/{{method}}/{{k}}"
         self.features = f"{self.root}/features"
+        self.references = f"{self.root}/references/{{split}}/{{evaluator}}.safetensors"
         self.metrics = f"{self.root}/metrics.csv"
         self.tables = f"{self.root}/tables"
         self.audit = f"{self.root}/audit"
@@ -87,6 +89,11 @@ class Plan:
         the others, and a changed setting asks for its own alone."""
         apart = {*self.config.evaluation.options(), *JUDGED}
         return sorted({name for names in self.scored().values() for name in names} & apart)
+
+    def of_renders(self) -> dict[str, list[str]]:
+        """By prompt set the evaluators that compare with fresh renders, which are the same for every row."""
+        chosen = {split: [name for name in names if name in MODULES and name not in self.alone()] for split, names in self.scored().items()}
+        return {split: names for split, names in chosen.items() if names}
 
     def options(self, evaluators: Iterable[str]) -> Options:
         """The profile's settings of these evaluators. Inception's features have one place: real images are looked at once for all rows."""

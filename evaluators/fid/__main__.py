@@ -22,6 +22,7 @@ from evaluators.command import image_parser
 from evaluators.fid import published, world
 from evaluators.fid.inception import PROTOCOLS
 from evaluators.fid.reference import add_arguments
+from evaluators.references import add_argument
 
 VERSION = published.VERSION
 
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         "--jpeg", type=whole_number(1, 100), metavar="QUALITY", help="published protocols: compress the images first; SANA's are .jpg of 75"
     )
     add_arguments(parser)
+    add_argument(parser)
     run(parser.parse_args(argv))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from evaluators.fid.distance import check_features, kernel
 from evaluators.fid.inception import check_rows
 from evaluators.images import Images
 from evaluators.networks import BUNDLED, FeatureNet, load_network
+from evaluators.references import Arrays, Renders, kept, key_of
 from evaluators.result import Metric
 from evaluators.statistics import jackknife
 
@@ -131,20 +132,31 @@ def check_count(images: Images, features: int) -> None:
         )
 
 
+def references(renders: Renders, device: str, weights: Path | None = None) -> tuple[str, Callable[[], Arrays]]:
+    """The key of what is measured on two sets of fresh renders, and how it is: features, float64 (n, D) each."""
+    folder = weights or BUNDLED / "fid"
+
+    def measure() -> Arrays:
+        net = load_network(folder, FeatureNet, device)
+        found = {}
+        for name, seed in (("reference", REFERENCE), ("second", SECOND)):
+            pictures = fresh_renders(renders.rows, renders.counts, renders.side, seed + renders.seed)
+            found[name] = array_features(in_batches(pictures), net, device)
+        return found
+
+    return key_of("fid", VERSION, renders, [folder], device), measure
+
+
 def run(args: argparse.Namespace) -> None:
     started = time.time()
     images, device = begin(args)
     check_world(images)
     net = load_network(args.weights or BUNDLED / "fid", FeatureNet, device)
     check_count(images, net.config["features"])
-    side, per_prompt = square_side(images), [len(f) for f in images.files]
+    renders = Renders(images.rows, [len(f) for f in images.files], square_side(images), args.seed)
     print(f"fid: {len(images)} images against {len(images)} fresh renders", file=sys.stderr, flush=True)
     generated = file_features(images.paths, net, device)
-    print("fid: images done, rendering the references", file=sys.stderr, flush=True)
-    real = [
-        array_features(in_batches(fresh_renders(images.rows, per_prompt, side, seed + args.seed)), net, device)
-        for seed in (REFERENCE, SECOND)
-    ]
+    real = kept(args.references, *references(renders, device, args.weights))
     details = {
         "protocol": "world",
         "code": "clean-fid",
@@ -152,4 +164,4 @@ def run(args: argparse.Namespace) -> None:
         "features": net.config["features"],
         "reference": "fresh renders of the same prompts",
     }
-    write_record(args, images, "fid", VERSION, metrics(generated, *real, images.prompt_of), details, started)
+    write_record(args, images, "fid", VERSION, metrics(generated, real["reference"], real["second"], images.prompt_of), details, started)

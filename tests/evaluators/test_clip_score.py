@@ -13,9 +13,10 @@ from PIL import Image
 
 from apex.data.world import SHAPES
 from apex.errors import UserError
-from evaluators.clip_score import cosines, derangement, metric, score
+from evaluators.clip_score import cosines, derangement, metric, references, score
 from evaluators.command import fresh_renders, prompt_weights
 from evaluators.images import open_images
+from evaluators.references import Renders
 
 
 def test_cosines_by_hand():
@@ -44,7 +45,8 @@ def test_shuffled_prompts_are_each_used_once_and_never_ones_own(texts):
 
 def test_right_prompts_score_above_wrong_ones(make_folder, few_rows, clip):
     images = open_images(make_folder(few_rows))
-    found = {m.metric: m for m in score(images, clip, prompt_weights(images, 0), 0)}
+    renders = references(Renders(images.rows, [len(f) for f in images.files], 32, 0), "cpu", clip=clip)[1]()["renders"]
+    found = {m.metric: m for m in score(images, clip, prompt_weights(images, 0), torch.from_numpy(renders))}
     right, real, shuffled = (found[f"clip_score{name}"] for name in ("", "/real", "/shuffled"))
     assert right.ci_low > shuffled.ci_high and real.ci_low > shuffled.ci_high
     assert right.value == pytest.approx(real.value, abs=3), "both are renders"

@@ -10,7 +10,7 @@ import pytest
 from apex.errors import UserError
 from evaluators import coverage
 from evaluators.command import fresh_renders
-from evaluators.coverage import inside_manifold, manifold_metrics, measure, scatter, spread, spread_metrics
+from evaluators.coverage import inside_manifold, manifold_metrics, measure, of_renders, scatter, spread, spread_metrics
 from evaluators.geneval.logic import Detection
 from evaluators.result import read_record
 
@@ -90,7 +90,7 @@ def test_spread_does_not_let_one_attribute_pay_for_another():
         ]
 
     real, weights = drawn(1.0, 1.0, 8), np.ones((3, 300))
-    found = {m.metric: m.value for m in spread_metrics([ONE] * 300, drawn(0.0, 2.0, 4), real, weights)[0]}
+    found = {m.metric: m.value for m in spread_metrics(drawn(0.0, 2.0, 4), of_renders(real), weights)[0]}
     assert found["coverage/size"] == 0.0 and found["coverage/place"] == pytest.approx(2.0, rel=0.1)
     assert found["coverage/spread"] == pytest.approx(2 / 3, abs=0.05)
     assert "coverage/color" not in found, "no prompt leaves it open"
@@ -99,7 +99,7 @@ def test_spread_does_not_let_one_attribute_pay_for_another():
 def test_what_is_hardly_ever_found_counts_as_nothing():
     real = [[{"size": np.array([float(i + p)])} for i in range(8)] for p in range(40)]
     rare = [[{"size": np.array([9.0 * i]) if p < 3 else None} for i in range(4)] for p in range(40)]
-    found, shares = spread_metrics([ONE] * 40, rare, real, np.ones((2, 40)))
+    found, shares = spread_metrics(rare, of_renders(real), np.ones((2, 40)))
     assert shares["size"] == pytest.approx(3 / 40)
     assert {m.metric: m.value for m in found}["coverage/size"] == 0.0
 

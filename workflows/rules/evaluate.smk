@@ -9,10 +9,32 @@ TOGETHER = {
 IN_TEST = {split: names for split, names in SCORED.items() if split == "test"}
 
 
+# What the evaluators measure on fresh renders of the prompts: the same for every row.
+rule references:
+    output:
+        [PLAN.references.format(split=s, evaluator=e) for s, names in PLAN.of_renders().items() for e in names],
+    log:
+        f"{PLAN.root}/logs/references.log",
+    priority: 20
+    conda:
+        ENVIRONMENT
+    params:
+        config=config_arguments,
+        networks=EVALUATOR_NETWORKS,
+        prompts=PROMPTS,
+        amount=lambda wildcards: AMOUNT,
+        resolution=CONFIG.data.resolution,
+        out=lambda wildcards: PLAN.references,
+        chosen=[f"{split}={','.join(names)}" for split, names in PLAN.of_renders().items()],
+    shell:
+        "python -m evaluators.references {params.config:q} --score {params.chosen:q} --out {params.out:q} > {log:q} 2>&1"
+
+
 # `chosen` is stored, `scores` is not, for it is a function of `output`: an evaluator that gets settings of its own leaves the others' records.
 rule evaluate:
     input:
         [PLAN.images.replace("{split}", split) for split in SCORED],
+        ancient(rules.references.output if PLAN.of_renders() else []),
     output:
         [PLAN.record.replace("{split}", s).replace("{evaluator}", e) for s, names in TOGETHER.items() for e in names],
     log:
@@ -29,8 +51,10 @@ rule evaluate:
         records=lambda wildcards: records_of(wildcards),
         chosen=words(SCORED),
         scores=lambda wildcards, output: scores(TOGETHER),
+        references=lambda wildcards, output: ["--references", PLAN.references] if PLAN.of_renders() else [],
     shell:
-        "python -m evaluators --images {params.images:q} --out {params.records:q} --score {params.scores} > {log:q} 2>&1"
+        "python -m evaluators --images {params.images:q} --out {params.records:q} {params.references:q}"
+        " --score {params.scores} > {log:q} 2>&1"
 
 
 rule evaluate_alone:
