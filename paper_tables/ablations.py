@@ -15,7 +15,7 @@ import json
 import re
 import statistics
 import sys
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,8 @@ from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
-from paper_tables import evidence, grids, pictures, plotting, published, stats
+from paper_tables import evidence, grids, plotting, published, stats
+from paper_tables.archives import opened
 from paper_tables.cells import FAILED, failed_words, missing, number, plain
 from paper_tables.forest import bar, frame, say
 from paper_tables.published import Published, find
@@ -349,14 +350,13 @@ PICTURES = "pictures.zip"
 def draw_pictures(grid: Grid, results: Path, seed: int) -> Image.Image | None:
     """A line of pictures per cell that keeps some, the same prompts and noise for all; None where none does."""
     family = plotting.looks({grid.ablation.row: grid.family})[grid.ablation.row].color
-    with tempfile.TemporaryDirectory(prefix="cells.") as name:
+    with ExitStack() as stack:
         folders, rows = {}, []
-        for at, cell in enumerate(grid.cells):
+        for cell in grid.cells:
             if not (archive := results / cell.name / f"seed{seed}" / PICTURES).is_file():
                 continue
             key = (cell.name, grid.nfe)
-            folders[key] = Path(name) / str(at)
-            pictures.unpack(archive, folders[key])
+            folders[key] = stack.enter_context(opened(archive))
             control = cell.name == grid.control
             below = ("control, " if control else "") + (f"{score.value:.3f}" if (score := cell.score(OVERALL)) else "not scored")
             rows.append(grids.Row(key, label(grid, cell), below, color=grids.INK if control else plotting.ink(family)))

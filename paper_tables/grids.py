@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from apex.data import pictures
 from apex.errors import UserError
+from paper_tables.archives import Folder, Points
 from paper_tables.cells import row_name
 from paper_tables.plotting import ink, row_looks
 from paper_tables.records import REFERENCE
@@ -41,7 +42,7 @@ class Prompt:
     task: str
 
 
-def read_prompt(path: Path) -> Prompt:
+def read_prompt(path: Folder) -> Prompt:
     """The prompt of one folder NNNNN, from its metadata.jsonl."""
     try:
         data = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
@@ -50,28 +51,28 @@ def read_prompt(path: Path) -> Prompt:
         raise UserError(f"{path}: expected one JSON object with the keys prompt and tag ({type(error).__name__}); sample again") from None
 
 
-def read_prompts(folder: Path) -> list[Prompt]:
+def read_prompts(folder: Folder) -> list[Prompt]:
     """Every prompt below `folder`, in order."""
     return [read_prompt(path) for path in sorted(folder.glob("[0-9]*/metadata.jsonl"))]
 
 
-def all_folders(images: Path, split: str) -> dict[Key, dict[int, Path]]:
+def all_folders(images: Path | Points, split: str) -> dict[Key, dict[int, Folder]]:
     """(row, NFE) -> seed -> its folder for that split."""
-    found: dict[Key, dict[int, Path]] = {}
-    for path in sorted(images.glob(f"*/nfe*/seed*/{split}")):
+    found: dict[Key, dict[int, Folder]] = {}
+    for path in sorted(images.glob(f"*/nfe*/seed*/{split}"), key=lambda path: path.parts[-4:]):
         row, nfe, seed = path.parts[-4], re.fullmatch(r"nfe(\d+)", path.parts[-3]), re.fullmatch(r"seed(\d+)", path.parts[-2])
         if nfe and seed and not row.startswith(".") and path.is_dir():
             found.setdefault((row, int(nfe[1])), {})[int(seed[1])] = path
     return found
 
 
-def usual_seed(folders: Mapping[Key, Mapping[int, Path]]) -> int | None:
+def usual_seed(folders: Mapping[Key, Mapping[int, Folder]]) -> int | None:
     """The seed that most of them have, the lowest of equals."""
     seeds = [seed for found in folders.values() for seed in found]
     return min(set(seeds), key=lambda seed: (-seeds.count(seed), seed), default=None)
 
 
-def image_folders(images: Path, split: str, view: View | None = None) -> dict[Key, Path]:
+def image_folders(images: Path | Points, split: str, view: View | None = None) -> dict[Key, Folder]:
     """(row, NFE) -> the folder of the usual seed, or of its lowest; with `view`, also the folders that the profile brings."""
     found = all_folders(images, split)
     usual = usual_seed(found)
@@ -80,18 +81,18 @@ def image_folders(images: Path, split: str, view: View | None = None) -> dict[Ke
     return chosen | {(one.row, one.nfe): Path(one.images) for one in external if Path(one.images).is_dir()}
 
 
-def seed_of(folder: Path) -> int | None:
+def seed_of(folder: Folder) -> int | None:
     """The seed that a folder of images/ is of; None for a folder from elsewhere."""
     match = re.fullmatch(r"seed(\d+)", folder.parent.name)
     return int(match[1]) if match else None
 
 
 @lru_cache(maxsize=256)
-def _by_text(folder: Path) -> dict[str, str]:
+def _by_text(folder: Folder) -> dict[str, str]:
     return {prompt.text: prompt.folder for prompt in reversed(read_prompts(folder))}
 
 
-def place_of(folder: Path, prompt: Prompt) -> Path | None:
+def place_of(folder: Folder, prompt: Prompt) -> Folder | None:
     """Where a row's images of that prompt lie: under the same number, or under the one that has its text; None where it has it not."""
     metadata = folder / prompt.folder / "metadata.jsonl"
     if metadata.is_file() and read_prompt(metadata).text == prompt.text:
@@ -123,9 +124,13 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def _picture(path: Path, cell: int) -> Image.Image:
+def _image(path: Folder) -> Image.Image:
+    return pictures.image_of(path if isinstance(path, Path) else path.read_bytes(), str(path))
+
+
+def _picture(path: Folder, cell: int) -> Image.Image:
     """The image at about `cell` pixels: enlarged by a whole number without smoothing, or reduced with it."""
-    picture = pictures.image_of(path, path)
+    picture = _image(path)
     factor = cell // max(picture.size)
     if factor >= 1:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -159,7 +164,7 @@ def places(rows: list[Row], top: int, cell: int) -> list[int]:
     return [*found, top]
 
 
-def draw(folders: dict[Key, Path], rows: list[Row], prompts: list[Prompt], samples: int, title: str, foot: str = "") -> Image.Image:
+def draw(folders: dict[Key, Folder], rows: list[Row], prompts: list[Prompt], samples: int, title: str, foot: str = "") -> Image.Image:
     """A grid: `prompts` x `samples` columns, a line for each of `rows`; `foot` is a remark below.
 
     A cell whose image is missing, or belongs to another prompt, says so.
@@ -215,16 +220,16 @@ def png(sheet: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _side(path: Path) -> int:
-    return max(pictures.read(path, path).pixels.shape[:2])
+def _side(path: Folder) -> int:
+    return max(_image(path).size)
 
 
-def _below(key: Key, folder: Path, usual: int | None) -> str:
+def _below(key: Key, folder: Folder, usual: int | None) -> str:
     seed = seed_of(folder)
     return (f"NFE {key[1]}" if key[1] else "no model") + (f", seed {seed}" if key[1] and seed not in (None, usual) else "")
 
 
-def rows_at(view: View, folders: dict[Key, Path], nfe: int, usual: int | None = None, elsewhere: bool = False) -> list[Row]:
+def rows_at(view: View, folders: dict[Key, Folder], nfe: int, usual: int | None = None, elsewhere: bool = False) -> list[Row]:
     """What is compared at one NFE: real renders, the teacher with many and with as many steps, every method by family.
 
     elsewhere: also rows of images from elsewhere whose NFE is not compared. usual: the seed that needs no mention.
@@ -248,12 +253,12 @@ def rows_at(view: View, folders: dict[Key, Path], nfe: int, usual: int | None = 
     ]
 
 
-def prompts_of(folders: dict[Key, Path], rows: list[Row], columns: int = COLUMNS) -> list[Prompt]:
+def prompts_of(folders: dict[Key, Folder], rows: list[Row], columns: int = COLUMNS) -> list[Prompt]:
     known = next((found for row in rows if (found := read_prompts(folders[row.key]))), [])
     return choose(known, columns)
 
 
-def grids(images: Path, view: View) -> dict[str, Image.Image]:
+def grids(images: Path | Points, view: View) -> dict[str, Image.Image]:
     """The grids that the images allow.
 
     grid: all rows at the lowest NFE; grid_nfe<K>: at the others that are compared; grid_unseen: prompts of the unseen set; grid_samples:
@@ -286,9 +291,10 @@ def grids(images: Path, view: View) -> dict[str, Image.Image]:
 def _without(view: View, rows: list[Row], nfe: int, elsewhere: bool = True) -> str:
     """Which rows of that NFE are marked, and which have no images; without `elsewhere`, of those that are sampled here."""
     shown = {row.key for row in rows}
+    names = {name for name, _ in shown}
     wanted = [key for key in view.methods if key[1] == nfe and (elsewhere or not view.images_only(key[0]))]
     absent = [key[0] for key in wanted if key not in shown]
-    words = [f"{', '.join(mine)}: {remark}" for remark, rows in view.remarked.items() if (mine := [row for row, _ in shown if row in rows])]
+    words = [f"{', '.join(mine)}: {remark}" for remark, rows in view.remarked.items() if (mine := [row for row in rows if row in names])]
     return "; ".join([*_origin(view), *words, *([f"no images yet: {', '.join(absent)}"] if absent else [])])
 
 
@@ -296,7 +302,7 @@ def _origin(view: View) -> list[str]:
     return [f"{REFERENCE}: {view.origin}"] if view.origin else []
 
 
-def _sweep(view: View, name: str, every: dict[Key, dict[int, Path]]) -> Image.Image | None:
+def _sweep(view: View, name: str, every: dict[Key, dict[int, Folder]]) -> Image.Image | None:
     """One row at each NFE that has images of one and the same seed; None where that is fewer than two."""
     mine = {key: seeds for key, seeds in every.items() if key[0] == name and key[1]}
     seed = usual_seed(mine)
