@@ -100,7 +100,7 @@ class Grid:
     @cached_property
     def noise(self) -> float | None:
         """Training noise: the largest standard deviation of GenEval over seeds of a cell with three or more; None without one."""
-        found = [cell.per_prompt.by_seed() for cell in self.cells if cell.per_prompt]
+        found = [cell.per_prompt.seeds for cell in self.cells if cell.per_prompt]
         return max((statistics.stdev(values) for values in found if len(values) >= 3), default=None)
 
     def difference(self, cell: Trial, other: Trial) -> stats.Summary | None:

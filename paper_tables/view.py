@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -51,6 +51,22 @@ def family_rank(family: str) -> tuple[int, str]:
     return (order.index(family) if family in order else len(FAMILIES), family)
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def once(method: Method) -> Method:
+    """For a view's methods of which tables, figures and claims ask the same: each answer is worked out once, for records do not change."""
+
+    @wraps(method)
+    def kept(self: View, *args: Any, **settings: Any) -> Any:
+        asked = (method.__name__, args, *settings.items())
+        if asked not in self._answers:
+            self._answers[asked] = method(self, *args, **settings)
+        return self._answers[asked]
+
+    return kept
+
+
 WORLD_SIZE = 1e8  # parameters: the networks of the embedded worlds have a hundredth of it, the smallest of the paper six times as many
 
 
@@ -85,6 +101,7 @@ class View:
         tuning: Path | None = None,
     ) -> None:
         self.found, self.expected, self.made, self.logs, self.tuning = found, expected, made or {}, logs or {}, tuning
+        self._answers: dict[tuple[Any, ...], Any] = {}  # of `once`
         splits = {one.split for one in found}
         self.split = next(name for name in (*records.SPLITS, "", *sorted(splits)) if name in splits)
         self._metrics: dict[tuple[str, int, str, str], dict[int | None, Metric]] = defaultdict(dict)  # by seed
@@ -127,6 +144,7 @@ class View:
         return view
 
     # ------------------------------------------------------------------------------------------- what a row is
+    @once
     def about(self, row: str, name: str) -> str:
         """`method`, `family`, `citation` or `tuning` of a row: of its records, else of the profile and the method's file; '' if unknown."""
         sources = [one.record.model_dump(include={name}) for one in self._by_row.get(row, [])]
@@ -148,6 +166,7 @@ class View:
     def _family(self, row: str) -> str:
         return EXTERNAL if self.images_only(row) else family_name(self.about(row, "family"))
 
+    @once
     def images_only(self, row: str) -> bool:
         """Whether the row's images, or the weights that drew them, are from elsewhere: no training of it is known here."""
         if self.expected and (row in self.expected.rows or row in self.expected.external or row in self.expected.checkpoints):
@@ -256,6 +275,7 @@ class View:
             add(one.key, record.seed, record.method if trained else "", made, sentences)
         return found
 
+    @once
     def remarks(self, row: str, nfe: int | None = None) -> dict[str, list[str]]:
         """Why numbers of a row, at one NFE or at all, do not stand unmarked: short remark -> whole sentences; empty where nothing is known.
 
@@ -317,6 +337,7 @@ class View:
 
     # ------------------------------------------------------------------------------------------- its numbers
 
+    @once
     def not_as_published(self, key: Key, metric: str) -> str:
         """Why a number does not compare with the published ones, by its record: who judged, or what differs; '' where it does compare, or
         the record says nothing."""
@@ -332,6 +353,7 @@ class View:
         """The prompt set that tables report a metric on: the main one, or, of a metric that it has not, the benchmark's own."""
         return self._homes.get(metric, self.split)
 
+    @once
     def get(self, key: Key, metric: str, split: str | None = None, seed: int | None = None) -> Summary | None:
         """Seeds summed up, or that of one `seed`; None where no record has it. Speed has no prompt set, so any split will do."""
         splits = [self.home(metric) if split is None else split]
@@ -341,6 +363,7 @@ class View:
         chosen = [number for its, number in by_seed.items() if seed is None or its == seed]
         return over_seeds(chosen) if chosen else None
 
+    @once
     def training_noise(self, metric: str, nfe: int, split: str | None = None) -> float | None:
         """The largest standard deviation over seeds of a trained row with three or more at that NFE; None where no row has so many."""
         found = [self.by_seed(key, metric, split) for key in self.methods if key[1] == nfe]
@@ -382,6 +405,7 @@ class View:
         """The number over that of `teacher`."""
         return self.ratio(key, self.teacher, metric, split)
 
+    @once
     def ratio(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
         """`key` over `other`, by the rule of `difference`. Of GenEval its overall alone is compared prompt by prompt."""
         ours, theirs = self.get(key, metric, split), self.get(other, metric, split)
@@ -395,6 +419,7 @@ class View:
         noises = [self.noise_of(k, metric, split) for k in (key, other)]
         return found and stats.with_noise(found, noises, (1 / theirs.value, ours.value / theirs.value**2))
 
+    @once
     def difference(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
         """`key` minus `other`: the one rule by which tables, figures, sentences and claims compare two rows; `stats.reading` says it.
 
@@ -404,6 +429,7 @@ class View:
         found = self.bare_difference(key, other, metric, split)
         return found and stats.with_noise(found, [self.noise_of(k, metric, split) for k in (key, other)])
 
+    @once
     def bare_difference(self, key: Key, other: Key, metric: str, split: str | None = None, of: View | None = None) -> Summary | None:
         """As `difference`, without the training noise of rows of one seed; `other` may be `of` other results."""
         of = of or self
@@ -411,16 +437,17 @@ class View:
         if ours is None or theirs is None:
             return None
         if metric.startswith("geneval/"):
-            rows = [view._per_prompt(k, split or view.split) for view, k in ((self, key), (of, other))]
             task = metric.removeprefix("geneval/")
-            if task != "overall":
-                rows = [row and row.only(task) for row in rows]
+            rows = [view._per_prompt(k, split or view.split, task) for view, k in ((self, key), (of, other))]
             if all(rows) and (found := stats.paired_difference(*rows)):
                 return found
         return stats.difference(ours, theirs)
 
-    def _per_prompt(self, key: Key, split: str) -> PerPrompt | None:
-        """GenEval by prompt over the row's seeds, where its records hold it for the same prompts."""
+    @once
+    def _per_prompt(self, key: Key, split: str, task: str = "overall") -> PerPrompt | None:
+        """GenEval by prompt over the row's seeds, of all tasks or of one, where its records hold it for the same prompts."""
+        if task != "overall":
+            return (whole := self._per_prompt(key, split)) and whole.only(task)
         mine = [one for one in self._by_key.get(key, []) if one.record.evaluator == "geneval" and one.split == split]
         return per_prompt([one.record for one in mine if not one.record.failed])
 
