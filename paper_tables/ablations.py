@@ -21,7 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -398,7 +397,7 @@ def main() -> None:
             continue
         for file, content in all_formats(table(grid, data)).items():
             write_atomic(args.out / file, content)
-        with matplotlib.rc_context(plotting.STYLE):
+        with plotting.drawing():
             write_atomic(args.out / f"{name}.png", plotting.png(draw(grid, data)))
         if image := draw_pictures(grid, args.results, plan.found.seeds[0]):
             write_atomic(args.out / f"{name}_pictures.png", grids.png(image))

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from apex.ablations import Plan
@@ -364,7 +363,7 @@ def main() -> None:
     for name, content in (all_formats(shown) | {f"{shown.name}.csv": to_csv(found)}).items():
         write_atomic(args.out / name, content)
     write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description, origin))
-    with matplotlib.rc_context(plotting.STYLE):
+    with plotting.drawing():
         write_atomic(args.out / "verdicts.png", plotting.png(draw(found)))
     print(f"{args.out}: {len({one.claim.id for one in found})} claims, {len(found)} tests. {counted(found)}")
 

@@ -16,13 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
 from apex.command import Parser
 from apex.errors import run_command
 from apex.files import write_atomic
 from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, records, scatter, tuning
-from paper_tables.plotting import STYLE, footer, png
+from paper_tables.plotting import drawing, footer, png
 from paper_tables.view import View
 
 WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
@@ -54,7 +52,7 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         "tuning": lambda: tuning.draw(tuning.read(view.tuning)) if view.tuning else None,
     }
     made = {}
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         for name, plot in plots.items():
             if figure := plot():
                 if name not in WITHOUT_ROWS:
