@@ -364,7 +364,7 @@ def draw_pictures(grid: Grid, results: Path, seed: int) -> Image.Image | None:
         without = [label(grid, cell) for cell in grid.cells if (cell.name, grid.nfe) not in folders]
         title = f"{grid.ablation.title}: NFE {grid.nfe}, seed {seed}; below each GenEval over its seeds; prompts by place in the list"
         foot = f"no images yet: {'; '.join(without)}" if without else ""
-        return grids.draw(folders, rows, grids.prompts_of(folders, rows), 1, title, foot)
+        return grids.Sheet(folders, rows, grids.prompts_of(folders, rows), 1, title, foot).draw()
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ class Kept:
     """A file or folder in an archive, with the part of `pathlib.Path` that grids use.
 
     Attributes:
-        archive: the open archive. place: the path in it, "" for the whole.
+        archive: the open archive. path: its file. place: where it is in there, "" for the whole.
     """
 
     archive: zipfile.ZipFile
+    path: Path
     place: str = ""
 
     @property
@@ -33,16 +35,16 @@ class Kept:
 
     @property
     def parent(self) -> Kept:
-        return Kept(self.archive, self.place.rpartition("/")[0])
+        return Kept(self.archive, self.path, self.place.rpartition("/")[0])
 
     def __truediv__(self, name: str) -> Kept:
-        return Kept(self.archive, f"{self.place}/{name}" if self.place else name)
+        return Kept(self.archive, self.path, f"{self.place}/{name}" if self.place else name)
 
     def __lt__(self, other: Kept) -> bool:
         return self.parts < other.parts
 
     def __str__(self) -> str:
-        return f"{self.archive.filename}: {self.place}"
+        return f"{self.path}: {self.place}"
 
     def relative_to(self, other: Kept) -> PurePosixPath:
         return PurePosixPath(self.place).relative_to(other.place)
@@ -61,7 +63,7 @@ class Kept:
         return any(name.startswith(f"{self.place}/") for name in self.archive.NameToInfo)
 
     def read_bytes(self) -> bytes:
-        with _readable(self.archive.filename):
+        with _readable(self.path):
             return self.archive.read(self.place)
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -82,17 +84,26 @@ class Points:
 
 
 @contextmanager
-def _readable(path: object) -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:  # ValueError: an empty file
         raise UserError(f"{path}: not a readable zip archive ({type(error).__name__}); remove it, or restore it from git") from None
+
+
+class _Mapped(mmap.mmap):
+    """A file in memory: processes that inherit it do not share a place to read from, as they would of an open file."""
+
+    def seekable(self) -> bool:
+        return True
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Kept]:
     """What an archive holds. Raises `UserError` if it, or later one of its files, cannot be read."""
     with _readable(path):
-        archive = zipfile.ZipFile(path)
-    with archive:
-        yield Kept(archive)
+        with path.open("rb") as file:
+            content = _Mapped(file.fileno(), 0, access=mmap.ACCESS_READ)
+        archive = zipfile.ZipFile(content)
+    with content, archive:
+        yield Kept(archive, path)

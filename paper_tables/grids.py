@@ -16,10 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from apex.data import pictures
 from apex.errors import UserError
+from paper_tables import drawn
 from paper_tables.archives import Folder, Points
 from paper_tables.cells import row_name
 from paper_tables.plotting import ink, row_looks
@@ -164,59 +165,85 @@ def places(rows: list[Row], top: int, cell: int) -> list[int]:
     return [*found, top]
 
 
-def draw(folders: dict[Key, Folder], rows: list[Row], prompts: list[Prompt], samples: int, title: str, foot: str = "") -> Image.Image:
-    """A grid: `prompts` x `samples` columns, a line for each of `rows`; `foot` is a remark below.
+@dataclass(frozen=True)
+class Sheet:
+    """A grid: `prompts` x `samples` columns, a line for each of `rows`, whose images are in `folders`; `foot` is a remark below.
 
     A cell whose image is missing, or belongs to another prompt, says so.
     """
-    _by_text.cache_clear()
-    small, bold = _font(13), _font(13, bold=True)
-    pictures = (path for row in rows for prompt in prompts for path in (folders[row.key] / prompt.folder / "samples").glob("0000.png"))
-    first = next(pictures, None)
-    cell = cell_side(_side(first)) if first else 96
-    block = samples * (cell + GAP) + (2 * GAP if samples > 1 else 0)
-    captions = [textwrap.wrap(prompt.text, max(10, int(samples * (cell + GAP) / 7.9))) for prompt in prompts]
-    head = 34 + LINE * max(len(lines) for lines in captions) + 8
-    width = max(LABEL_WIDTH + len(prompts) * block, int(_font(14, bold=True).getlength(title)) + 2 * GAP)
-    *tops, bottom = places(rows, head, cell)
-    remarks = textwrap.wrap(foot, int(width / 7.2), break_on_hyphens=False) if foot else []
-    sheet = Image.new("RGB", (width, bottom + (LINE * len(remarks) + GAP if remarks else 0)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, line in enumerate(remarks):
-        pen.text((GAP, bottom + LINE * index), line, fill=PALE, font=small)
-    pen.text((GAP, 7), title, fill=INK, font=_font(14, bold=True))
-    for column, lines in enumerate(captions):
-        for index, line in enumerate(lines):
-            pen.text((LABEL_WIDTH + column * block, head - 8 - LINE * (len(lines) - index)), line, fill=INK, font=small)
-    for row, top in zip(rows, tops, strict=True):
-        if row.heading:
-            pen.line((GAP, top - 9, LABEL_WIDTH + len(prompts) * block - GAP, top - 9), fill="#c9ced4")
-            box = pen.textbbox((GAP, top - 18), row.heading, font=_font(14, bold=True))
-            pen.rectangle((box[0] - 2, box[1] - 2, box[2] + 6, box[3] + 2), fill="white")
-            pen.text((GAP, top - 18), row.heading, fill=PALE, font=_font(14, bold=True))
-        middle = top + cell // 2
-        lines = [line for part in row.name.replace(" (", "\n(").splitlines() for line in textwrap.wrap(part, 17)]
-        for index, line in enumerate(lines):
-            pen.text((GAP, middle - LINE * (len(lines) - index) + 4), line, fill=row.color, font=bold)
-        pen.text((GAP, middle + 6), row.below, fill=PALE, font=small)
-        for column, prompt in enumerate(prompts):
-            place = place_of(folders[row.key], prompt)
-            for sample in range(samples):
-                x = LABEL_WIDTH + column * block + sample * (cell + GAP)
+
+    folders: dict[Key, Folder]
+    rows: list[Row]
+    prompts: list[Prompt]
+    samples: int
+    title: str
+    foot: str = ""
+
+    def cells(self, row: Row) -> list[tuple[Folder | None, str]]:
+        """(the image's file, or None and what stands in its place) of a line, from left to right."""
+        found: list[tuple[Folder | None, str]] = []
+        for prompt in self.prompts:
+            place = place_of(self.folders[row.key], prompt)
+            words = "no image" if place or not (self.folders[row.key] / prompt.folder).is_dir() else "other prompt"
+            for sample in range(self.samples):
                 path = place / "samples" / f"{sample:04d}.png" if place else None
-                if path and path.is_file():
+                found.append((path, "") if path and path.is_file() else (None, words))
+        return found
+
+    def stamp(self) -> str:
+        """Of everything that the grid shows."""
+        _by_text.cache_clear()
+        cells = (path.read_bytes() if path else words for row in self.rows for path, words in self.cells(row))
+        return drawn.stamp(drawn.code(), self.rows, self.prompts, self.samples, self.title, self.foot, *cells)
+
+    def draw(self) -> Image.Image:
+        _by_text.cache_clear()
+        samples, prompts, rows = self.samples, self.prompts, self.rows
+        small, bold = _font(13), _font(13, bold=True)
+        samples_of = (self.folders[row.key] / prompt.folder / "samples" for row in rows for prompt in prompts)
+        first = next((path for folder in samples_of for path in folder.glob("0000.png")), None)
+        cell = cell_side(_side(first)) if first else 96
+        block = samples * (cell + GAP) + (2 * GAP if samples > 1 else 0)
+        captions = [textwrap.wrap(prompt.text, max(10, int(samples * (cell + GAP) / 7.9))) for prompt in prompts]
+        head = 34 + LINE * max(len(lines) for lines in captions) + 8
+        width = max(LABEL_WIDTH + len(prompts) * block, int(_font(14, bold=True).getlength(self.title)) + 2 * GAP)
+        *tops, bottom = places(rows, head, cell)
+        remarks = textwrap.wrap(self.foot, int(width / 7.2), break_on_hyphens=False) if self.foot else []
+        sheet = Image.new("RGB", (width, bottom + (LINE * len(remarks) + GAP if remarks else 0)), "white")
+        pen = ImageDraw.Draw(sheet)
+        for index, line in enumerate(remarks):
+            pen.text((GAP, bottom + LINE * index), line, fill=PALE, font=small)
+        pen.text((GAP, 7), self.title, fill=INK, font=_font(14, bold=True))
+        for column, lines in enumerate(captions):
+            for index, line in enumerate(lines):
+                pen.text((LABEL_WIDTH + column * block, head - 8 - LINE * (len(lines) - index)), line, fill=INK, font=small)
+        for row, top in zip(rows, tops, strict=True):
+            if row.heading:
+                pen.line((GAP, top - 9, LABEL_WIDTH + len(prompts) * block - GAP, top - 9), fill="#c9ced4")
+                box = pen.textbbox((GAP, top - 18), row.heading, font=_font(14, bold=True))
+                pen.rectangle((box[0] - 2, box[1] - 2, box[2] + 6, box[3] + 2), fill="white")
+                pen.text((GAP, top - 18), row.heading, fill=PALE, font=_font(14, bold=True))
+            middle = top + cell // 2
+            lines = [line for part in row.name.replace(" (", "\n(").splitlines() for line in textwrap.wrap(part, 17)]
+            for index, line in enumerate(lines):
+                pen.text((GAP, middle - LINE * (len(lines) - index) + 4), line, fill=row.color, font=bold)
+            pen.text((GAP, middle + 6), row.below, fill=PALE, font=small)
+            for place, (path, words) in enumerate(self.cells(row)):
+                x = LABEL_WIDTH + place // samples * block + place % samples * (cell + GAP)
+                if path:
                     sheet.paste(_picture(path, cell), (x, top))
                 else:
                     pen.rectangle((x, top, x + cell - 1, top + cell - 1), fill=MISSING)
-                    words = "no image" if place or not (folders[row.key] / prompt.folder).is_dir() else "other prompt"
                     pen.text((x + 8, middle - 8), words, fill=PALE, font=small)
-    return sheet
+        return sheet
 
 
-def png(sheet: Image.Image) -> bytes:
-    """A grid as a PNG file."""
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", compress_level=6)
+def png(sheet: Image.Image, stamp: str = "") -> bytes:
+    """A grid as a PNG file, with a stamp in its text (`drawn.KEY`)."""
+    buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
+    if stamp:
+        text.add_text(drawn.KEY, stamp)
+    sheet.save(buffer, format="PNG", compress_level=6, pnginfo=text)
     return buffer.getvalue()
 
 
@@ -258,13 +285,13 @@ def prompts_of(folders: dict[Key, Folder], rows: list[Row], columns: int = COLUM
     return choose(known, columns)
 
 
-def grids(images: Path | Points, view: View) -> dict[str, Image.Image]:
+def sheets(images: Path | Points, view: View) -> dict[str, Sheet]:
     """The grids that the images allow.
 
     grid: all rows at the lowest NFE; grid_nfe<K>: at the others that are compared; grid_unseen: prompts of the unseen set; grid_samples:
     four images of two prompts; sweep_<row>: one row, or the teacher, at each of its NFEs.
     """
-    found: dict[str, Image.Image] = {}
+    found: dict[str, Sheet] = {}
     every = all_folders(images, view.split)
     usual, folders, unseen = usual_seed(every), image_folders(images, view.split, view), image_folders(images, "unseen")
     words = f"each prompt's first image, seed {usual}; prompts chosen by place in the list"
@@ -275,17 +302,22 @@ def grids(images: Path | Points, view: View) -> dict[str, Image.Image]:
             continue
         foot = _without(view, rows, nfe)
         name = "grid" if index == 0 else f"grid_nfe{nfe}"
-        found[name] = draw(folders, rows, prompts, 1, f"NFE {nfe}, {view.split} set: {words}", foot)
+        found[name] = Sheet(folders, rows, prompts, 1, f"NFE {nfe}, {view.split} set: {words}", foot)
         if index == 0:
             title = f"NFE {nfe}, {view.split} set: four images of one prompt; do they differ as real ones do?"
-            found["grid_samples"] = draw(folders, rows, in_four(prompts), SAMPLES, title, foot)
+            found["grid_samples"] = Sheet(folders, rows, in_four(prompts), SAMPLES, title, foot)
             rows = rows_at(view, unseen, nfe, usual)
             if rows and (prompts := prompts_of(unseen, rows)):
-                found["grid_unseen"] = draw(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}", _without(view, rows, nfe, False))
+                found["grid_unseen"] = Sheet(unseen, rows, prompts, 1, f"NFE {nfe}, unseen set: {words}", _without(view, rows, nfe, False))
     for name in [*view.rows, "teacher"]:
         if made := _sweep(view, name, every):
             found[f"sweep_{name}"] = made
     return found
+
+
+def grids(images: Path | Points, view: View) -> dict[str, Image.Image]:
+    """The grids of `sheets`, drawn."""
+    return {name: sheet.draw() for name, sheet in sheets(images, view).items()}
 
 
 def _without(view: View, rows: list[Row], nfe: int, elsewhere: bool = True) -> str:
@@ -302,7 +334,7 @@ def _origin(view: View) -> list[str]:
     return [f"{REFERENCE}: {view.origin}"] if view.origin else []
 
 
-def _sweep(view: View, name: str, every: dict[Key, dict[int, Folder]]) -> Image.Image | None:
+def _sweep(view: View, name: str, every: dict[Key, dict[int, Folder]]) -> Sheet | None:
     """One row at each NFE that has images of one and the same seed; None where that is fewer than two."""
     mine = {key: seeds for key, seeds in every.items() if key[0] == name and key[1]}
     seed = usual_seed(mine)
@@ -316,4 +348,4 @@ def _sweep(view: View, name: str, every: dict[Key, dict[int, Folder]]) -> Image.
     words = f"{name}, {view.split} set, seed {seed}: the same prompts and seed at every NFE; prompts chosen by place in the list"
     absent = [str(nfe) for row, nfe in view.methods if row == name and (row, nfe) not in folders]
     foot = _origin(view) + list(view.remarks(name)) + ([f"NFE without images of this seed: {', '.join(absent)}"] if absent else [])
-    return draw(folders, rows, prompts, 1, words, "; ".join(foot)) if prompts else None
+    return Sheet(folders, rows, prompts, 1, words, "; ".join(foot)) if prompts else None

@@ -22,6 +22,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from paper_tables import drawn
 from paper_tables.view import REFERENCE_NAMES, Key, View
 
 STYLE: dict[str, Any] = {
@@ -195,14 +196,16 @@ def drawing() -> Iterator[None]:
             gc.enable()
 
 
-def png(figure: Figure) -> bytes:
-    """110 dots an inch, no version or date inside, so that equal input gives equal files."""
+def png(figure: Figure, stamp: str = "") -> bytes:
+    """110 dots an inch, no version or date inside, so that equal input gives equal files. A stamp stands in its text (`drawn.KEY`)."""
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         for text in axis.findobj(Text):
             text.set_parse_math(True)  # powers of ten
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": True}):  # of ticks that are made now
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+        figure.savefig(
+            buffer, format="png", dpi=110, metadata={"Software": None, drawn.KEY: stamp or None}, pil_kwargs={"compress_level": 3}
+        )
     return buffer.getvalue()
 
 

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 from apex.busy import is_busy
 from apex.provenance import OF_THE_RUN
 from evaluators.result import Metric, Record
-from paper_tables import evidence, records, stats
+from paper_tables import drawn, evidence, records, stats
 from paper_tables.expected import Expected, described
 from paper_tables.logs import Log, read_logs
 from paper_tables.stats import PerPrompt, Summary, over_seeds
@@ -122,7 +123,7 @@ class View:
         for one in found:
             self._by_row[one.record.row].append(one)
         keys = {*wanted, *self._by_key} - teachers - {*REFERENCES}
-        self.families = {row: self._family(row) for row in {row for row, _ in keys}}
+        self.families = {row: self._family(row) for row in sorted({row for row, _ in keys})}
         self.methods: list[Key] = sorted(keys, key=lambda key: (family_rank(self.families[key[0]]), key))
         self.teacher: Key = TEACHER if TEACHER in teachers or not teachers else max(teachers)
         self.rows = list(dict.fromkeys(row for row, _ in self.methods))
@@ -305,6 +306,23 @@ class View:
         """As `timing`, of the row's trainings."""
         trainings = [one for found in self._trainings(row) for one in found.values() if one.get("wall_seconds")]
         return next((words for one in trainings if (words := load_words(one.get("load"), is_busy(one.get("load"))))), "")
+
+    @cached_property
+    def stamp(self) -> str:
+        """Of all that tables and figures take from here: what was read of results and profile, and what both say of its rows."""
+        asked = self.expected
+        parts: list[object] = [self.origin, self.origin_words, self.made, self.families, replace(asked, config=None) if asked else ""]
+        parts += [asked.config.as_profile()] if asked and asked.config else []
+        parts += [path.read_bytes() for path in [*map(Path, asked.files if asked else ()), *([self.tuning] if self.tuning else [])]]
+        for one in self.found:
+            parts += [one.split, one.path.read_bytes()]
+        for row, logs in self.logs.items():
+            for seed, log in logs.items():
+                parts += [row, seed, log.bad, *(part for name, values in log.columns.items() for part in (name, values.tobytes()))]
+        for key, by_remark in self._remarks.items():
+            sentences = (one for its in by_remark.values() for one in its.items())
+            parts += [(key, by_remark.keys(), sentence, sorted(map(str, seeds))) for sentence, seeds in sentences]
+        return drawn.stamp(*parts, self.committed.stamp if self.committed else "")
 
     @cached_property
     def remarked(self) -> dict[str, list[str]]:
