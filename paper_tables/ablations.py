@@ -26,17 +26,18 @@ from PIL import Image
 
 from apex.ablations import CELL, Ablation, Plan
 from apex.command import Parser
-from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
 from paper_tables import evidence, grids, plotting, published, stats
 from paper_tables.archives import opened
 from paper_tables.cells import FAILED, failed_words, missing, number, plain
+from paper_tables.expected import read
 from paper_tables.forest import bar, frame, say
 from paper_tables.published import Published, find
 from paper_tables.records import read_made
 from paper_tables.render import Cell, Column, Line, Table, all_formats
+from paper_tables.shared import shared
 from paper_tables.stats import Summary
 from paper_tables.tables_paper import NOT_PUBLISHED
 from paper_tables.view import family_name, per_prompt
@@ -116,6 +117,13 @@ class Grid:
         return family_name(next((r.family or "" for cell in self.cells for r in cell.geneval.values()), "self-adversarial"))
 
 
+@shared
+def plan_of(profile: Path, *settings: str) -> Plan:
+    """The ablations of a profile's file, with single keys that override it."""
+    return Plan(read(profile, *settings).config)
+
+
+@shared
 def load_grid(plan: Plan, name: str, results: Path) -> Grid:
     """The grid with whatever was run of it."""
     ablation, cells = plan.found.grids[name], []
@@ -376,7 +384,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the tables and figures")
     parser.add_argument("--ends", type=Path, help="write the grid's best, worst and control cell here, as a JSON list")
     args = parser.parse_args()
-    plan = Plan(load(args.config, args.set))
+    plan = plan_of(args.config, *args.set)
     names = [args.grid] if args.grid else list(plan.found.grids)
     for name in names:
         if name not in plan.found.grids:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, wraps
 from pathlib import Path
@@ -19,6 +20,7 @@ from evaluators.result import Metric, Record
 from paper_tables import drawn, evidence, records, stats
 from paper_tables.expected import Expected, described
 from paper_tables.logs import Log, read_logs
+from paper_tables.shared import shared
 from paper_tables.stats import PerPrompt, Summary, over_seeds
 
 # Lines that every table shows, measured or not: what is possible (real), what is trivial (noise, the prompt's mean image), what
@@ -135,13 +137,10 @@ class View:
     @classmethod
     def load(cls, results: Path, expected: Expected | None = None, committed: Path | None = None) -> View:
         """Reads records/, and where there are any runs/*/seed*/made.json and log.csv; the same of the folder `committed`."""
-        made: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row, seed, path in records.runs(results, "made.json"):
-            made[row].append(records.read_made(path, row, seed))
-        tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
-        view = cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
-        view.committed = cls.load(committed) if committed else None
-        view.origin, view.origin_words = records.of_reference(results), records.reference_words(results)
+        view = _load(results, expected)
+        if committed:
+            view = copy(view)  # with the same answers
+            view.committed = _load(committed, None)
         return view
 
     # ------------------------------------------------------------------------------------------- what a row is
@@ -520,6 +519,17 @@ class View:
     def of_a_world(self) -> bool:
         """Whether what was measured are small networks that draw an embedded world, as far as the records tell."""
         return self.largest < WORLD_SIZE
+
+
+@shared
+def _load(results: Path, expected: Expected | None) -> View:
+    made: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row, seed, path in records.runs(results, "made.json"):
+        made[row].append(records.read_made(path, row, seed))
+    tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
+    view = View(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
+    view.origin, view.origin_words = records.of_reference(results), records.reference_words(results)
+    return view
 
 
 def load_words(load: dict[str, Any] | None, busy: bool) -> str:
