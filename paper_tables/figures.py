@@ -33,7 +33,9 @@ PUBLISHED = ("table2", "table3", "table4")  # figures of the paper's numbers alo
 def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> list[str]:
     """Writes every figure that has a source; returns their names in the page's order."""
     data = published.load()
-    plots = {
+    plots = {  # those that take longest first, so that no core waits for them at the end
+        "training": lambda: dynamics.training(view),
+        "nfe": lambda: curves.against_nfe(view),
         "quality_latency": lambda: scatter.quality_latency(view),
         "quality_memory": lambda: scatter.quality_memory(view),
         "quality_budget": lambda: scatter.quality_budget(view, beside),
@@ -47,9 +49,7 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         "table2": lambda: paper_plots.table2(view, data),
         "table3": lambda: paper_plots.table3(view, data),
         "table4": lambda: paper_plots.table4(view, data),
-        "nfe": lambda: curves.against_nfe(view),
         "nfe_sweep": lambda: curves.nfe_sweep(view),
-        "training": lambda: dynamics.training(view),
         "shift_visibility": lambda: curves.shift_visibility(results, view),
         "calibration": lambda: curves.calibration(results),
         "tuning": lambda: tuning.draw(tuning.read(view.tuning)) if view.tuning else None,

@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import matplotlib
@@ -120,6 +120,7 @@ def in_four(prompts: list[Prompt]) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.task in ("single_object", "position")][::2][:2] or prompts[:2]
 
 
+@lru_cache(maxsize=8)
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
@@ -179,25 +180,30 @@ class Sheet:
     title: str
     foot: str = ""
 
-    def cells(self, row: Row) -> list[tuple[Folder | None, str]]:
-        """(the image's file, or None and what stands in its place) of a line, from left to right."""
+    @cached_property
+    def cells(self) -> list[list[tuple[Folder | None, str]]]:
+        """A list a row, from left to right: the image's file, or None and what stands in its place."""
+        _by_text.cache_clear()
+        return [self._cells(self.folders[row.key]) for row in self.rows]
+
+    def _cells(self, folder: Folder) -> list[tuple[Folder | None, str]]:
         found: list[tuple[Folder | None, str]] = []
         for prompt in self.prompts:
-            place = place_of(self.folders[row.key], prompt)
-            words = "no image" if place or not (self.folders[row.key] / prompt.folder).is_dir() else "other prompt"
+            place = place_of(folder, prompt)
             for sample in range(self.samples):
                 path = place / "samples" / f"{sample:04d}.png" if place else None
-                found.append((path, "") if path and path.is_file() else (None, words))
+                if path and path.is_file():
+                    found.append((path, ""))
+                else:
+                    found.append((None, "no image" if place or not (folder / prompt.folder).is_dir() else "other prompt"))
         return found
 
     def stamp(self) -> str:
         """Of everything that the grid shows."""
-        _by_text.cache_clear()
-        cells = (path.read_bytes() if path else words for row in self.rows for path, words in self.cells(row))
+        cells = (path.read_bytes() if path else words for line in self.cells for path, words in line)
         return drawn.stamp(drawn.code(), self.rows, self.prompts, self.samples, self.title, self.foot, *cells)
 
     def draw(self) -> Image.Image:
-        _by_text.cache_clear()
         samples, prompts, rows = self.samples, self.prompts, self.rows
         small, bold = _font(13), _font(13, bold=True)
         samples_of = (self.folders[row.key] / prompt.folder / "samples" for row in rows for prompt in prompts)
@@ -217,7 +223,7 @@ class Sheet:
         for column, lines in enumerate(captions):
             for index, line in enumerate(lines):
                 pen.text((LABEL_WIDTH + column * block, head - 8 - LINE * (len(lines) - index)), line, fill=INK, font=small)
-        for row, top in zip(rows, tops, strict=True):
+        for row, cells, top in zip(rows, self.cells, tops, strict=True):
             if row.heading:
                 pen.line((GAP, top - 9, LABEL_WIDTH + len(prompts) * block - GAP, top - 9), fill="#c9ced4")
                 box = pen.textbbox((GAP, top - 18), row.heading, font=_font(14, bold=True))
@@ -228,7 +234,7 @@ class Sheet:
             for index, line in enumerate(lines):
                 pen.text((GAP, middle - LINE * (len(lines) - index) + 4), line, fill=row.color, font=bold)
             pen.text((GAP, middle + 6), row.below, fill=PALE, font=small)
-            for place, (path, words) in enumerate(self.cells(row)):
+            for place, (path, words) in enumerate(cells):
                 x = LABEL_WIDTH + place // samples * block + place % samples * (cell + GAP)
                 if path:
                     sheet.paste(_picture(path, cell), (x, top))
@@ -243,7 +249,7 @@ def png(sheet: Image.Image, stamp: str = "") -> bytes:
     buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
     if stamp:
         text.add_text(drawn.KEY, stamp)
-    sheet.save(buffer, format="PNG", compress_level=6, pnginfo=text)
+    sheet.save(buffer, format="PNG", compress_level=4, pnginfo=text)
     return buffer.getvalue()
 
 
