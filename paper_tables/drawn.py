@@ -85,8 +85,8 @@ def _run(name: str) -> bytes | None:
 
 
 def _begin() -> None:
-    """A process of the pool leaves signals to the command, and ends with it even where that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A process of the pool leaves signals to the command, which may get the same ones, and ends with it even if that is killed."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
     parent: Sequence[int] = [multiprocessing.parent_process().sentinel]
     threading.Thread(target=lambda: (wait(parent), os._exit(3)), daemon=True).start()
