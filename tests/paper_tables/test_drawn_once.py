@@ -178,7 +178,7 @@ def test_the_code_is_every_file_that_draws(tmp_path: Path, monkeypatch) -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = {Path(file).relative_to(root).as_posix() for file in loaded if Path(file).is_relative_to(root) and ".venv" not in file}
     others = {file for file in ours if not file.startswith(("paper_tables/", f"{drawn.METHODS}/"))}
-    assert others == set(drawn.IMPORTED)
+    assert others <= set(drawn.IMPORTED), "add them to drawn.IMPORTED"
 
 
 def flipped(content: bytes, place: int) -> bytes:
