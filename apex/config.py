@@ -510,8 +510,7 @@ class Config(Strict):
             return {}
         path = locate(self.tuned)
         try:
-            values = parse_yaml(read_text(path), str(path)) or {}
-            return Tuned.model_validate({"methods": values}).methods
+            return _read_tuned(read_text(path), str(path)).methods
         except OSError:
             raise UserError(self.blame(f"tuned: found no file {path}; `snakemake tune` makes it, or leave `tuned` empty")) from None
         except ValidationError as error:
@@ -595,6 +594,12 @@ class Tuned(Strict):
     """The file `tuned`."""
 
     methods: dict[str, Candidate]
+
+
+@lru_cache(maxsize=16)
+def _read_tuned(text: str, where: str) -> Tuned:
+    """The content of such a file, which every row asks for."""
+    return Tuned.model_validate({"methods": parse_yaml(text, where) or {}})
 
 
 class RunConfig(Strict):

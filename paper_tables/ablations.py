@@ -15,28 +15,29 @@ import json
 import re
 import statistics
 import sys
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
 from apex.ablations import BUDGET, CELL, Ablation, Plan
 from apex.command import Parser
-from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.result import Record, read_record
-from paper_tables import evidence, grids, pictures, plotting, published, stats
+from paper_tables import evidence, grids, plotting, published, stats
+from paper_tables.archives import opened
 from paper_tables.cells import FAILED, failed_words, missing, number, plain
+from paper_tables.expected import read
 from paper_tables.forest import bar, frame, say
 from paper_tables.published import Published, find
 from paper_tables.records import read_made
 from paper_tables.render import Cell, Column, Line, Table, all_formats
+from paper_tables.shared import shared
 from paper_tables.stats import Summary
 from paper_tables.tables_paper import NOT_PUBLISHED
 from paper_tables.view import family_name, per_prompt
@@ -99,7 +100,7 @@ class Grid:
     @cached_property
     def noise(self) -> float | None:
         """Training noise: the largest standard deviation of GenEval over seeds of a cell with three or more; None without one."""
-        found = [cell.per_prompt.by_seed() for cell in self.cells if cell.per_prompt]
+        found = [cell.per_prompt.seeds for cell in self.cells if cell.per_prompt]
         return max((statistics.stdev(values) for values in found if len(values) >= 3), default=None)
 
     def difference(self, cell: Trial, other: Trial) -> stats.Summary | None:
@@ -116,6 +117,13 @@ class Grid:
         return family_name(next((r.family or "" for cell in self.cells for r in cell.geneval.values()), "self-adversarial"))
 
 
+@shared
+def plan_of(profile: Path, *settings: str) -> Plan:
+    """The ablations of a profile's file, with single keys that override it."""
+    return Plan(read(profile, *settings).config)
+
+
+@shared
 def load_grid(plan: Plan, name: str, results: Path) -> Grid:
     """The grid with whatever was run of it."""
     ablation, cells = plan.found.grids[name], []
@@ -349,14 +357,13 @@ PICTURES = "pictures.zip"
 def draw_pictures(grid: Grid, results: Path, seed: int) -> Image.Image | None:
     """A line of pictures per cell that keeps some, the same prompts and noise for all; None where none does."""
     family = plotting.looks({grid.ablation.row: grid.family})[grid.ablation.row].color
-    with tempfile.TemporaryDirectory(prefix="cells.") as name:
+    with ExitStack() as stack:
         folders, rows = {}, []
-        for at, cell in enumerate(grid.cells):
+        for cell in grid.cells:
             if not (archive := results / cell.name / f"seed{seed}" / PICTURES).is_file():
                 continue
             key = (cell.name, grid.nfe)
-            folders[key] = Path(name) / str(at)
-            pictures.unpack(archive, folders[key])
+            folders[key] = stack.enter_context(opened(archive))
             control = cell.name == grid.control
             below = ("control, " if control else "") + (f"{score.value:.3f}" if (score := cell.score(OVERALL)) else "not scored")
             rows.append(grids.Row(key, label(grid, cell), below, color=grids.INK if control else plotting.ink(family)))
@@ -365,7 +372,7 @@ def draw_pictures(grid: Grid, results: Path, seed: int) -> Image.Image | None:
         without = [label(grid, cell) for cell in grid.cells if (cell.name, grid.nfe) not in folders]
         title = f"{grid.ablation.title}: NFE {grid.nfe}, seed {seed}; below each GenEval over its seeds; prompts by place in the list"
         foot = f"no images yet: {'; '.join(without)}" if without else ""
-        return grids.draw(folders, rows, grids.prompts_of(folders, rows), 1, title, foot)
+        return grids.Sheet(folders, rows, grids.prompts_of(folders, rows), 1, title, foot).draw()
 
 
 def main() -> None:
@@ -377,7 +384,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the tables and figures")
     parser.add_argument("--ends", type=Path, help="write the grid's best, worst and control cell here, as a JSON list")
     args = parser.parse_args()
-    plan = Plan(load(args.config, args.set))
+    plan = plan_of(args.config, *args.set)
     names = [args.grid] if args.grid else list(plan.found.grids)
     for name in names:
         if name not in plan.found.grids:
@@ -398,7 +405,7 @@ def main() -> None:
             continue
         for file, content in all_formats(table(grid, data)).items():
             write_atomic(args.out / file, content)
-        with matplotlib.rc_context(plotting.STYLE):
+        with plotting.drawing():
             write_atomic(args.out / f"{name}.png", plotting.png(draw(grid, data)))
         if image := draw_pictures(grid, args.results, plan.found.seeds[0]):
             write_atomic(args.out / f"{name}_pictures.png", grids.png(image))

@@ -14,12 +14,11 @@ from pydantic import Field, ValidationError
 
 from apex.ablations import Plan
 from apex.command import Parser
-from apex.config import load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.strict import Strict, explain, parse_yaml
 from paper_tables import expected, records
-from paper_tables.ablations import OVERALL, label, load_grid
+from paper_tables.ablations import OVERALL, label, load_grid, plan_of
 from paper_tables.cells import missing
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 
@@ -87,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.config:
         parser.error("give --config")
-    made = table(read(), Plan(load(args.config, args.set)), args.results)
+    made = table(read(), plan_of(args.config, *args.set), args.results)
     made.remark = records.reference_words(args.results)
     for name, content in all_formats(made).items():
         write_atomic(args.out / name, content)

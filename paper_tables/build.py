@@ -21,6 +21,7 @@ from apex.files import write_atomic
 from paper_tables import expected, published
 from paper_tables.cells import COVERAGE
 from paper_tables.render import Column, Table, all_formats, latex_document
+from paper_tables.shared import shared
 from paper_tables.tables_cost import cost
 from paper_tables.tables_methods import comparison, paired
 from paper_tables.tables_paper import table1, table2, table3, table4
@@ -31,6 +32,7 @@ from paper_tables.tables_world import relative, world
 from paper_tables.view import View
 
 
+@shared
 def tables(view: View, data: published.Published) -> list[Table]:
     made = [comparison(view), paired(view), cost(view), stability(view), sweep(view), relative(view), world(view), repeated(view)]
     made += [make(view, data) for make in (table1, table2, table3, table4)]

@@ -18,16 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from apex.ablations import Plan
 from apex.command import Parser
-from apex.config import load
 from apex.errors import UserError, run_command
 from apex.escape import rst
 from apex.files import write_atomic
 from paper_tables import expected, plotting, published, records
+from paper_tables.ablations import plan_of
 from paper_tables.cells import significant
 from paper_tables.claims_model import KINDS, OBJECTIVES, PAPER, SCALE, WORLD, Claim, command, read
 from paper_tables.claims_tests import (
@@ -343,28 +341,28 @@ def main() -> None:
     args = parser.parse_args()
     if not args.config:
         parser.error("give --config")
-    config = load(args.config, args.set)
-    sources = [(config, args.results)]
+    profile = expected.read(args.config, *args.set)
+    config, sources = profile.config, [(profile, args.results)]
     for text in args.also:
         file, equals, folder = text.partition("=")
         if not equals:
             parser.error(f"--also {text}: expected FILE=RESULTS")
-        sources.append((load(file), Path(folder)))
-    views = {
-        one.profile: View.load(folder, expected.Expected.of(one)) for one, folder in sources if any((folder / "records").rglob("*.json"))
-    }
+        sources.append((expected.read(Path(file)), Path(folder)))
+    views = {one.config.profile: View.load(folder, one) for one, folder in sources if any((folder / "records").rglob("*.json"))}
     if config.profile not in views:
         kept = f"results/reference/{config.profile}"
         raise UserError(f"{args.results}: found no records; run `snakemake all`, or give the committed ones, {kept}")
-    guidance = {one.profile: one.guidance for one, _ in sources}
-    evidence = Evidence(views, published.load(), Plan(config), args.results / "ablations", args.theory, guidance, args.speed)
+    guidance = {one.config.profile: one.config.guidance for one, _ in sources}
+    evidence = Evidence(
+        views, published.load(), plan_of(args.config, *args.set), args.results / "ablations", args.theory, guidance, args.speed
+    )
     found = judge(read(), evidence)
     origin = records.reference_words(*(folder for _, folder in sources), args.theory, args.speed)
     shown = replace(table(found, views[config.profile]), remark=origin)
     for name, content in (all_formats(shown) | {f"{shown.name}.csv": to_csv(found)}).items():
         write_atomic(args.out / name, content)
     write_atomic(args.out / "front.rst", front(found, views[config.profile], config.description, origin))
-    with matplotlib.rc_context(plotting.STYLE):
+    with plotting.drawing():
         write_atomic(args.out / "verdicts.png", plotting.png(draw(found)))
     print(f"{args.out}: {len({one.claim.id for one in found})} claims, {len(found)} tests. {counted(found)}")
 

@@ -160,6 +160,7 @@ class Wanted:
         self._runs: dict[str, dict[str, Any] | None] = {}
         self._prompts: dict[str, str | None] = {}
         self._counts: dict[str, int | None] = {}
+        self._known: dict[tuple[str, str], str] = {}
         self._external = {one.row for one in config.external}
 
     def run(self, row: str) -> dict[str, Any] | None:
@@ -207,12 +208,20 @@ class Wanted:
         wanted, out = self.run(row), []
         if wanted is None:
             return ["Trained in another profile: this one has no row of that name."] if made.get("run") else []
-        if found := differences(made, wanted):
-            words = "; ".join(f"{_named(key)} {_words(theirs)}, the profile has {_words(ours)}" for key, theirs, ours in found)
+        if words := self._differences(row, made):
             out.append(f"Trained with {words}.")
         if made.get("teacher") and self.teacher != "missing" and made["teacher"] != self.teacher:
             out.append(f"Made with another teacher (checksum {made['teacher']}, the profile's is {self.teacher}).")
         return out
+
+    def _differences(self, row: str, made: Mapping[str, Any]) -> str:
+        """Of a run's settings from the row's, in words. A run has as many records as evaluations, so each answer is kept."""
+        asked = row, json.dumps({key: made[key] for key in ("run", "params") if key in made}, default=str)
+        if asked not in self._known:
+            found = differences(made, self.run(row) or {})
+            said = (f"{_named(key)} {_words(theirs)}, the profile has {_words(ours)}" for key, theirs, ours in found)
+            self._known[asked] = "; ".join(said)
+        return self._known[asked]
 
     def of_record(self, record: Record, split: str, made: Mapping[str, Any]) -> list[str]:
         """Of images and their scores. `made`: the training run behind them; empty where there is none."""

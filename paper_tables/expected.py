@@ -15,6 +15,7 @@ from pathlib import Path
 
 from apex import methods
 from apex.config import MATRIX, Checkpoint, Config, External, Published, load
+from paper_tables.shared import shared
 
 ATTRIBUTES = ("family", "citation")
 
@@ -30,7 +31,7 @@ class Declared:
     command: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expected:
     """Everything that `snakemake all` and `snakemake full` of one profile would measure.
 
@@ -96,7 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> Expected | None:
-    return Expected.of(load(args.config, args.set)) if args.config else None
+    return read(args.config, *args.set) if args.config else None
+
+
+@shared
+def read(profile: Path, *settings: str) -> Expected:
+    """Of a profile's file, with single keys that override it."""
+    return Expected.of(load(profile, settings))
 
 
 # ------------------------------------------------------------------------------ what a method's file says

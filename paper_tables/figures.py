@@ -13,16 +13,17 @@ stand in the grids.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from apex.command import Parser
 from apex.errors import run_command
 from apex.files import write_atomic
-from paper_tables import curves, dynamics, expected, forest, grids, page, paper_plots, pictures, published, records, scatter, tuning
-from paper_tables.plotting import STYLE, footer, png
+from paper_tables import curves, drawn, dynamics, expected, forest, grids, page, paper_plots, pictures, published, records, scatter, tuning
+from paper_tables.plotting import drawing, footer, png
 from paper_tables.view import View
 
 WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
@@ -32,7 +33,9 @@ PUBLISHED = ("table2", "table3", "table4")  # figures of the paper's numbers alo
 def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> list[str]:
     """Writes every figure that has a source; returns their names in the page's order."""
     data = published.load()
-    plots = {
+    plots = {  # those that take longest first, so that no core waits for them at the end
+        "training": lambda: dynamics.training(view),
+        "nfe": lambda: curves.against_nfe(view),
         "quality_latency": lambda: scatter.quality_latency(view),
         "quality_memory": lambda: scatter.quality_memory(view),
         "quality_budget": lambda: scatter.quality_budget(view, beside),
@@ -46,30 +49,54 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
         "table2": lambda: paper_plots.table2(view, data),
         "table3": lambda: paper_plots.table3(view, data),
         "table4": lambda: paper_plots.table4(view, data),
-        "nfe": lambda: curves.against_nfe(view),
         "nfe_sweep": lambda: curves.nfe_sweep(view),
-        "training": lambda: dynamics.training(view),
         "shift_visibility": lambda: curves.shift_visibility(results, view),
         "calibration": lambda: curves.calibration(results),
         "tuning": lambda: tuning.draw(tuning.read(view.tuning)) if view.tuning else None,
     }
-    made = {}
-    with matplotlib.rc_context(STYLE):
-        for name, plot in plots.items():
-            if figure := plot():
-                if name not in WITHOUT_ROWS:
-                    for remark, rows in view.remarked.items():
-                        footer(figure, rows, remark)
-                origin = records.of_reference(view.tuning) if name == "tuning" else view.origin
-                if origin and name not in PUBLISHED:
-                    footer(figure, [origin], records.REFERENCE)
-                made[name] = png(figure)
+    stamps = {name: _stamp(name, results, view, beside) for name in plots}
+    jobs: dict[str, Callable[[], bytes | None]] = {name: partial(_plotted, name, plot, view, stamps[name]) for name, plot in plots.items()}
     with pictures.gathered([results]) as images:
-        for name, image in grids.grids(images, view).items():
-            made[name] = grids.png(image)
+        for name, sheet in grids.sheets(images, view).items():
+            stamps[name] = sheet.stamp()
+            jobs[name] = partial(_pasted, sheet, stamps[name])
+        made = {name: content for name in jobs if (content := _kept(f"{name}.png", (out, results / "figures"), stamps[name]))}
+        made |= drawn.run({name: job for name, job in jobs.items() if name not in made})
     for name, content in made.items():
-        write_atomic(out / f"{name}.png", content)
+        if drawn.kept(path := out / f"{name}.png", stamps[name]) != content:
+            write_atomic(path, content)
     return page.ordered(made)
+
+
+def _stamp(name: str, results: Path, view: View, beside: Sequence[View]) -> str:
+    """Of everything that a plot shows."""
+    if name != "calibration":
+        return drawn.stamp(drawn.code(), name, *(one.stamp for one in (view, *beside)))
+    path = results / "calibration" / "calibration.json"
+    return drawn.stamp(drawn.code(), name, view.origin, path.read_bytes() if path.is_file() else "")
+
+
+def _kept(file: str, folders: Sequence[Path], stamp: str) -> bytes | None:
+    """The first file of that name and stamp; what is committed with results counts."""
+    return next((content for folder in folders if (content := drawn.kept(folder / file, stamp))), None)
+
+
+def _plotted(name: str, plot: Callable[[], Figure | None], view: View, stamp: str) -> bytes | None:
+    with drawing():
+        figure = plot()
+        if figure is None:
+            return None
+        if name not in WITHOUT_ROWS:
+            for remark, rows in view.remarked.items():
+                footer(figure, rows, remark)
+        origin = records.of_reference(view.tuning) if name == "tuning" else view.origin
+        if origin and name not in PUBLISHED:
+            footer(figure, [origin], records.REFERENCE)
+        return png(figure, stamp)
+
+
+def _pasted(sheet: grids.Sheet, stamp: str) -> bytes:
+    return grids.png(sheet.draw(), stamp)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from paper_tables import tables_cost
 from paper_tables.plotting import FAINT, INK, PALE, TEACHER_COLOR, Look, ink, legend, plain_ticks, row_looks, wrapped
@@ -68,7 +69,7 @@ def frame(
         axes.set(ylim=(count - 0.4, -0.6))
         axes.set_title(words, fontsize=9.5)
         axes.tick_params(labelsize=8)
-        axes.set_yticks([line.level for line in lines], [line.name for line in lines] if index == 0 else [""] * len(lines))
+        axes.set_yticks(*([line.level for line in lines], [line.name for line in lines]) if index == 0 else ([],))
         axes.tick_params(axis="y", length=0)
         for line in lines:
             axes.axhline(line.level, color=FAINT, linewidth=0.4, zorder=0)
@@ -290,7 +291,7 @@ LIGHT, DARK = np.array([0.94, 0.955, 0.97]), np.array([0.03, 0.25, 0.43])
 def tile(axes: Axes, place: int, level: int, value: float, text: str = "") -> None:
     """A square of a heat map: a share, dark where it is high, with its number, or with `text`."""
     share = min(1.0, max(0.0, value))
-    axes.fill_between([place - 0.47, place + 0.47], level - 0.46, level + 0.46, color=LIGHT + share * (DARK - LIGHT), linewidth=0, zorder=2)
+    axes.add_patch(Rectangle((place - 0.47, level - 0.46), 0.94, 0.92, color=LIGHT + share * (DARK - LIGHT), linewidth=0, zorder=2))
     axes.text(
         place,
         level,

@@ -146,7 +146,7 @@ def gallery(folder: Path, figures: list[str]) -> str:
 def index(view: View, figures: list[str]) -> str:
     """The whole page; `figures` names the PNG files beside it."""
     data = published.load()
-    tables = build.tables(view, data)
+    tables = [*build.tables(view, data)]
     profile = ", ".join(map(str, view.all_values("profile"))) or "results"
     body = [f"<h1>Results: {html.escape(profile)}</h1>", f'<p class="box">{headline(view)}</p>']
     if view.origin:

@@ -9,25 +9,24 @@ matrix that is run in several sittings has all its rows in one.
 from __future__ import annotations
 
 import io
-import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from apex.command import Parser
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from evaluators.images import failure
+from paper_tables.archives import Folder, Points, opened
 from paper_tables.grids import COLUMNS, SAMPLES, choose, in_four, read_prompts
 
 FOLDER = "pictures"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first day: the same pictures make the same file
 
 
-def shown(folder: Path) -> list[Path]:
+def shown(folder: Folder) -> list[Folder]:
     """The files of one point's images of one prompt set that a grid can show."""
     prompts = choose(read_prompts(folder), COLUMNS)
     several = in_four(prompts)
@@ -35,40 +34,21 @@ def shown(folder: Path) -> list[Path]:
     for prompt in prompts:
         place = folder / prompt.folder
         wanted = [place / "samples" / f"{k:04d}.png" for k in range(SAMPLES if prompt in several else 1)]
-        found += [place / "metadata.jsonl", *filter(Path.is_file, wanted)]
+        found += [place / "metadata.jsonl", *(file for file in wanted if file.is_file())]
     return found
 
 
 @contextmanager
-def gathered(results: Sequence[Path]) -> Iterator[Path]:
-    """A folder like images/: of every point what the last of `results` has that holds it, in images/ or else in its pictures/."""
-    archives = [path for one in results for path in sorted((one / FOLDER).glob("*.zip"))]
-    if not archives and len(results) == 1:
-        yield results[0] / "images"
-        return
-    with tempfile.TemporaryDirectory(prefix="pictures.") as name:
-        merged = Path(name)
-        for path in archives:
-            unpack(path, merged)
-        for images in (one / "images" for one in results):
-            for point in images.glob("[!.]*/nfe*/seed*/[!.]*"):
-                place = merged / point.relative_to(images)
-                shutil.rmtree(place, ignore_errors=True)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(point.resolve(), target_is_directory=True)
-        yield merged
+def gathered(results: Sequence[Path]) -> Iterator[Points]:
+    """Of every point what the last of `results` has that holds it, in images/ or else in its pictures/."""
+    with ExitStack() as stack:
+        archives = [stack.enter_context(opened(path)) for one in results for path in sorted((one / FOLDER).glob("*.zip"))]
+        sources: list[Folder] = [*archives, *(one / "images" for one in results)]
+        found = {"/".join(point.parts[-4:]): point for source in sources for point in source.glob("[!.]*/nfe*/seed*/[!.]*")}
+        yield Points(dict(sorted(found.items(), key=lambda item: item[0].split("/"))))
 
 
-def unpack(path: Path, out: Path) -> None:
-    """Writes an archive's pictures into `out`, which none of them leaves."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(out)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable zip archive ({type(error).__name__}); remove it, or restore it from git") from None
-
-
-def pack(files: Mapping[str, Path]) -> bytes:
+def pack(files: Mapping[str, Folder]) -> bytes:
     """An archive of name -> file."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -83,13 +63,18 @@ def keep(results: Sequence[Path], out: Path, rows: Collection[str] | None = None
     """Writes one archive a row to `out` (of `rows`, if given): of each of its NFEs the lowest seed. Returns their paths."""
     written = []
     with gathered(results) as images:
-        for row in sorted(path for path in images.glob("[!.]*") if path.is_dir() and (rows is None or path.name in rows)):
+        for row in dict.fromkeys(name.split("/")[0] for name in images.found):
+            if rows is not None and row not in rows:
+                continue
+            mine = {name: folder for name, folder in images.found.items() if name.startswith(f"{row}/")}
+            lowest: dict[str, str] = {}  # NFE -> seed
+            for _, nfe, seed, _ in (name.split("/") for name in mine):
+                lowest[nfe] = min(lowest.get(nfe, seed), seed, key=lambda one: (len(one), one))
             files = {}
-            for point in sorted(row.glob("nfe*")):
-                seeds = sorted(point.glob("seed*"), key=lambda path: (len(path.name), path.name))
-                for folder in sorted(seeds[0].glob("[!.]*")) if seeds else []:
-                    files |= {file.relative_to(images).as_posix(): file for file in shown(folder)}
-            written.append(out / f"{row.name}.zip")
+            for name, folder in mine.items():
+                if name.split("/")[2] == lowest[name.split("/")[1]]:
+                    files |= {f"{name}/{file.relative_to(folder)}": file for file in shown(folder)}
+            written.append(out / f"{row}.zip")
             write_atomic(written[-1], pack(files))
     return written
 

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from apex.command import Parser
@@ -113,7 +112,7 @@ def main() -> None:
         raise UserError(f"{args.plan / 'plan.json'}: rows: found none, expected one or more; run apex.estimate again")
     for name, content in all_formats(table(plan)).items():
         write_atomic(args.plan / name, content)
-    with matplotlib.rc_context(plotting.STYLE):
+    with plotting.drawing():
         write_atomic(args.plan / "plan.png", plotting.png(draw(plan)))
     print(f"{args.plan}: plan.md, plan.html, plan.png")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -19,6 +22,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from paper_tables import drawn
 from paper_tables.view import REFERENCE_NAMES, Key, View
 
 STYLE: dict[str, Any] = {
@@ -26,6 +30,7 @@ STYLE: dict[str, Any] = {
     "axes.linewidth": 0.8, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e6e9ec", "grid.linewidth": 0.7, "xtick.color": "#48505a", "ytick.color": "#48505a", "legend.frameon": False,
     "figure.facecolor": "white", "savefig.facecolor": "white",
+    "text.parse_math": False,  # a dollar in a row's name is a dollar
 }  # fmt: skip
 
 # Family -> the rows that keep their place in every figure, and its shades; other rows take the shades that are left.
@@ -178,13 +183,29 @@ def footer(figure: Figure, rows: Sequence[str], words: str = "not run yet") -> N
     figure.text(0.1 / width, 0.06 / (height + more), "\n".join(lines), ha="left", va="bottom", fontsize=8, color=PALE)
 
 
-def png(figure: Figure) -> bytes:
-    """110 dots an inch, no version or date inside, so that equal input gives equal files. A dollar in a row's name is a dollar."""
-    powers = {t for a in figure.axes for axis in (a.xaxis, a.yaxis) if axis.get_scale() == "log" for t in axis.findobj(Text)}
-    for text in set(figure.findobj(Text)) - powers:
-        text.set_parse_math(False)
+@contextmanager
+def drawing() -> Iterator[None]:
+    """matplotlib in this style. Its many objects would make Python look for garbage again and again, which is a fifth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with matplotlib.rc_context(STYLE):
+            yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def png(figure: Figure, stamp: str = "") -> bytes:
+    """110 dots an inch, no version or date inside, so that equal input gives equal files. A stamp stands in its text (`drawn.KEY`)."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
+        for text in axis.findobj(Text):
+            text.set_parse_math(True)  # powers of ten
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+    with matplotlib.rc_context({"text.parse_math": True}):  # of ticks that are made now
+        figure.savefig(
+            buffer, format="png", dpi=110, metadata={"Software": None, drawn.KEY: stamp or None}, pil_kwargs={"compress_level": 3}
+        )
     return buffer.getvalue()
 
 

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 
 from apex.errors import UserError
 from apex.strict import Strict, explain, parse_yaml
+from paper_tables.shared import shared
 
 HERE = Path(__file__).resolve().parent
 PUBLISHED = HERE / "published"
@@ -49,7 +50,7 @@ GENEVAL_TASKS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Published:
     """All files of the `published` folder; `tables` maps a file's stem to its rows."""
 
@@ -93,6 +94,11 @@ def find(rows: list[Row], where: dict[str, Any]) -> list[Row]:
 
 def load(folder: Path = PUBLISHED, claims: Path | None = None) -> Published:
     """Reads the folder. A missing file or column, or a cell that is no number, is a `UserError` naming file, row and key."""
+    return _load(folder, claims or HERE / "text_claims.yaml")
+
+
+@shared
+def _load(folder: Path, claims: Path) -> Published:
     tables = {}
     for name, numeric in NUMERIC.items():
         path = folder / f"{name}.csv"
@@ -111,7 +117,7 @@ def load(folder: Path = PUBLISHED, claims: Path | None = None) -> Published:
                     raise UserError(f"{path}: row {label(row)!r}, column {key!r}: found {row[key]!r}, expected a number or nothing")
         tables[name] = rows
     networks = yaml.safe_load((folder / "networks.yaml").read_text(encoding="utf-8"))
-    return Published(tables, networks, _sayings(claims or HERE / "text_claims.yaml"))
+    return Published(tables, networks, _sayings(claims))
 
 
 class _Saying(Strict):

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from apex.errors import UserError
 from apex.files import read_object
 from evaluators.result import Made, Record, first_fault, read_record
+from paper_tables.shared import shared
 
 SPLITS = ("test", "val", "unseen")
 REFERENCE = "records of the committed reference"
@@ -70,6 +71,7 @@ def reference_words(*paths: Path | None) -> str:
     return f"{REFERENCE[0].upper()}{REFERENCE[1:]}, not of a run in this folder: {found}." if found else ""
 
 
+@shared
 def load(results: Path) -> list[Found]:
     """All records below `results`/records, ordered by path. No folder, no record, or one number twice is a `UserError`."""
     root = results / "records"

@@ -15,10 +15,11 @@ import re
 import statistics
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from apex.escape import markdown as _md
+from apex.escape import markdown
 from paper_tables.stats import Summary
 
 
@@ -32,6 +33,9 @@ class Cell:
     note: str = ""
     merge: bool = False
     strong: bool = False
+
+
+EMPTY = Cell("")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Table:
     panels: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def cell(self, line: Line, key: str) -> Cell:
-        return line.cells.get(key, Cell(""))
+        return line.cells.get(key, EMPTY)
 
     def without(self, keys: Collection[str]) -> Self:
         """The table less these columns, in every panel."""
@@ -105,6 +109,8 @@ def _groups(columns: list[Column]) -> list[tuple[str, int]]:
 
 # ---------------------------------------------------------------- Markdown
 
+_md = lru_cache(maxsize=1 << 16)(markdown)  # most texts stand in many cells
+
 
 def to_markdown(table: Table) -> str:
     """GitHub Markdown. It has no spanning heads, so a column's group stands in its head."""
@@ -140,6 +146,7 @@ _TEX = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=1 << 16)
 def tex_escape(text: str) -> str:
     """Plain text as LaTeX: special characters escaped, symbols as maths, what pdfTeX has no glyph for as `?`."""
     return "".join(_TEX.get(char, char if ord(char) < 0x250 and char.isprintable() else "?") for char in text).replace("--", "-{}-")

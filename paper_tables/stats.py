@@ -14,7 +14,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -71,8 +71,25 @@ class PerPrompt:
         chosen = (tuple(found[index] for index in mine) for found in (self.tasks, self.texts))
         return PerPrompt(*chosen, self.correct[:, mine], self.images[:, mine]) if mine else None
 
-    def by_seed(self) -> list[float]:
+    @cached_property
+    def seeds(self) -> list[float]:
+        """The mean over tasks of each seed."""
         return [float(mean_of_tasks(right, of, self.tasks)) for right, of in zip(self.correct, self.images, strict=True)]
+
+    @cached_property
+    def pooled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Correct images and images of all seeds, (prompts,) each."""
+        return self.correct.sum(0), self.images.sum(0)
+
+    @cached_property
+    def value(self) -> np.ndarray:
+        """The mean over tasks of all seeds, ()."""
+        return mean_of_tasks(*self.pooled, self.tasks)
+
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """The same of each draw of the bootstrap, which draws the same prompts for every row, (resamples,)."""
+        return mean_of_tasks(*self.pooled, self.tasks, _weights(self.tasks))
 
 
 def t_quantile(count: int) -> float:
@@ -161,15 +178,13 @@ def paired_ratio(top: PerPrompt, bottom: PerPrompt) -> Summary | None:
     """
     if top.texts != bottom.texts or top.tasks != bottom.tasks:
         return None
-    weights = _weights(top.tasks)
-    pooled = [(row.correct.sum(0), row.images.sum(0)) for row in (top, bottom)]
-    above, below = (mean_of_tasks(*sums, top.tasks, weights) for sums in pooled)
-    above_value, below_value = (float(mean_of_tasks(*sums, top.tasks)) for sums in pooled)
+    above, below = top.resampled, bottom.resampled
+    above_value, below_value = float(top.value), float(bottom.value)
     if below_value == 0 or not (below > 0).any():
         return None
     value = above_value / below_value
     low, high = interval(above[below > 0] / below[below > 0])
-    seeds = math.hypot(t_half(top.by_seed()) / below_value, value * t_half(bottom.by_seed()) / below_value)
+    seeds = math.hypot(t_half(top.seeds) / below_value, value * t_half(bottom.seeds) / below_value)
     n = int(min(top.images.sum(1).min(), bottom.images.sum(1).min()))
     return Summary(value, value - math.hypot(seeds, value - low), value + math.hypot(seeds, high - value), n, len(top.correct), PAIRED)
 
@@ -178,11 +193,9 @@ def paired_difference(first: PerPrompt, second: PerPrompt) -> Summary | None:
     """first - second in GenEval (the mean over tasks); prompts and seeds as in `paired_ratio`. None where the prompts differ."""
     if first.texts != second.texts or first.tasks != second.tasks:
         return None
-    weights = _weights(first.tasks)
-    pooled = [(row.correct.sum(0), row.images.sum(0)) for row in (first, second)]
-    value = float(np.subtract(*(mean_of_tasks(*sums, first.tasks) for sums in pooled)))
-    low, high = interval(np.subtract(*(mean_of_tasks(*sums, first.tasks, weights) for sums in pooled)))
-    seeds = math.hypot(t_half(first.by_seed()), t_half(second.by_seed()))
+    value = float(np.subtract(first.value, second.value))
+    low, high = interval(np.subtract(first.resampled, second.resampled))
+    seeds = math.hypot(t_half(first.seeds), t_half(second.seeds))
     n = int(min(first.images.sum(1).min(), second.images.sum(1).min()))
     low, high = value - math.hypot(seeds, value - low), value + math.hypot(seeds, high - value)
     return Summary(value, low, high, n, min(len(first.correct), len(second.correct)), PAIRED)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from apex.command import Parser
@@ -203,7 +202,7 @@ def main() -> None:
         raise UserError(f"{args.results}: found no record <system>/<resolution>px/nfe<steps>.json; run `snakemake speed`")
     for name, content in all_formats(table(timed, data)).items():
         write_atomic(args.out / name, content)
-    with matplotlib.rc_context(plotting.STYLE):
+    with plotting.drawing():
         write_atomic(args.out / "speed.png", plotting.png(draw(timed, data)))
     print(f"{args.out}: speed.md, speed.html, speed.png")
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -234,7 +233,7 @@ def main() -> None:
     tuning = read(args.results / "tuning.json")
     for name, content in all_formats(table(tuning)).items():
         write_atomic(args.out / name, content)
-    with matplotlib.rc_context(plotting.STYLE):
+    with plotting.drawing():
         write_atomic(args.out / "tuning.png", plotting.png(draw(tuning)))
     print(f"{args.out}: tuning of {len(tuning.methods)} methods as md, tex, csv, html, png")
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from apex.busy import is_busy
 from apex.provenance import OF_THE_RUN
 from evaluators.result import Metric, Record
-from paper_tables import evidence, records, stats
+from paper_tables import drawn, evidence, records, stats
 from paper_tables.expected import Expected, described
 from paper_tables.logs import Log, read_logs
+from paper_tables.shared import shared
 from paper_tables.stats import PerPrompt, Summary, over_seeds
 
 # Lines that every table shows, measured or not: what is possible (real), what is trivial (noise, the prompt's mean image), what
@@ -49,6 +52,22 @@ def family_name(text: str) -> str:
 def family_rank(family: str) -> tuple[int, str]:
     order = (*FAMILIES, "", CONTROL, EXTERNAL)
     return (order.index(family) if family in order else len(FAMILIES), family)
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def once(method: Method) -> Method:
+    """For a view's methods of which tables, figures and claims ask the same: each answer is worked out once, for records do not change."""
+
+    @wraps(method)
+    def kept(self: View, *args: Any, **settings: Any) -> Any:
+        asked = (method.__name__, args, *settings.items())
+        if asked not in self._answers:
+            self._answers[asked] = method(self, *args, **settings)
+        return self._answers[asked]
+
+    return kept
 
 
 WORLD_SIZE = 1e8  # parameters: the networks of the embedded worlds have a hundredth of it, the smallest of the paper six times as many
@@ -85,6 +104,7 @@ class View:
         tuning: Path | None = None,
     ) -> None:
         self.found, self.expected, self.made, self.logs, self.tuning = found, expected, made or {}, logs or {}, tuning
+        self._answers: dict[tuple[Any, ...], Any] = {}  # of `once`
         splits = {one.split for one in found}
         self.split = next(name for name in (*records.SPLITS, "", *sorted(splits)) if name in splits)
         self._metrics: dict[tuple[str, int, str, str], dict[int | None, Metric]] = defaultdict(dict)  # by seed
@@ -105,7 +125,7 @@ class View:
         for one in found:
             self._by_row[one.record.row].append(one)
         keys = {*wanted, *self._by_key} - teachers - {*REFERENCES}
-        self.families = {row: self._family(row) for row in {row for row, _ in keys}}
+        self.families = {row: self._family(row) for row in sorted({row for row, _ in keys})}
         self.methods: list[Key] = sorted(keys, key=lambda key: (family_rank(self.families[key[0]]), key))
         self.teacher: Key = TEACHER if TEACHER in teachers or not teachers else max(teachers)
         self.rows = list(dict.fromkeys(row for row, _ in self.methods))
@@ -117,16 +137,14 @@ class View:
     @classmethod
     def load(cls, results: Path, expected: Expected | None = None, committed: Path | None = None) -> View:
         """Reads records/, and where there are any runs/*/seed*/made.json and log.csv; the same of the folder `committed`."""
-        made: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row, seed, path in records.runs(results, "made.json"):
-            made[row].append(records.read_made(path, row, seed))
-        tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
-        view = cls(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
-        view.committed = cls.load(committed) if committed else None
-        view.origin, view.origin_words = records.of_reference(results), records.reference_words(results)
+        view = _load(results, expected)
+        if committed:
+            view = copy(view)  # with the same answers
+            view.committed = _load(committed, None)
         return view
 
     # ------------------------------------------------------------------------------------------- what a row is
+    @once
     def about(self, row: str, name: str) -> str:
         """`method`, `family`, `citation` or `tuning` of a row: of its records, else of the profile and the method's file; '' if unknown."""
         sources = [one.record.model_dump(include={name}) for one in self._by_row.get(row, [])]
@@ -148,6 +166,7 @@ class View:
     def _family(self, row: str) -> str:
         return EXTERNAL if self.images_only(row) else family_name(self.about(row, "family"))
 
+    @once
     def images_only(self, row: str) -> bool:
         """Whether the row's images, or the weights that drew them, are from elsewhere: no training of it is known here."""
         if self.expected and (row in self.expected.rows or row in self.expected.external or row in self.expected.checkpoints):
@@ -256,6 +275,7 @@ class View:
             add(one.key, record.seed, record.method if trained else "", made, sentences)
         return found
 
+    @once
     def remarks(self, row: str, nfe: int | None = None) -> dict[str, list[str]]:
         """Why numbers of a row, at one NFE or at all, do not stand unmarked: short remark -> whole sentences; empty where nothing is known.
 
@@ -285,6 +305,23 @@ class View:
         """As `timing`, of the row's trainings."""
         trainings = [one for found in self._trainings(row) for one in found.values() if one.get("wall_seconds")]
         return next((words for one in trainings if (words := load_words(one.get("load"), is_busy(one.get("load"))))), "")
+
+    @cached_property
+    def stamp(self) -> str:
+        """Of all that tables and figures take from here: what was read of results and profile, and what both say of its rows."""
+        asked = self.expected
+        parts: list[object] = [self.origin, self.origin_words, self.made, self.families, replace(asked, config=None) if asked else ""]
+        parts += [asked.config.as_profile()] if asked and asked.config else []
+        parts += [path.read_bytes() for path in [*map(Path, asked.files if asked else ()), *([self.tuning] if self.tuning else [])]]
+        for one in self.found:
+            parts += [one.split, one.path.read_bytes()]
+        for row, logs in self.logs.items():
+            for seed, log in logs.items():
+                parts += [row, seed, log.bad, *(part for name, values in log.columns.items() for part in (name, values.tobytes()))]
+        for key, by_remark in self._remarks.items():
+            sentences = (one for its in by_remark.values() for one in its.items())
+            parts += [(key, by_remark.keys(), sentence, sorted(map(str, seeds))) for sentence, seeds in sentences]
+        return drawn.stamp(*parts, self.committed.stamp if self.committed else "")
 
     @cached_property
     def remarked(self) -> dict[str, list[str]]:
@@ -317,6 +354,7 @@ class View:
 
     # ------------------------------------------------------------------------------------------- its numbers
 
+    @once
     def not_as_published(self, key: Key, metric: str) -> str:
         """Why a number does not compare with the published ones, by its record: who judged, or what differs; '' where it does compare, or
         the record says nothing."""
@@ -332,6 +370,7 @@ class View:
         """The prompt set that tables report a metric on: the main one, or, of a metric that it has not, the benchmark's own."""
         return self._homes.get(metric, self.split)
 
+    @once
     def get(self, key: Key, metric: str, split: str | None = None, seed: int | None = None) -> Summary | None:
         """Seeds summed up, or that of one `seed`; None where no record has it. Speed has no prompt set, so any split will do."""
         splits = [self.home(metric) if split is None else split]
@@ -341,6 +380,7 @@ class View:
         chosen = [number for its, number in by_seed.items() if seed is None or its == seed]
         return over_seeds(chosen) if chosen else None
 
+    @once
     def training_noise(self, metric: str, nfe: int, split: str | None = None) -> float | None:
         """The largest standard deviation over seeds of a trained row with three or more at that NFE; None where no row has so many."""
         found = [self.by_seed(key, metric, split) for key in self.methods if key[1] == nfe]
@@ -382,6 +422,7 @@ class View:
         """The number over that of `teacher`."""
         return self.ratio(key, self.teacher, metric, split)
 
+    @once
     def ratio(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
         """`key` over `other`, by the rule of `difference`. Of GenEval its overall alone is compared prompt by prompt."""
         ours, theirs = self.get(key, metric, split), self.get(other, metric, split)
@@ -395,6 +436,7 @@ class View:
         noises = [self.noise_of(k, metric, split) for k in (key, other)]
         return found and stats.with_noise(found, noises, (1 / theirs.value, ours.value / theirs.value**2))
 
+    @once
     def difference(self, key: Key, other: Key, metric: str, split: str | None = None) -> Summary | None:
         """`key` minus `other`: the one rule by which tables, figures, sentences and claims compare two rows; `stats.reading` says it.
 
@@ -404,6 +446,7 @@ class View:
         found = self.bare_difference(key, other, metric, split)
         return found and stats.with_noise(found, [self.noise_of(k, metric, split) for k in (key, other)])
 
+    @once
     def bare_difference(self, key: Key, other: Key, metric: str, split: str | None = None, of: View | None = None) -> Summary | None:
         """As `difference`, without the training noise of rows of one seed; `other` may be `of` other results."""
         of = of or self
@@ -411,16 +454,17 @@ class View:
         if ours is None or theirs is None:
             return None
         if metric.startswith("geneval/"):
-            rows = [view._per_prompt(k, split or view.split) for view, k in ((self, key), (of, other))]
             task = metric.removeprefix("geneval/")
-            if task != "overall":
-                rows = [row and row.only(task) for row in rows]
+            rows = [view._per_prompt(k, split or view.split, task) for view, k in ((self, key), (of, other))]
             if all(rows) and (found := stats.paired_difference(*rows)):
                 return found
         return stats.difference(ours, theirs)
 
-    def _per_prompt(self, key: Key, split: str) -> PerPrompt | None:
-        """GenEval by prompt over the row's seeds, where its records hold it for the same prompts."""
+    @once
+    def _per_prompt(self, key: Key, split: str, task: str = "overall") -> PerPrompt | None:
+        """GenEval by prompt over the row's seeds, of all tasks or of one, where its records hold it for the same prompts."""
+        if task != "overall":
+            return (whole := self._per_prompt(key, split)) and whole.only(task)
         mine = [one for one in self._by_key.get(key, []) if one.record.evaluator == "geneval" and one.split == split]
         return per_prompt([one.record for one in mine if not one.record.failed])
 
@@ -475,6 +519,17 @@ class View:
     def of_a_world(self) -> bool:
         """Whether what was measured are small networks that draw an embedded world, as far as the records tell."""
         return self.largest < WORLD_SIZE
+
+
+@shared
+def _load(results: Path, expected: Expected | None) -> View:
+    made: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row, seed, path in records.runs(results, "made.json"):
+        made[row].append(records.read_made(path, row, seed))
+    tuned = [results / "tune" / "tuning.json", *([expected.tuning] if expected and expected.tuning else [])]
+    view = View(records.load(results), expected, dict(made), read_logs(results), next(filter(Path.is_file, tuned), None))
+    view.origin, view.origin_words = records.of_reference(results), records.reference_words(results)
+    return view
 
 
 def load_words(load: dict[str, Any] | None, busy: bool) -> str:

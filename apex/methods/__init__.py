@@ -43,16 +43,21 @@ def available(files: Sequence[str | Path] = ()) -> dict[str, str]:
             raise UserError(f"{place}: a second method named {name!r}; the first is {found[name]}; rename one of the two")
         found[name] = place
 
-    for module in pkgutil.iter_modules(__path__):
-        if module.name not in _NOT_METHODS and not module.name.startswith("_"):
-            add(module.name.replace("_", "-"), str(Path(module.module_finder.path) / f"{module.name}.py"))
-    for entry in metadata.entry_points(group=GROUP):
-        add(entry.name, entry.value)
+    for name, place in _installed():
+        add(name, place)
     for file in map(Path, files):
         if file.suffix != ".py" or not file.is_file():
             raise UserError(f"method_files: found no Python file at {file}; expected the path of a method such as my_method.py")
         add(file.stem.replace("_", "-"), str(file))
     return dict(sorted(found.items()))
+
+
+@cache
+def _installed() -> tuple[tuple[str, str], ...]:
+    """(name, place) of this package's methods and of those of entry points. Once a process: the metadata of every package are read."""
+    modules = (one for one in pkgutil.iter_modules(__path__) if one.name not in _NOT_METHODS and not one.name.startswith("_"))
+    own = [(one.name.replace("_", "-"), str(Path(one.module_finder.path) / f"{one.name}.py")) for one in modules]
+    return (*own, *((entry.name, entry.value) for entry in metadata.entry_points(group=GROUP)))
 
 
 def get(name: str, files: Sequence[str | Path] = ()) -> type[Method]:

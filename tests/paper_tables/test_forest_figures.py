@@ -87,9 +87,9 @@ def test_a_darker_tile_is_a_higher_share_and_its_number_can_be_read() -> None:
     shares = np.linspace(0, 1, 21)
     for place, share in enumerate(shares):
         forest.tile(axes, place, 0, share)
-    light = [np.array(tile.get_facecolor()[0][:3]) @ [0.2126, 0.7152, 0.0722] for tile in axes.collections]
+    light = [np.array(tile.get_facecolor()[:3]) @ [0.2126, 0.7152, 0.0722] for tile in axes.patches]
     assert light == sorted(light, reverse=True)
-    linear = np.array([np.array(tile.get_facecolor()[0][:3]) for tile in axes.collections])
+    linear = np.array([np.array(tile.get_facecolor()[:3]) for tile in axes.patches])
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
     for ground, text in zip(linear, axes.texts, strict=True):
         contrast = 1.05 / (ground + 0.05) if text.get_color() == "white" else (ground + 0.05) / (0.0115 + 0.05)

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 from snakemake.io import contains_wildcard
@@ -273,8 +274,18 @@ def words_of(name, *options):
 
 def joined(commands):
     """Commands, each a list of words, as one line for the shell: each runs if the one before it succeeded. Every word is quoted.
+    Neighbours of `paper_tables` share one process, which reads the records once.
     As a rule's parameter it stands behind `lambda`: in other texts Snakemake takes braces for wildcards."""
-    return " && ".join(map(shlex.join, commands))
+    lines = []
+    for shared, group in groupby(commands, lambda words: words[2].startswith("paper_tables.")):
+        group = list(group)
+        if shared and len(group) > 1:
+            steps = [[words[2].removeprefix("paper_tables."), *words[3:]] for words in group]
+            group = [
+                ["python", "-m", "paper_tables", *steps[0], *(word for step in steps[1:] for word in ("+", *step))]
+            ]
+        lines += map(shlex.join, group)
+    return " && ".join(lines)
 
 
 def table_commands(results, out=PLAN.root):
