@@ -16,6 +16,41 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 RESOLUTION = 32
 
+# ------------------------------------------------------------------------------------------- tests on several processes
+
+# Files that share a session fixture of minutes run on one process: each process makes a session fixture for itself.
+TOGETHER = {f"tests/workflow/test_{name}_workflow.py": "the killed workflow" for name in ("killed", "finished")}
+TOGETHER["tests/workflow/test_report.py"] = "the killed workflow"
+
+# What takes longest starts first, so that all processes end together. Anything else follows in its usual order.
+LONGEST: list[str] = []
+
+
+def together(nodeid: str) -> str:
+    """Tests for which this is the same run on one process, in their order: those of a file, or of files that share a fixture."""
+    file = nodeid.partition("::")[0]
+    return TOGETHER.get(file, file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(together(item.nodeid), len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return together(nodeid)
+
+    config.option.loadscopereorder = False  # the order is that of `pytest_collection_modifyitems`
+    return Together(config, log)
+
+
+# ------------------------------------------------------------------------------------------------------------ fixtures
+
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -142,7 +142,9 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make he
         ("tables", ".venv/bin/snakemake tables --config methods=fm"),
         ("smoke", ".venv/bin/snakemake all pretrained --configfile workflows/config/smoke.yaml --config methods=fm"),
         ("lint", ".venv/bin/snakemake --lint"),
-        ("test", ".venv/bin/pytest --config methods=fm"),
+        ("test", '.venv/bin/pytest -n logical -m "not slow" --config methods=fm'),
+        ("test-slow", ".venv/bin/pytest -n logical -m slow --config methods=fm"),
+        ("test-all", ".venv/bin/pytest -n logical --config methods=fm"),
     ],
 )
 def test_a_target_makes_the_environment_and_then_calls_one_command(tmp_path, target, line):
@@ -173,4 +175,4 @@ def test_continuous_integration_runs_the_readmes_commands():
     text = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     commands = [line for line in text.splitlines() if line.startswith("make ")]
-    assert commands == ["make lint", 'make test ARGS="-n 2 --dist loadfile"', "make smoke"]
+    assert commands == ["make lint", "make test", "make test-slow", "make smoke"]
