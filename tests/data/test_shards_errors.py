@@ -15,7 +15,6 @@ from apex.data import shards
 from apex.data.shards import Sample, encode_png, load_captions, open_samples, write_shards, write_world
 from apex.errors import UserError, run_command
 
-
 Written = Callable[[str], Path]
 
 
