@@ -3,7 +3,7 @@
 #     make all       the main job: results/world/         make lint      ruff, snakefmt, snakemake --lint
 #     make test      the fast tests, on all cores         make tables    tables and figures from result records alone
 #     make smoke     every rule, small, in minutes        make env       only the environment, .venv
-#     make test-all  the slow tests too                   make test-slow  the slow tests alone: whole workflows, mmdet
+#     make test-all  the slow tests too                   make test-slow  the slow tests alone: whole workflows, several processes
 #     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
 #     make env-mmdet   mmdet beside the lock, for GenEval's official detector as published; builds mmcv (MMCV_WHEELS=FOLDER: does not)
 #     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
