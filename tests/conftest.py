@@ -22,8 +22,16 @@ RESOLUTION = 32
 TOGETHER = {f"tests/workflow/test_{name}_workflow.py": "the killed workflow" for name in ("killed", "finished")}
 TOGETHER["tests/workflow/test_report.py"] = "the killed workflow"
 
-# What takes longest starts first, so that all processes end together. Anything else follows in its usual order.
-LONGEST: list[str] = []
+# What takes longest starts first, so that all processes end together: the slow tier's, then those of the fast one. Others follow.
+LONGEST = [
+    "the killed workflow",
+    *(f"tests/workflow/test_{name}.py" for name in ("official_evaluators", "full_scale_workflow", "ablations", "add_a_baseline")),
+    *(f"tests/{name}.py" for name in ("apex/test_sharding", "workflow/test_failed_row", "workflow/test_data_sets")),
+    *(f"tests/{name}.py" for name in ("apex/test_on_a_pretend_gpu", "apex/test_train", "apex/test_stock_pipelines")),
+    *(f"tests/{name}.py" for name in ("mixture/test_mixture", "methods/test_conformance", "workflow/test_full_scale_profiles")),
+    *(f"tests/{name}.py" for name in ("paper_tables/test_forest_figures", "evaluators/test_evaluators_on_a_pretend_gpu")),
+    *(f"tests/{name}.py" for name in ("paper_tables/test_figures_made", "apex/test_estimate", "apex/test_measure")),
+]
 
 
 def together(nodeid: str) -> str:

@@ -143,6 +143,7 @@ sys.exit(run_command(lambda: time.sleep({seconds})))
 ENDS = """
 import signal, sys
 from apex.errors import run_command
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background has it ignored
 def main():
     if sys.argv[1] == "interrupt":
         signal.raise_signal(signal.SIGINT)
