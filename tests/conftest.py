@@ -18,19 +18,28 @@ RESOLUTION = 32
 
 # ------------------------------------------------------------------------------------------- tests on several processes
 
-# Files that share a session fixture of minutes run on one process: each process makes a session fixture for itself.
-TOGETHER = {f"tests/workflow/test_{name}_workflow.py": "the killed workflow" for name in ("killed", "finished")}
-TOGETHER["tests/workflow/test_report.py"] = "the killed workflow"
+# Each process makes a session fixture for itself. Files that share one of minutes run on one process.
+TOGETHER = {f"tests/workflow/test_{name}.py": "the killed workflow" for name in ("killed_workflow", "finished_workflow", "report")}
 
-# What takes longest starts first, so that all processes end together: the slow tier's, then those of the fast one. Others follow.
+# What takes longest starts first, so that all processes end together. Everything else follows in its usual order.
 LONGEST = [
     "the killed workflow",
-    *(f"tests/workflow/test_{name}.py" for name in ("official_evaluators", "full_scale_workflow", "ablations", "add_a_baseline")),
-    *(f"tests/{name}.py" for name in ("apex/test_sharding", "workflow/test_failed_row", "workflow/test_data_sets")),
-    *(f"tests/{name}.py" for name in ("apex/test_on_a_pretend_gpu", "apex/test_train", "apex/test_stock_pipelines")),
-    *(f"tests/{name}.py" for name in ("mixture/test_mixture", "methods/test_conformance", "workflow/test_full_scale_profiles")),
-    *(f"tests/{name}.py" for name in ("paper_tables/test_forest_figures", "evaluators/test_evaluators_on_a_pretend_gpu")),
-    *(f"tests/{name}.py" for name in ("paper_tables/test_figures_made", "apex/test_estimate", "apex/test_measure")),
+    "tests/workflow/test_full_scale_workflow.py",
+    "tests/workflow/test_ablations.py",
+    "tests/workflow/test_add_a_baseline.py",
+    "tests/workflow/test_official_evaluators.py",
+    "tests/workflow/test_failed_row.py",
+    "tests/apex/test_sharding.py",
+    "tests/methods/test_conformance.py",
+    "tests/apex/test_on_a_pretend_gpu.py",
+    "tests/apex/test_stock_pipelines.py",
+    "tests/apex/test_train.py",
+    "tests/mixture/test_mixture.py",
+    "tests/evaluators/test_evaluators_on_a_pretend_gpu.py",
+    "tests/paper_tables/test_forest_figures.py",
+    "tests/workflow/test_full_scale_profiles.py",
+    "tests/apex/test_estimate.py",
+    "tests/paper_tables/test_figures_made.py",
 ]
 
 

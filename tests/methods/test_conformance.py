@@ -68,7 +68,6 @@ METHOD = Trial
 '''
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CHECKS))
 @pytest.mark.parametrize("method", methods.available())
 def test_method_keeps_the_contract(method, name):

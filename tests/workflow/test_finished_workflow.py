@@ -159,6 +159,7 @@ def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_tor
     (tmp_path / "blocked" / "torch").mkdir(parents=True)
     (tmp_path / "blocked" / "torch" / "__init__.py").write_text("raise ImportError('torch is not installed')")
     clone = make_workflow(tmp_path, {"PYTHONPATH": str(tmp_path / "blocked")})
+    shutil.copy(flow.profile, clone.profile)
     shutil.copytree(copied, tmp_path / "results/reference/tiny")
     code, output = clone.run("tables")
     assert code == 0, output
