@@ -18,6 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from tests.conftest import LONGEST, TOGETHER
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -176,3 +178,10 @@ def test_continuous_integration_runs_the_readmes_commands():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     commands = [line for line in text.splitlines() if line.startswith("make ")]
     assert commands == ["make lint", "make test", "make test-slow", "make smoke"]
+
+
+def test_the_order_of_the_tests_names_files_that_are_there():
+    """A file that was renamed would start last, and one of those that share a fixture would build it again."""
+    names = {*LONGEST, *TOGETHER} - set(TOGETHER.values())
+    assert [name for name in sorted(names) if not (ROOT / name).is_file()] == []
+    assert set(TOGETHER.values()) <= set(LONGEST)
