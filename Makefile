@@ -1,15 +1,17 @@
 # `make all` and `make test` need Debian's python3 (3.11 or 3.12), python3-venv and make; .venv is made on first use.
 #
 #     make all       the main job: results/world/         make lint      ruff, snakefmt, snakemake --lint
-#     make test      the tests                            make tables    tables and figures from result records alone
+#     make test      the fast tests, on all cores         make tables    tables and figures from result records alone
 #     make smoke     every rule, small, in minutes        make env       only the environment, .venv
+#     make test-all  the slow tests too                   make test-slow  the slow tests alone: whole workflows, several processes
 #     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
 #     make env-mmdet   mmdet beside the lock, for GenEval's official detector as published; builds mmcv (MMCV_WHEELS=FOLDER: does not)
 #     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
 #     make test-kubernetes   the same on a stand-in for a Kubernetes of one node, as root on Debian; it installs kubectl
 #     make gpu       what needs a GPU, measured and checked in order of worth (ARGS="--minutes 8")
 #
-# ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-k config".
+# ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-n 0 -k config"
+# (-n is the number of processes; 0 runs them here, without any).
 
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -18,7 +20,7 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 
-.PHONY: all smoke tables test test-slurm test-kubernetes gpu lint env env-mmdet lock schema
+.PHONY: all smoke tables test test-all test-slow test-slurm test-kubernetes gpu lint env env-mmdet lock schema
 
 all: $(STAMP)
 	$(BIN)/snakemake all $(ARGS)
@@ -30,7 +32,13 @@ tables: $(STAMP)
 	$(BIN)/snakemake tables $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n logical -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -n logical -m slow $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/pytest -n logical $(ARGS)
 
 test-slurm: $(STAMP)
 	tests/cluster/slurm.sh

@@ -44,12 +44,15 @@ class Kind:
         names = [name for name in names if not any(fnmatch.fnmatch(name, other) for other in OTHERS)]
         if names and self.marker and self.marker not in names:
             return f"a folder without {self.marker}"
-        names = [re.sub(r"(^|/)\.([^/]+)\.\w{8}$", r"\1\2", name) for name in names]  # `atomic_file`'s own, which a kill left behind
-        known = (self.marker, *self.holds)
-        foreign = sorted(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in known))
+        foreign = sorted(name for name in names if not self._holds(name))
         if foreign:
             return foreign[0] + (f" and {len(foreign) - 1} more that this suite does not write there" if foreign[1:] else "")
         return f"a {self.marker} that is not this suite's" if names and self.marker and not self._marked(path) else ""
+
+    def _holds(self, name: str) -> bool:
+        """Whether such a folder may hold a file of this name, or `atomic_file`'s temporary one for it, which a kill left behind."""
+        name = re.sub(r"(^|/)\.([^/]+)\.\w{8}$", r"\1\2", name)
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in (self.marker, *self.holds))
 
     def _marked(self, path: Path) -> bool:
         try:

@@ -16,6 +16,58 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 RESOLUTION = 32
 
+# ------------------------------------------------------------------------------------------- tests on several processes
+
+# Each process makes a session fixture for itself. Files that share one of minutes run on one process.
+TOGETHER = {f"tests/workflow/test_{name}.py": "the killed workflow" for name in ("killed_workflow", "finished_workflow", "report")}
+
+# What takes longest starts first, so that all processes end together. Everything else follows in its usual order.
+LONGEST = [
+    "the killed workflow",
+    "tests/workflow/test_full_scale_workflow.py",
+    "tests/workflow/test_ablations.py",
+    "tests/workflow/test_add_a_baseline.py",
+    "tests/workflow/test_official_evaluators.py",
+    "tests/workflow/test_failed_row.py",
+    "tests/apex/test_sharding.py",
+    "tests/methods/test_conformance.py",
+    "tests/apex/test_on_a_pretend_gpu.py",
+    "tests/apex/test_stock_pipelines.py",
+    "tests/apex/test_train.py",
+    "tests/mixture/test_mixture.py",
+    "tests/evaluators/test_evaluators_on_a_pretend_gpu.py",
+    "tests/paper_tables/test_forest_figures.py",
+    "tests/workflow/test_full_scale_profiles.py",
+    "tests/apex/test_estimate.py",
+    "tests/paper_tables/test_figures_made.py",
+]
+
+
+def together(nodeid: str) -> str:
+    """Tests for which this is the same run on one process, in their order: those of a file, or of files that share a fixture."""
+    file = nodeid.partition("::")[0]
+    return TOGETHER.get(file, file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(together(item.nodeid), len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return together(nodeid)
+
+    config.option.loadscopereorder = False  # the order is that of `pytest_collection_modifyitems`
+    return Together(config, log)
+
+
+# ------------------------------------------------------------------------------------------------------------ fixtures
+
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +28,7 @@ from apex.data.cache import load_cache
 from apex.flow import expand
 from apex.methods.base import Batch
 from apex.train import Loop
+from tests.processes import Ended, run
 
 CAPTION_WIDTH = 16
 
@@ -377,32 +374,7 @@ def qwen_pipeline(tiny_pipeline: Path, tiny_cache: Path, tmp_path_factory: pytes
     return folder
 
 
-def _processes(script: str, arguments: list[str], count: int = 2, **environment: str) -> list[subprocess.CompletedProcess]:
-    """Runs a Python script in `count` processes that find each other, on the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    shared |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo"}
-    shared |= environment
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        said = [p.communicate(timeout=900)[0] for p in started]
-        return [subprocess.CompletedProcess(p.args, p.returncode, text) for p, text in zip(started, said, strict=True)]
-    finally:
-        for p in started:
-            p.kill()
-
-
 @pytest.fixture(scope="session")
-def processes() -> Callable[..., list[subprocess.CompletedProcess]]:
-    return _processes
+def processes() -> Callable[..., list[Ended]]:
+    """processes(script, arguments, count=2, **environment): the script's processes, which find each other, after their end."""
+    return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -15,8 +14,6 @@ import pytest
 from apex.data import shards
 from apex.data.shards import Sample, encode_png, load_captions, open_samples, write_shards, write_world
 from apex.errors import UserError, run_command
-
-ROOT = Path(__file__).parents[2]
 
 Written = Callable[[str], Path]
 
@@ -296,10 +293,8 @@ def test_commands_report_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert capsys.readouterr().out.endswith("3 samples, no defect\n")
     shard = tmp_path / "w" / "shard-000000.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
-    bad = subprocess.run(
-        [sys.executable, "-m", "apex.data.shards", "check", "--data", str(tmp_path / "w")], capture_output=True, text=True, cwd=ROOT
-    )
-    assert bad.returncode == 2
-    assert bad.stdout.startswith(f"{shard}: SHA-256") and bad.stdout.count("\n") == 1
-    assert bad.stderr.startswith(f"error: {tmp_path / 'w'}: found 1 defect beside 0 good samples")
-    assert bad.stderr.count("\n") == 1
+    assert call("check", "--data", str(tmp_path / "w")) == 2
+    bad = capsys.readouterr()
+    assert bad.out.startswith(f"{shard}: SHA-256") and bad.out.count("\n") == 1
+    assert bad.err.startswith(f"error: {tmp_path / 'w'}: found 1 defect beside 0 good samples")
+    assert bad.err.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,13 @@ class Workflow:
         self.environment = os.environ | (environment or {})
         self.profile.write_text(yaml.safe_dump(settings))
         self.started: list[subprocess.Popen[str]] = []
+
+    def copy(self, folder: Path) -> Workflow:
+        """The same workflow with what it has made, in a new folder: a test may change that one."""
+        shutil.copytree(self.folder, folder)
+        other = Workflow(folder, yaml.safe_load(self.profile.read_text()), self.environment)
+        other.started = self.started
+        return other
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts Snakemake in a process group of its own."""
@@ -90,14 +98,14 @@ def make_workflow(tiny_pipeline: Path) -> Iterator[Callable[..., Workflow]]:
             "profile": "tiny",
             "pipeline": str(tiny_pipeline),
             "data": {"scenes": 48},
-            "prompts": {"per_task": 30, "images_per_prompt": 1},
+            "prompts": {"per_task": 2, "images_per_prompt": 1},
             "methods": ["fm"],
             "nfe": [1],
             "teacher_nfe": [],
             "references": [],
             "evaluators": ["geneval"],
             "splits": {"test": ["geneval"], "unseen": ["geneval"]},
-            "budget": {"forward_equivalents": 2000},
+            "budget": {"forward_equivalents": 300},
             "train": {"batch_size": 4, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 0.05},
             "sampling": {"batch_size": 4},
         }
@@ -133,7 +141,9 @@ def story(make_workflow: Callable[..., Workflow], tmp_path_factory: pytest.TempP
     """The workflow after it was killed three times and left to end; made once."""
     import torch
 
-    flow = make_workflow(tmp_path_factory.mktemp("killed"))
+    # Long enough that training and sampling are caught in their middle.
+    size = {"prompts": {"per_task": 30, "images_per_prompt": 1}, "budget": {"forward_equivalents": 2000}}
+    flow = make_workflow(tmp_path_factory.mktemp("killed"), **size)
     seen = Story(flow)
     run, images = flow.results / "runs/fm/seed0", flow.results / "images/fm/nfe1/seed0"
 

@@ -183,6 +183,7 @@ def test_a_cell_on_other_images_has_a_folder_and_latents_of_its_own(plan):
 # ------------------------------------------------------------------------------------------------------ a small one
 
 
+@pytest.mark.slow
 def test_a_grid_is_one_target_and_its_ends_run_again(make_workflow, tmp_path):
     (tmp_path / "grids.yaml").write_text(
         "share: 1.0\nagain: [1]\ngrids:\n"

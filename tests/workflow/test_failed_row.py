@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 
+@pytest.mark.slow
 def test_the_other_rows_go_on(make_workflow: Callable, tiny_pipeline: Path, tmp_path: Path) -> None:
     pipeline = Path(shutil.copytree(tiny_pipeline, tmp_path / "overflowing"))
     file = pipeline / "vae" / "diffusion_pytorch_model.safetensors"

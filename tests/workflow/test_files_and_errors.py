@@ -19,7 +19,7 @@ import pytest
 
 from apex import files, provenance
 from apex.errors import AT_WORK, GONE, STOPPING, WORKFLOW, UserError, run_command, workflow_state
-from apex.kinds import OF_RULES
+from apex.kinds import IMAGES, OF_RULES
 from workflows import lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +92,19 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
     assert os.listdir(out) == ["old"] and os.listdir(tmp_path) == ["run"]
 
 
+def test_what_a_kill_left_of_a_file_is_as_foreign_as_the_file(tmp_path):
+    """`atomic_file` writes under a name of its own until the file is whole."""
+    images = tmp_path / "images"
+    record = images / "00000" / "metadata.jsonl"
+    files.write_atomic(images / "made.json", '{"prompts_sha256": ""}')
+    with files.atomic_file(record):
+        assert re.fullmatch(r"\.metadata\.jsonl\.\w{8}", *os.listdir(record.parent)) and IMAGES.foreign(images) == ""
+    (record.parent / ".metadata.jsonl.51_ikkkr").touch()
+    assert IMAGES.foreign(images) == ""
+    (record.parent / ".x.jpg.51_ikkkr").touch()
+    assert IMAGES.foreign(images) == "00000/.x.jpg.51_ikkkr"
+
+
 def test_every_rule_that_writes_a_folder_says_what_such_a_folder_holds():
     """Snakemake empties it before a job, so `onstart` looks at it first."""
     text = "\n".join(path.read_text() for path in sorted((ROOT / "workflows/rules").glob("*.smk")))
@@ -130,6 +143,7 @@ sys.exit(run_command(lambda: time.sleep({seconds})))
 ENDS = """
 import signal, sys
 from apex.errors import run_command
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts pytest in the background has it ignored
 def main():
     if sys.argv[1] == "interrupt":
         signal.raise_signal(signal.SIGINT)

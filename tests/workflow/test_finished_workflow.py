@@ -8,13 +8,17 @@ import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from apex.config import load
 from apex.errors import UserError
+from tests.workflow.conftest import Workflow
 from workflows import reference
+
+pytestmark = pytest.mark.slow
 
 
 def planned(output: str) -> dict[str, int]:
@@ -33,16 +37,38 @@ def numbers(flow) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def flow(story):
+    """The finished workflow. It is left as it is; what changes results does so in a copy."""
     assert story.code == 0, story.output
     return story.flow
 
 
+@dataclass
+class Elsewhere:
+    """A copy of the finished workflow, called with images from elsewhere: with a broken one, then with whole ones."""
+
+    flow: Workflow
+    setting: str
+    before: list[dict[str, str]]  # metrics.csv
+    failed: tuple[int, str]
+    kept: list[dict[str, str]]  # metrics.csv after the failure
+    left: bool  # whether the failure left a record
+    done: tuple[int, str]
+
+
 @pytest.fixture(scope="module")
-def external(flow, tmp_path_factory) -> str:
-    """The setting that names a folder of images from elsewhere: the run's own, without the record of who made them."""
-    folder = tmp_path_factory.mktemp("elsewhere") / "images of others"
+def elsewhere(flow, tmp_path_factory) -> Elsewhere:
+    """The images are the run's own, without the record of who made them."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    copy, folder = flow.copy(place / "workflow"), place / "images of others"
     shutil.copytree(flow.results / "images/fm/nfe1/seed0/test", folder, ignore=shutil.ignore_patterns("made.json"))
-    return f'external=[{{row: theirs, images: "{folder}", nfe: 3, source: "page 3, theirs"}}]'
+    setting, before = f'external=[{{row: theirs, images: "{folder}", nfe: 3, source: "page 3, theirs"}}]', numbers(copy)
+    image = folder / "00003" / "samples" / "0000.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    failed, kept = copy.run("all", "--config", setting), numbers(copy)
+    left = (copy.results / "records/theirs/nfe3/seed0/test/geneval.json").exists()
+    image.write_bytes(whole)
+    return Elsewhere(copy, setting, before, failed, kept, left, copy.run("all", "--config", setting))
 
 
 def test_nothing_is_made_again_where_nothing_changed(flow, tiny_pipeline):
@@ -68,8 +94,9 @@ def test_every_run_has_a_card_with_what_was_measured(flow):
     assert re.search(rf"\| GenEval \| 1 \| {float(value):.2g}\d* ", text) and "Not measured yet" not in text
 
 
-def test_what_takes_the_records_that_are_there_is_not_mixed_with_what_makes_them(flow):
+def test_what_takes_the_records_that_are_there_is_not_mixed_with_what_makes_them(flow, tmp_path):
     """It has no inputs, and would run first."""
+    flow = flow.copy(tmp_path / "copy")
     code, output = flow.run("cards", "all", "--config", "nfe=1,2")
     assert code != 0 and "cards: of the records that are there, and this call has" in output, output
     assert "ask for the others first, then for `snakemake cards`" in output
@@ -93,22 +120,17 @@ def test_another_budget_trains_again_from_the_same_data(flow):
     }
 
 
-def test_a_failed_job_shows_its_own_error_and_leaves_what_was_there(flow, external):
-    folder = Path(re.search(r'"(.*?)"', external)[1])
-    image = folder / "00003" / "samples" / "0000.png"
-    kept, before = image.read_bytes(), numbers(flow)
-    image.write_bytes(kept[:100])
-    code, output = flow.run("all", "--config", external)
-    image.write_bytes(kept)
+def test_a_failed_job_shows_its_own_error_and_leaves_what_was_there(elsewhere):
+    code, output = elsewhere.failed
     assert code != 0
     assert re.search(
         r"^error: .*images of others: 1 images missing or unusable: 00003/samples/0000\.png is a corrupt", output, re.MULTILINE
     ), output
-    assert numbers(flow) == before and not (flow.results / "records/theirs/nfe3/seed0/test/geneval.json").exists()
+    assert elsewhere.kept == elsewhere.before and not elsewhere.left
 
 
-def test_images_from_elsewhere_stand_in_the_tables_as_a_row(flow, external):
-    code, output = flow.run("all", "--config", external)
+def test_images_from_elsewhere_stand_in_the_tables_as_a_row(elsewhere):
+    flow, (code, output) = elsewhere.flow, elsewhere.done
     assert code == 0, output
     assert planned(output).get("train") is None
     ours, theirs = (
@@ -121,8 +143,9 @@ def test_images_from_elsewhere_stand_in_the_tables_as_a_row(flow, external):
     assert "page 3, theirs" in json.dumps(record["details"])
 
 
-def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_torch(flow, external, make_workflow, tmp_path):
-    code, output = flow.run("reference", "--config", external)
+def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_torch(elsewhere, make_workflow, tmp_path):
+    flow = elsewhere.flow
+    code, output = flow.run("reference", "--config", elsewhere.setting)
     assert code == 0, output
     copied = flow.folder / "results" / "reference" / "tiny"
     files = contents(copied)
@@ -136,6 +159,7 @@ def test_the_reference_holds_the_small_files_and_tables_come_from_it_without_tor
     (tmp_path / "blocked" / "torch").mkdir(parents=True)
     (tmp_path / "blocked" / "torch" / "__init__.py").write_text("raise ImportError('torch is not installed')")
     clone = make_workflow(tmp_path, {"PYTHONPATH": str(tmp_path / "blocked")})
+    shutil.copy(flow.profile, clone.profile)
     shutil.copytree(copied, tmp_path / "results/reference/tiny")
     code, output = clone.run("tables")
     assert code == 0, output
@@ -206,11 +230,11 @@ def test_another_sitting_joins_the_reference(flow, tmp_path):
 # --------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_an_edited_profile_with_a_mistake_stops_before_any_job(flow):
+def test_an_edited_profile_with_a_mistake_stops_before_any_job(flow, tmp_path):
+    flow = flow.copy(tmp_path / "copy")
     text, before = flow.profile.read_text(), contents(flow.results)
     flow.profile.write_text(text.replace("batch_size: 4\n", "batch_sise: 4\n"))
     code, output = flow.run("all")
-    flow.profile.write_text(text)
     assert code != 0
     said = r"^error: profile\.yaml: \w+\.batch_sise: unknown key 'batch_sise'; did you mean 'batch_size'\?"
     assert re.search(said, output, re.MULTILINE), output

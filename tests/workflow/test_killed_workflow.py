@@ -8,6 +8,7 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -15,6 +16,8 @@ from apex.config import load
 from apex.data.cache import load_cache
 from apex.train import Loop
 from tests.workflow.conftest import PATIENCE, wait
+
+pytestmark = pytest.mark.slow
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

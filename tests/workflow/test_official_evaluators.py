@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -217,8 +218,18 @@ def test_what_is_missing_is_one_line_before_anything_is_trained(outcome):
     assert not list((outcome.flow.folder / "results/other").glob("*/**/*")), "nothing was begun"
 
 
-def test_a_changed_file_scores_again_alone_and_a_judge_that_fails_takes_no_other_record_with_it(outcome):
+@pytest.fixture
+def changed(outcome, tmp_path, monkeypatch):
+    """The workflow in a copy; its file of questions and its server are as before after the test."""
+    kept = shutil.copy2(outcome.files["questions"], tmp_path)
+    monkeypatch.setattr(outcome.server, "behave", outcome.server.behave)
+    yield replace(outcome, flow=outcome.flow.copy(tmp_path / "copy"))
+    shutil.copy2(kept, outcome.files["questions"])
+
+
+def test_a_changed_file_scores_again_alone_and_a_judge_that_fails_takes_no_other_record_with_it(changed):
     """And the tables show what there is."""
+    outcome = changed
     outcome.server.behave = lambda number, text: lambda handler: handler.give(400, b'{"error": {"message": "no such model"}}')
     file, before = outcome.files["questions"], outcome.made()
     file.write_text(file.read_text().replace("is there a green?", "is there a circle?"))

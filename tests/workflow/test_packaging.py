@@ -18,6 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from tests.conftest import LONGEST, TOGETHER
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -142,7 +144,9 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make he
         ("tables", ".venv/bin/snakemake tables --config methods=fm"),
         ("smoke", ".venv/bin/snakemake all pretrained --configfile workflows/config/smoke.yaml --config methods=fm"),
         ("lint", ".venv/bin/snakemake --lint"),
-        ("test", ".venv/bin/pytest --config methods=fm"),
+        ("test", '.venv/bin/pytest -n logical -m "not slow" --config methods=fm'),
+        ("test-slow", ".venv/bin/pytest -n logical -m slow --config methods=fm"),
+        ("test-all", ".venv/bin/pytest -n logical --config methods=fm"),
     ],
 )
 def test_a_target_makes_the_environment_and_then_calls_one_command(tmp_path, target, line):
@@ -173,4 +177,11 @@ def test_continuous_integration_runs_the_readmes_commands():
     text = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     commands = [line for line in text.splitlines() if line.startswith("make ")]
-    assert commands == ["make lint", 'make test ARGS="-n 2 --dist loadfile"', "make smoke"]
+    assert commands == ["make lint", "make test", "make test-slow", "make smoke"]
+
+
+def test_the_order_of_the_tests_names_files_that_are_there():
+    """A file that was renamed would start last, and one of those that share a fixture would build it again."""
+    names = {*LONGEST, *TOGETHER} - set(TOGETHER.values())
+    assert [name for name in sorted(names) if not (ROOT / name).is_file()] == []
+    assert set(TOGETHER.values()) <= set(LONGEST)

@@ -212,6 +212,7 @@ def test_the_shell_runs_nothing_of_a_value(printed, tmp_path: Path) -> None:
     assert any(found.get("wise", {}).get("endpoint") == f"https://host/{ODD}" for found in options)
 
 
+@pytest.mark.slow
 def test_a_source_with_a_command_in_its_name_is_read_and_not_run(
     make_workflow, tiny_shards: Path, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
