@@ -231,7 +231,7 @@ def plain_name(rule: str, wildcards: Mapping[str, str]) -> str:
     words += [str(value) for key, value in wildcards.items() if key not in known]
     if "nfe" in wildcards and wildcards["nfe"] != "0":
         words.append(f"at NFE {wildcards['nfe']}")
-    after = [wildcards[key] for key in ("split", "evaluator") if key in wildcards]
+    after = [wildcards[key] for key in ("split", "evaluator") if key in wildcards and "evaluator" in wildcards]
     after += [f"seed {wildcards['seed']}"] if "seed" in wildcards else []
     return ", ".join([" ".join(filter(None, words)), *after])
 
@@ -244,7 +244,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-SAID = re.compile(r"(?:([\d.]+)% of the budget|step (\d+)/(\d+)).*?([\d.]+) (s|min) left")
+SAID = re.compile(r"(?:([\d.]+)% of the budget|(?:step|levels) (\d+)/(\d+)).*?([\d.]+) (s|min) left")
 
 
 def reading(text: str) -> tuple[float | None, float | None]:

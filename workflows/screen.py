@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ class Screen(logging.Handler):
     def shown(self, record: logging.LogRecord) -> bool:
         """Whether the message is for the screen."""
         event, text = getattr(record, "event", None), str(record.msg or "")
-        if self.detailed:
+        if self.detailed or (event == LogEvent.JOB_INFO and not self.progress and not self.dry):  # --no-hooks: nothing tells of the jobs
             return True
         if event == LogEvent.RUN_INFO:  # a dry run says it twice
             self.stats_shown, before = True, self.stats_shown
