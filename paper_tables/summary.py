@@ -1,4 +1,4 @@
-"""What came out of a profile's results, in a few lines: where to look, GenEval of the main rows, and whether it agrees with the committed run.
+"""What came out, in a few lines: GenEval of the main rows, whether it agrees with the committed run, and where to look.
 
     python -m paper_tables.summary --config workflows/config/world.yaml --results results/world --committed results/reference/world
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from apex.config import Config, locate
+from apex.config import Config
 
 DEFAULT = 10.0  # seconds, of a rule that is not listed below
 START = 6.0  # seconds that a process takes to import torch and to load its networks

@@ -147,7 +147,7 @@ class Screen(logging.Handler):
         while not self.ended.wait(EVERY[True]):
             with self.lock:
                 self.read_logs()
-                if not self.progress.running or self.talking and self.terminal or not self.says_progress():
+                if not self.progress.running or (self.talking and self.terminal) or not self.says_progress():
                     continue
                 if self.terminal or time.monotonic() - self.said >= EVERY[False]:
                     self.say(running_words(self.progress), live=self.terminal)
