@@ -1,17 +1,6 @@
-# `make all` and `make test` need Debian's python3 (3.11 or 3.12), python3-venv and make; .venv is made on first use.
-#
-#     make all       the main job: results/world/         make lint      ruff, snakefmt, snakemake --lint
-#     make test      the fast tests, on all cores         make tables    tables and figures from result records alone
-#     make smoke     every rule, small, in minutes        make env       only the environment, .venv
-#     make test-all  the slow tests too                   make test-slow  the slow tests alone: whole workflows, several processes
-#     make lock      requirements.lock, conda files       make schema    the configuration's schema and defaults
-#     make env-mmdet   mmdet beside the lock, for GenEval's official detector as published; builds mmcv (MMCV_WHEELS=FOLDER: does not)
-#     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
-#     make test-kubernetes   the same on a stand-in for a Kubernetes of one node, as root on Debian; it installs kubectl
-#     make gpu       what needs a GPU, measured and checked in order of worth (ARGS="--minutes 8")
-#
-# ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-n 0 -k config"
-# (-n is the number of processes; 0 runs them here, without any).
+# A bare `make` prints the targets. `make all` and `make test` need Debian's python3 (3.11 or 3.12), python3-venv and make; .venv is made on
+# first use. ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-n 0 -k config"
+# (-n is the number of processes; 0 runs the tests in this one).
 
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -20,42 +9,48 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 
-.PHONY: all smoke tables test test-all test-slow test-slurm test-kubernetes gpu lint env env-mmdet lock schema
+.PHONY: help all smoke tables test test-all test-slow test-slurm test-kubernetes gpu lint env env-mmdet lock schema
 
-all: $(STAMP)
+# Of every target that has a text behind `##`, its name and the text.
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while read -r word name text; do printf '  %s %-16s %s\n' "$$word" "$$name" "$$text"; done
+	@echo 'ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm". Everything else: snakemake -n TARGET, README.md.'
+
+all: $(STAMP) ## the main results, tables and figures: results/world/; 34 minutes on two idle cores
 	$(BIN)/snakemake all $(ARGS)
 
-smoke: $(STAMP)
+smoke: $(STAMP) ## every rule, small: results/smoke/, whose numbers mean nothing; a few minutes
 	$(BIN)/snakemake all pretrained --configfile workflows/config/smoke.yaml $(ARGS)
 
-tables: $(STAMP)
+tables: $(STAMP) ## tables and figures from the result records that are there; a minute
 	$(BIN)/snakemake tables $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) ## the fast tests, on as many processes as there are cores
 	$(BIN)/pytest -n logical -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) ## the slow tests alone: whole workflows, trainings of several processes
 	$(BIN)/pytest -n logical -m slow $(ARGS)
 
-test-all: $(STAMP)
+test-all: $(STAMP) ## both
 	$(BIN)/pytest -n logical $(ARGS)
 
-test-slurm: $(STAMP)
+test-slurm: $(STAMP) ## the smoke profile on a SLURM of one node, as root on Debian, which it installs
 	tests/cluster/slurm.sh
 
-test-kubernetes: $(STAMP)
+test-kubernetes: $(STAMP) ## the same on a stand-in for a Kubernetes of one node; it installs kubectl
 	tests/cluster/kubernetes.sh
 
-gpu: $(STAMP)
+gpu: $(STAMP) ## what needs a GPU, measured and checked in order of worth; as long as ARGS="--minutes 8" says
 	$(BIN)/python tests/gpu/measure.py --out results $(ARGS)
 
-lint: $(STAMP)
+lint: $(STAMP) ## ruff, snakefmt and snakemake --lint; seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflows
 	$(BIN)/snakemake --lint
 
-env: $(STAMP)
+env: $(STAMP) ## only the environment, .venv
 
 # uv comes from the lock's own version; everything else is checked against the lock's hashes. Bytecode is compiled here, once: where
 # PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would otherwise compile every library again.
@@ -69,7 +64,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-env-mmdet: .venv/.made-mmdet
+env-mmdet: .venv/.made-mmdet ## mmdet beside the lock, for GenEval's official detector; it builds mmcv, a quarter of an hour, without MMCV_WHEELS=FOLDER
 
 # mmcv is a wheel from MMCV_WHEELS or ../shared/wheels where one is for this Python, else built: its operators for the CPU, with
 # FORCE_CUDA=1 and nvcc for the GPU too. The wheel stays in build/wheels. `make env` after a change of the lock takes mmdet away; this
@@ -93,10 +88,10 @@ MMCV := mmcv==2.1.0 --hash=sha256:d387bcab66b467479b6660310e23746cfc79c6e57acf04
 	$(BIN)/python -c "import mmdet.apis"
 	touch $@
 
-lock: $(STAMP)
+lock: $(STAMP) ## requirements.lock and the conda files, after a change of pyproject.toml; seconds
 	$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
 	$(BIN)/python workflows/envs/write.py
 
-schema: $(STAMP)
+schema: $(STAMP) ## the configuration's schema and defaults, after a change of apex/config.py; seconds
 	$(BIN)/python -m apex.config --schema workflows/schemas/config.schema.json --defaults workflows/schemas/config.defaults.yaml

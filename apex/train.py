@@ -423,11 +423,13 @@ class Loop:
         started = saved = said = time.time()
         before = busy.read()
         first, spent_at_start = self.step, self.spent()
+        loss = "–"  # of the last step that updated the student: some update the discriminator or the fake score alone
         asked: list[int] = []
         stopped = False
         with on_sigterm(lambda number, _: asked.append(number)):
             while self.spent() < budget and (max_steps is None or self.step - first < max_steps):
                 logged = self.one_step()
+                loss = f"{logged['loss']:.4f}" if "loss" in logged else loss
                 now = time.time()
                 elapsed = self.seconds + now - started
                 if self.step % self.run.train.log_every == 0 or self.spent() >= budget:
@@ -436,13 +438,10 @@ class Loop:
                     )
                 if self.main and now - said > 10:
                     spent = self.spent()
-                    share = (spent - spent_at_start) / (now - started)
-                    pace = (now - started) / (self.step - first)
+                    left = (budget - spent) * (now - started) / (spent - spent_at_start)
                     print(
-                        f"{self.run.row} seed {self.seed}: step {self.step}, {100 * spent / budget:.1f}% of the budget, "
-                        f"loss {logged.get('loss', math.nan):.4f}, {pace:.3f} s a step "
-                        f"({spent / self.step / self.run.train.batch_size:.2f} forward-equivalents a sample), "
-                        f"{(budget - spent) / share / 60:.1f} min left",
+                        f"{self.run.row} seed {self.seed}: step {self.step}, {100 * spent / budget:.1f}% of the budget, loss {loss}, "
+                        f"{max(left, 0):.0f} s left",
                         flush=True,
                     )
                     said = now

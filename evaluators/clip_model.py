@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -22,6 +23,18 @@ from evaluators.networks import BUNDLED
 # OpenAI's weights need their activation x sigmoid(1.702 x): open_clip from 2.29 on gives it to the names that say so alone.
 OPENAI = "ViT-L-14-quickgelu"
 NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # numbers that OpenAI's archives keep among the weights
+
+
+def untrained(name: str, **settings: Any) -> tuple[nn.Module, Any]:
+    """open_clip's network of this name with random weights, and its transform, without the warnings that it has no weights."""
+    import open_clip  # seconds: only once it is needed
+
+    logging.disable(logging.WARNING)
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(name, load_weights=False, **settings)
+    finally:
+        logging.disable(logging.NOTSET)
+    return model, transform
 
 
 class Clip:
@@ -89,7 +102,7 @@ class Clip:
         import open_clip
 
         clip = cls.__new__(cls)
-        clip._model, _, clip._transform = open_clip.create_model_and_transforms(architecture, precision="fp32", load_weights=False)
+        clip._model, clip._transform = untrained(architecture, precision="fp32")
         clip._tokenizer = open_clip.get_tokenizer(architecture)
         return clip
 

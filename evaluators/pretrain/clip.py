@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from apex.data import world
+from evaluators.clip_model import untrained
 from evaluators.geneval.color import TEMPLATES, masked_crop
 from evaluators.geneval.logic import Detection
 from evaluators.networks import half_precision
@@ -169,7 +170,7 @@ def train(folder: Path, *, steps: int, batch: int, lr: float, seed: int, resolut
     torch.manual_seed(seed)
     write_config(folder, build_tokenizer(folder), 2 * resolution)
     name = f"local-dir:{folder}"
-    model, _, transform = open_clip.create_model_and_transforms(name, load_weights=False)
+    model, transform = untrained(name)
     tokenizer = open_clip.get_tokenizer(name)
     model.visual.to(memory_format=torch.channels_last)
     model.train()

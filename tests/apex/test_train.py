@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +64,22 @@ def run_main(monkeypatch, *arguments: str) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- it learns
+
+
+def test_the_progress_line_shows_the_loss_of_the_last_step_that_updated_the_student(make_loop, monkeypatch, capsys):
+    """dmd2 updates its fake score alone in between: these steps have no loss of the student's."""
+    clock = itertools.count(step=11)  # every step is one line
+    monkeypatch.setattr(train, "time", SimpleNamespace(time=lambda: float(next(clock))))
+    loop = make_loop("dmd2", params={"fake_updates": 2}, train={"batch_size": 4, "log_every": 1})
+    loop.fit(8)
+    said = re.findall(r"row seed 0: step (\d+), [\d.]+% of the budget, loss ([\d.]+|–), \d+ s left", capsys.readouterr().out)
+    assert [int(step) for step, _ in said] == list(range(1, loop.step + 1))
+    losses = {row["step"]: row.get("loss") for row in loop.rows}
+    assert None in losses.values() and any(losses.values())
+    last = "–"
+    for step, shown in said:
+        last = f"{losses[int(step)]:.4f}" if losses[int(step)] is not None else last
+        assert shown == last
 
 
 def test_flow_matching_falls_on_a_tiny_problem(make_loop):

@@ -205,7 +205,9 @@ def test_a_finished_workflow_has_nothing_to_do(outcome):
 
 def test_changed_settings_ask_for_their_own_evaluators_alone(outcome):
     """Of an official FID, and of a GenEval that was the world's and shared its job with CLIP score; nothing is trained or sampled."""
-    code, output = outcome.flow.run("all", "--dry-run", "--config", "set=evaluation.fid.jpeg=90 evaluation.geneval.detector=transformers")
+    code, output = outcome.flow.run(
+        "all", "--dry-run", "-p", "--config", "set=evaluation.fid.jpeg=90 evaluation.geneval.detector=transformers"
+    )
     assert code == 0 and jobs(output) == DRAWN | {"evaluate_alone": 2}, output
     assert sorted(re.findall(r"^ +output: .*/records/fm/nfe1/seed0/(.*)$", output, re.MULTILINE)) == ["mjhq/fid.json", "test/geneval.json"]
 

@@ -160,6 +160,15 @@ def test_a_target_makes_the_environment_and_then_calls_one_command(tmp_path, tar
 
 
 @needs_make
+def test_a_bare_make_lists_every_target_and_starts_nothing(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done, asked = make(folder=tmp_path), make("help", folder=tmp_path)
+    assert done.returncode == 0 and done.stdout == asked.stdout and [file.name for file in tmp_path.iterdir()] == ["Makefile"]
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
+    assert sorted(re.findall(r"^  make (\S+) +\S", done.stdout, flags=re.MULTILINE)) == sorted(targets)
+
+
+@needs_make
 def test_without_a_python_that_fits_make_says_what_to_install(tmp_path):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

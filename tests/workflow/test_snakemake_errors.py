@@ -40,6 +40,6 @@ def test_a_fault_is_one_line_and_snakemakes_exit_code(
 
 def test_one_nested_key_is_set_without_yaml(make_workflow: Callable[..., Any], tmp_path: Path) -> None:
     flow = make_workflow(tmp_path)
-    code, output = flow.run("-n", "all", "--config", "set=budget.forward_equivalents=2e4 train.ema=0.5")
+    code, output = flow.run("-n", "-p", "all", "--config", "set=budget.forward_equivalents=2e4 train.ema=0.5")
     assert code == 0, output
     assert "--set budget.forward_equivalents=2e4 --set train.ema=0.5" in output

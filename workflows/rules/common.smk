@@ -19,6 +19,8 @@ from apex.provenance import digest
 from evaluators.systems.known import systems
 from workflows.lock import hold
 from workflows.plan import Plan, arguments, configured, overrides
+from workflows.progress import Costs
+from workflows.screen import install
 
 BASEDIR = Path(workflow.basedir)
 ENVIRONMENT = "../envs/suite.yaml"
@@ -26,6 +28,7 @@ ENVIRONMENT = "../envs/suite.yaml"
 # Jobs find this interpreter and these packages without an activated environment, from any folder.
 for _name, _folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", BASEDIR)):
     os.environ[_name] = os.pathsep.join(filter(None, [str(_folder), os.getenv(_name)]))
+os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a job's log, and what `tee` shows of it, is of this second
 
 
 def end(error):
@@ -341,6 +344,16 @@ def say_faults():
         print(f"error: row {_row} cannot run: {_fault}", file=sys.stderr, flush=True)
 
 
+def summarise():
+    """What came out, in a few lines, after a call that makes tables, also where all of them were there."""
+    if {"all", "full", "tables"} & {rule.name for rule in workflow.dag.targetrules}:
+        about = arguments(_file, overrides(_settings))
+        subprocess.run(words_of("paper_tables.summary", "--results", PLAN.root, "--committed", PLAN.reference, *about))
+
+
+SCREEN = install(summarise) if workflow.is_main_process else None
+
+
 onstart:
     try:
         hold(Path(PLAN.root))
@@ -372,9 +385,19 @@ onstart:
     if TRAINED:
         FAULTS.update(method_faults(CONFIG, TRAINED))
     say_faults()
+    if SCREEN:
+        SCREEN.follow(workflow, Costs(CONFIG, {name: cell.changes for name, cell in ABLATIONS.cells.items()}))
+
+
+onsuccess:
+    if SCREEN:
+        SCREEN.finish()
+    summarise()
 
 
 onerror:
+    if SCREEN:
+        SCREEN.finish()
     # What failed leaves its cells "not run"; what there is stands in the tables. Not after Ctrl-C, which wants an end.
     _said = "".join(Path(file).read_text(errors="replace") for file in log if Path(file).is_file())
     if (TRAINED or SCORES) and "user request" not in _said and any(Path(PLAN.root, "records").rglob("*.json")):

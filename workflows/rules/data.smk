@@ -39,7 +39,7 @@ rule synthesise:
         prompts=fingerprint(locate(CONFIG.data.teacher.prompts)) if CONFIG.data.teacher else "",
         precision=CONFIG.sampling.precision,
     shell:
-        "python -m apex.data.synthesise {params.config:q} --out {output:q} 2>&1 | tee {log:q}"
+        "python -m apex.data.synthesise {params.config:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule cache:

@@ -43,7 +43,7 @@ rule pretrain_codec:
         seed=SETTINGS.seed,
     shell:
         "python -m apex.pretrain.codec --data {input.data:q} --out {output:q} --steps {params.steps:q}"
-        " --decoder-steps {params.decoder_steps:q} --seed {params.seed:q} 2>&1 | tee {log:q}"
+        " --decoder-steps {params.decoder_steps:q} --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule pretrain_text_encoder:
@@ -59,7 +59,7 @@ rule pretrain_text_encoder:
         seed=SETTINGS.seed,
         out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python -m apex.pretrain.text_encoder --out {params.out:q} --steps {params.steps:q} --seed {params.seed:q} 2>&1 | tee {log:q}"
+        "python -m apex.pretrain.text_encoder --out {params.out:q} --steps {params.steps:q} --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule pretrain_cache:
@@ -117,7 +117,7 @@ else:
         shell:
             "python -m apex.pretrain.teacher --pipeline {params.parts:q} --cache {input.cache:q} --out {output:q}"
             " --steps {params.steps:q} --batch {params.batch:q} --family {params.family:q} --width {params.width:q} --layers {params.layers:q}"
-            " --seed {params.seed:q} 2>&1 | tee {log:q}"
+            " --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule fetch_checkpoint:
@@ -169,7 +169,7 @@ rule pretrain_evaluator:
     params:
         steps=f" --steps {SETTINGS.evaluator_steps}" if SETTINGS.evaluator_steps else "",
     shell:
-        "python -m evaluators.pretrain {wildcards.network:q} --out {output:q}{params.steps} 2>&1 | tee {log:q}"
+        "python -m evaluators.pretrain {wildcards.network:q} --out {output:q}{params.steps} > {log:q} 2>&1"
 
 
 # On purpose only: what was made becomes what is bundled.

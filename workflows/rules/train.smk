@@ -27,4 +27,4 @@ rule train:
         sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
     shell:
         "{params.start:q} apex.train {params.config:q} --row {wildcards.row:q} --seed {wildcards.seed:q}"
-        " --keep-diverged --cache {input.cache:q} {params.embeddings:q} --out {output:q} 2>&1 | tee {log:q}"
+        " --keep-diverged --cache {input.cache:q} {params.embeddings:q} --out {output:q} > {log:q} 2>&1"

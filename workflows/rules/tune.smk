@@ -31,7 +31,7 @@ rule tune_train:
         seed=CONFIG.seeds[0],
     shell:
         "{params.start:q} apex.train {params.config:q} --row {params.row:q} --seed {params.seed:q} --keep-diverged"
-        " --cache {input.cache:q} {params.embeddings:q} --out {output:q} 2>&1 | tee {log:q}"
+        " --cache {input.cache:q} {params.embeddings:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule tune_score:
