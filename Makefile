@@ -7,6 +7,7 @@
 #     make env-mmdet   mmdet beside the lock, for GenEval's official detector as published; builds mmcv (MMCV_WHEELS=FOLDER: does not)
 #     make test-slurm  the smoke profile on a SLURM of one node, as root on Debian; it installs SLURM
 #     make test-kubernetes   the same on a stand-in for a Kubernetes of one node, as root on Debian; it installs kubectl
+#     make bench     how fast it is, as ratios, in five minutes on a machine that does nothing else (ARGS="steps latency commands")
 #     make gpu       what needs a GPU, measured and checked in order of worth (ARGS="--minutes 8")
 #
 # ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm", make test ARGS="-k config".
@@ -18,7 +19,7 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 
-.PHONY: all smoke tables test test-slurm test-kubernetes gpu lint env env-mmdet lock schema
+.PHONY: all smoke tables test test-slurm test-kubernetes bench gpu lint env env-mmdet lock schema
 
 all: $(STAMP)
 	$(BIN)/snakemake all $(ARGS)
@@ -37,6 +38,9 @@ test-slurm: $(STAMP)
 
 test-kubernetes: $(STAMP)
 	tests/cluster/kubernetes.sh
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 gpu: $(STAMP)
 	$(BIN)/python tests/gpu/measure.py --out results $(ARGS)
