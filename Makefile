@@ -9,7 +9,7 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 
-.PHONY: help all smoke tables test test-all test-slow test-slurm test-kubernetes gpu lint env env-mmdet lock schema
+.PHONY: help all smoke tables test test-all test-slow test-slurm test-kubernetes bench gpu lint env env-mmdet lock schema
 
 # Of every target that has a text behind `##`, its name and the text.
 help: ## this list
@@ -40,6 +40,9 @@ test-slurm: $(STAMP) ## the smoke profile on a SLURM of one node, as root on Deb
 
 test-kubernetes: $(STAMP) ## the same on a stand-in for a Kubernetes of one node; it installs kubectl
 	tests/cluster/kubernetes.sh
+
+bench: $(STAMP) ## how fast it is, as ratios: results/bench/; five minutes on a machine that does nothing else
+	$(BIN)/python -m tests.bench $(ARGS)
 
 gpu: $(STAMP) ## what needs a GPU, measured and checked in order of worth; as long as ARGS="--minutes 8" says
 	$(BIN)/python tests/gpu/measure.py --out results $(ARGS)

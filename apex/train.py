@@ -40,6 +40,7 @@ from apex.export import MADE_FORMATS, export_run
 from apex.files import atomic_file, atomic_folder, read_object, write_atomic
 from apex.gpu import claim, repeatable
 from apex.kinds import RUN
+from apex.linear import through_onednn
 from apex.memory import PeakMemory, megabytes
 from apex.methods.base import STUDENT, Batch, Method, Networks, Step
 from apex.networks import Averaged, Base, Fixed, build_student, last_matrix, make_setup, parameters_by_role
@@ -109,6 +110,8 @@ class Loop:
         self.student = student
         setup = make_setup(student, pipeline, self.make, device, tuple(cache.latents.shape[1:]), longest)
         self.extra = {name: module.to(device) for name, module in self.method.extra_networks(setup).items()}
+        # Not the heads of a discriminator: the penalty on their gradients is differentiated twice, where bits differ.
+        through_onednn(*(n for n in (student, teacher, *self.extra.values()) if isinstance(n, Backbone)))
         self.parameters = {
             "student": sum(p.numel() for p in student.parameters()),
             "trainable": sum(p.numel() for m in (student, *self.extra.values()) for p in m.parameters() if p.requires_grad),
