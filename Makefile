@@ -17,19 +17,19 @@ help: ## this list
 	  while read -r word name text; do printf '  %s %-16s %s\n' "$$word" "$$name" "$$text"; done
 	@echo 'ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm". Everything else: snakemake -n TARGET, README.md.'
 
-all: $(STAMP) ## the main results, tables and figures: results/world/; 34 minutes on two idle cores
+all: $(STAMP) ## the main results, tables and figures: results/world/; 12 minutes on two idle cores
 	$(BIN)/snakemake all $(ARGS)
 
 smoke: $(STAMP) ## every rule, small: results/smoke/, whose numbers mean nothing; a few minutes
 	$(BIN)/snakemake all pretrained --configfile workflows/config/smoke.yaml $(ARGS)
 
-tables: $(STAMP) ## tables and figures from the result records that are there; a minute
+tables: $(STAMP) ## tables and figures from the result records that are there; seconds
 	$(BIN)/snakemake tables $(ARGS)
 
-test: $(STAMP) ## the fast tests, on as many processes as there are cores
+test: $(STAMP) ## the fast tests, on as many processes as there are cores; 8 minutes on two
 	$(BIN)/pytest -n logical -m "not slow" $(ARGS)
 
-test-slow: $(STAMP) ## the slow tests alone: whole workflows, trainings of several processes
+test-slow: $(STAMP) ## the slow tests alone: whole workflows, trainings of several processes; 10 minutes on two cores
 	$(BIN)/pytest -n logical -m slow $(ARGS)
 
 test-all: $(STAMP) ## both

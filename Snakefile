@@ -4,7 +4,7 @@
 #     snakemake all --config methods=apex,fm               some rows of it
 #     snakemake all --config set='train.ema=0.5 nfe=1'     single keys, also inside others
 #     snakemake all --configfile workflows/config/smoke.yaml
-#     snakemake full                                       the whole matrix: more rows, seeds and NFEs
+#     snakemake full                                       every method: the profile workflows/config/matrix.yaml, unless another is named
 #     snakemake tune                                       every method's candidate settings, on the validation prompts
 #     snakemake ablations                                  the profile's grids of settings; one of them: ablation_table7
 #     snakemake theory                                     closed forms and gradients on the 2-D mixture
