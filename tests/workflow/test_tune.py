@@ -11,7 +11,7 @@ import pytest
 from apex.config import load
 from apex.errors import UserError
 from evaluators.result import SPREAD, Metric, Record
-from workflows.plan import Plan
+from workflows.plan import Plan, configured
 from workflows.tune import adopt, collect, tuned_text
 
 DECLARED = """
@@ -155,6 +155,34 @@ def test_a_call_for_some_rows_leaves_the_fulls_others_out(root):
     assert set(config.full.seeds) - set(config.all_methods)
     assert {point.row for point in Plan(config).points(full=True)} == {"teacher", *config.references, "apex", "fm"}
     load(root / "workflows" / "config" / "world.yaml", ["methods=scm"])  # which `full` names too
+
+
+@pytest.mark.parametrize(
+    "words, settings, name",
+    [
+        (["snakemake", "all"], {}, "world"),
+        (["snakemake", "tables"], {"profile": "matrix"}, "matrix"),
+        (["snakemake", "-c2", "full"], {}, "matrix"),
+        (["snakemake", "tune"], {}, "matrix"),
+        (["snakemake", "ablation_table7"], {}, "matrix"),
+        (["snakemake", "full"], {"profile": "world"}, "world"),
+        (["snakemake", "results/world/tables"], {}, "world"),
+    ],
+)
+def test_what_belongs_to_all_methods_takes_their_profile_unless_another_is_named(root, words, settings, name):
+    assert configured(root, [], settings, words).config.profile == name
+    smoke = root / "workflows" / "config" / "smoke.yaml"
+    assert configured(root, [smoke], {}, words).config.profile == "smoke"
+
+
+def test_the_quick_profile_has_rows_settings_and_prompts_of_the_matrix(root):
+    """A number of `make all` differs from the matrix's by its budget and its seeds, and by nothing else."""
+    quick, matrix = (load(root / "workflows" / "config" / f"{name}.yaml") for name in ("world", "matrix"))
+    assert quick.methods == matrix.methods
+    for row in quick.methods:
+        one, other = (config.run_config(row).model_dump() for config in (quick, matrix))
+        assert one.pop("budget") != other.pop("budget") and one == other
+    assert (quick.prompts, quick.sampling, quick.splits, quick.nfe) == (matrix.prompts, matrix.sampling, matrix.splits, matrix.nfe)
 
 
 def test_full_adds_rows_seeds_and_nfes_and_times_each_point_once(profile):
