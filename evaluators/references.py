@@ -93,7 +93,7 @@ def main() -> None:
     for text in args.score:
         split, _, names = text.partition("=")
         rows = prompt_rows(config, split)
-        renders = Renders(rows, [config.prompts.images_per_prompt] * len(rows), config.data.resolution, 0)
+        renders = Renders(rows, [config.images_per_prompt(split)] * len(rows), config.data.resolution, 0)
         for name in names.split(","):
             if name not in MODULES:
                 raise UserError(f"--score {text}: expected SPLIT=EVALUATOR,... with evaluators of {', '.join(MODULES)}")

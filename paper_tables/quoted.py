@@ -8,6 +8,7 @@ paper_tables/templates/NAME.md, in which braces hold quotations:
 
 | quotation | number |
 | --- | --- |
+| `{bench}` | the table of `make bench` |
 | `{value METRIC ROW@NFE}` | mean over seeds; `{interval ...}` adds its 95% interval |
 | `{seeds ROW@NFE}` | number of seeds behind GenEval |
 | `{difference METRIC ROW@NFE ROW@NFE}` | first minus second with its interval; `{ratio ...}` likewise, without one |
@@ -80,6 +81,12 @@ class Quotes:
         return found
 
     # One method a quotation; the first word names it.
+    def bench(self) -> str:
+        path = self.reference / "bench" / "bench.md"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; `make bench` writes one to results/bench")
+        return path.read_text(encoding="utf-8").strip()
+
     def value(self, metric: str, at: str) -> Summary:
         found = self.measured(metric, at)
         return Summary(found.value)
@@ -135,7 +142,7 @@ class Quotes:
         return rows[0][column]
 
 
-QUOTATIONS = ("value", "interval", "seeds", "difference", "stands", "ratio", "cost", "cell", "cells", "printed")
+QUOTATIONS = ("bench", "value", "interval", "seeds", "difference", "stands", "ratio", "cost", "cell", "cells", "printed")
 
 
 def filled(template: str, quotes: Quotes, where: str) -> str:

@@ -41,6 +41,7 @@ NAMES = {  # of a rule whose own name, without underscores, says too little
     "time_row": "time",
     "time_row_at": "time",
     "time_checkpoint": "time",
+    "references": "measure fresh renders",
     "collect": "collect the records",
     "judge": "judge the claims",
     "audit": "audit the paper's tables",
@@ -305,6 +306,8 @@ class Costs:
             return 2 * START + images * (IMAGE + FORWARD + SCORED)
         if parts & {"sample", "evaluate", "row"} and not parts & {"time", "measure"}:
             return self._point(parts, wildcards)
+        if "references" in parts:
+            return START + self.images(["test"]) * SCORED
         if parts & {"shards", "synthesise"}:
             return 1 + SCENE * self.config.data.scenes
         if "cache" in parts:
