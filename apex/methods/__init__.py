@@ -43,7 +43,10 @@ def available(files: Sequence[str | Path] = ()) -> dict[str, str]:
             raise UserError(f"{place}: a second method named {name!r}; the first is {found[name]}; rename one of the two")
         found[name] = place
 
-    for name, place in _installed():
+    for module in pkgutil.iter_modules(__path__):
+        if module.name not in _NOT_METHODS and not module.name.startswith("_"):
+            add(module.name.replace("_", "-"), str(Path(module.module_finder.path) / f"{module.name}.py"))
+    for name, place in _entry_points():
         add(name, place)
     for file in map(Path, files):
         if file.suffix != ".py" or not file.is_file():
@@ -53,11 +56,9 @@ def available(files: Sequence[str | Path] = ()) -> dict[str, str]:
 
 
 @cache
-def _installed() -> tuple[tuple[str, str], ...]:
-    """(name, place) of this package's methods and of those of entry points. Once a process: the metadata of every package are read."""
-    modules = (one for one in pkgutil.iter_modules(__path__) if one.name not in _NOT_METHODS and not one.name.startswith("_"))
-    own = [(one.name.replace("_", "-"), str(Path(one.module_finder.path) / f"{one.name}.py")) for one in modules]
-    return (*own, *((entry.name, entry.value) for entry in metadata.entry_points(group=GROUP)))
+def _entry_points() -> tuple[tuple[str, str], ...]:
+    """(name, place) of other packages' methods. Once a process: the metadata of every installed package are read."""
+    return tuple((entry.name, entry.value) for entry in metadata.entry_points(group=GROUP))
 
 
 def get(name: str, files: Sequence[str | Path] = ()) -> type[Method]:

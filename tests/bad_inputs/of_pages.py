@@ -263,7 +263,7 @@ FRONT += [
 @functools.cache
 def run() -> tuple[dict[str, Any], dict[str, Any]]:
     """made.json and sampling.json of a committed run."""
-    folder = ROOT / "results/reference/world/runs/apex/seed0"
+    folder = ROOT / "results/reference/matrix/runs/apex/seed0"
     return tuple(json.loads((folder / name).read_text()) for name in ("made.json", "sampling.json"))
 
 

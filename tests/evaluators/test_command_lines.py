@@ -98,8 +98,8 @@ def test_an_unknown_evaluator_is_named(wish, monkeypatch, capsys):
 OF_EVERY_CALL = {"help", "images", "out", "row", "nfe", "incomplete", "source", "device", "threads", "seed"}
 OF_THE_MACHINE = {
     "geneval": {"batch", "self_test_image", "self_test_class"},
-    "fid": {"batch", "keep"},
-    "clip_score": {"batch"},
+    "fid": {"batch", "keep", "references"},
+    "clip_score": {"batch", "references"},
     "dpg": {"batch", "layout", "resolution", "answers"},  # a check alone, like the layout, which is GenEval's in a workflow
     "wise": {"workers", "tries", "timeout", "layout", "answers", "dry_run"},
 }

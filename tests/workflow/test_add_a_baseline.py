@@ -65,7 +65,7 @@ def test_its_settings_enter_the_schema(checkout):
 
 
 def test_the_profile_of_the_page_is_checked_with_its_settings(checkout):
-    profile = yaml.safe_load((checkout / "workflows/config/world.yaml").read_text())
+    profile = yaml.safe_load((checkout / "workflows/config/matrix.yaml").read_text())
     candidates = profile["tuning"]["candidates"] | YAML[0]["tuning"]["candidates"]
     profile |= {"methods": YAML[0]["methods"], "full": {}, "rows": YAML[0]["rows"], "tuning": {"candidates": candidates}}
     (checkout / "mine.yaml").write_text(yaml.safe_dump(profile))
