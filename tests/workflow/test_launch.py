@@ -71,6 +71,7 @@ def test_a_run_of_two_processes_through_the_workflow(make_workflow, tmp_path):
     assert code == 0, output
     made = json.loads((tmp_path / run / "made.json").read_text())
     assert made["processes"] == 2 and made["split"] is True
-    assert output.count('"forward_equivalents"') == 1  # one of them speaks
+    said = (tmp_path / "results/tiny/logs/train/fm-seed0.log").read_text()
+    assert said.count('"forward_equivalents"') == 1  # one of them speaks
     code, output = flow.run(run)
     assert code == 0 and "Nothing to be done" in output, output
