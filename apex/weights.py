@@ -76,6 +76,11 @@ def check_finite(tensors: Mapping[str, Tensor], files: Mapping[str, Path], where
 
 
 @torch.no_grad()
+def precision(model: nn.Module) -> torch.dtype:
+    """The dtype of the first weight. The property of diffusers' models looks through all of them, which takes 0.15 ms a call."""
+    return next(model.parameters()).dtype
+
+
 def finite(value: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity. By its extremes, which carry both: `isfinite` needs 40 times as long and a copy."""
     if not value.is_floating_point() or value.is_meta or not value.numel():

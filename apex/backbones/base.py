@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from apex.conditioning import Condition
 from apex.errors import UserError
+from apex.weights import precision
 
 TargetTime = Literal["none", "embedding"]
 TIME_SCALE = 1000.0  # diffusers' schedulers count time in [0, 1000]
@@ -95,7 +96,7 @@ class Backbone(nn.Module):
             delta = torch.zeros_like(t) if r is None else t - r
         if cond.place == "embeds":
             cond = Condition(cond.apply_shift(cond.embeds), cond.mask)
-        dtype = self.transformer.dtype  # the text encoder may be kept in another
+        dtype = precision(self.transformer)  # the text encoder may be kept in another
         self._cond = cond = cond if cond.embeds.dtype == dtype else replace(cond, embeds=cond.embeds.to(dtype))
         try:
             return self.call(x_t, t, cond, delta)

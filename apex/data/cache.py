@@ -40,7 +40,7 @@ from apex.gpu import pick_device
 from apex.kinds import CACHE
 from apex.provenance import digest, file_sha256
 from apex.text import captions_cut
-from apex.weights import pretrained
+from apex.weights import precision, pretrained
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -84,7 +84,7 @@ def encode_images(vae: ModelMixin, images: Tensor) -> Tensor:
     The posterior's mode, normalised as the pipelines of diffusers do: (z - shift_factor) * scaling_factor,
     or (z - latents_mean) / latents_std * scaling_factor where the config has these; what it lacks is 0 or 1.
     """
-    pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
+    pixels = images.to(vae.device, precision(vae)) / 127.5 - 1
     encoded = vae.encode(pixels[:, :, None] if _video(vae) else pixels)
     latents = (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
     shift, scale = _normalisation(vae, latents)
@@ -94,7 +94,7 @@ def encode_images(vae: ModelMixin, images: Tensor) -> Tensor:
 def decode_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) as the denoiser sees them to pixels (B, 3, H, W), about [-1, 1]; differentiable."""
     shift, scale = _normalisation(vae, latents)
-    latents = (latents / scale + shift).to(vae.dtype)
+    latents = (latents / scale + shift).to(precision(vae))
     decoded = vae.decode(latents[:, :, None] if _video(vae) else latents, return_dict=False)[0].float()
     return decoded[:, :, 0] if _video(vae) else decoded
 

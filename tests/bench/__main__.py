@@ -8,7 +8,7 @@
 | --- | --- |
 | steps | the training loop's step over the bare passes that it needed and a bare optimizer step |
 | public | the training loop's step over the bare passes of the public code's, which asks all networks for the whole batch |
-| latency | one image at NFE 1 over the bare networks: text encoder, transformer, decoder |
+| latency | one image at NFE 1 over the bare networks: text encoder, transformer, VAE decoder |
 | commands | a command's whole time over that of `python -c "import torch"`; of Snakemake's, over an empty Snakefile |
 
 Each ratio is that of the medians of alternating runs. Writes bench.json and bench.md to --out.
@@ -33,7 +33,7 @@ from apex.files import write_atomic
 from apex.provenance import git_commit, hardware, versions
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "workflows" / "config" / "world.yaml"
+CONFIG = ROOT / "workflows" / "config" / "matrix.yaml"
 PIPELINE = ROOT / "apex" / "pretrained" / "world"
 PARTS = ("steps", "public", "latency", "commands")
 ROWS = ("apex", "lcm", "dmd2", "regression")
@@ -202,7 +202,13 @@ def latency(*_: Path) -> list[dict[str, Any]]:
     pipeline, random = sampler.pipeline, torch.Generator().manual_seed(0)
     prompt, noise = ["a red circle above a blue square"], torch.randn(1, *sampler.latent_shape, generator=random)
     kept: dict[str, tuple[Any, tuple, dict]] = {}
-    networks = {"text": pipeline.text.encoder, "transformer": sampler.backbone.transformer, "decoder": pipeline.vae.decoder}
+    vae = pipeline.vae  # its decoder is two modules
+    networks = {
+        "text": pipeline.text.encoder,
+        "transformer": sampler.backbone.transformer,
+        "conv": vae.post_quant_conv,
+        "decoder": vae.decoder,
+    }
     handles = [
         module.register_forward_pre_hook(lambda m, a, k, name=name: kept.update({name: (m, a, k)}), with_kwargs=True)
         for name, module in networks.items()
