@@ -142,7 +142,7 @@ class Quotes:
         return rows[0][column]
 
 
-QUOTATIONS = ("bench", "value", "interval", "seeds", "difference", "stands", "ratio", "cost", "cell", "cells", "printed")
+QUOTATIONS = ("value", "interval", "seeds", "difference", "stands", "ratio", "cost", "cell", "cells", "printed", "bench")
 
 
 def filled(template: str, quotes: Quotes, where: str) -> str:
