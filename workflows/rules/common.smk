@@ -25,14 +25,13 @@ from workflows.screen import install
 BASEDIR = Path(workflow.basedir)
 ENVIRONMENT = "../envs/suite.yaml"
 
-# Jobs find this interpreter and these packages without an activated environment, from any folder.
-for _name, _folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", BASEDIR)):
-    os.environ[_name] = os.pathsep.join(filter(None, [str(_folder), os.getenv(_name)]))
+# What comes before a user's own value, for every job. PATH and PYTHONPATH: jobs find this interpreter and these packages without an
+# activated environment, from any folder. GLIBC_TUNABLES: glibc gives memory back to the system between two training steps, and the next step
+# faults it in again, page by page; pages of 2 MB make that cheaper and change no number. Of a tunable that is named twice the last counts.
+_before = {"PATH": Path(sys.executable).parent, "PYTHONPATH": BASEDIR, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+for _name, _value in _before.items():
+    os.environ[_name] = ":".join(filter(None, [str(_value), os.getenv(_name)]))
 os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a job's log, and what `tee` shows of it, is of this second
-
-# glibc gives memory back to the system between two training steps, and the next step faults it in again, page by page. Pages of 2 MB make
-# that cheaper and change no number. Where the variable names this tunable already, its own value comes last and counts.
-os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, ["glibc.malloc.hugetlb=1", os.getenv("GLIBC_TUNABLES")]))
 
 
 def end(error):
@@ -350,7 +349,7 @@ def say_faults():
 
 def summarise():
     """What came out, in a few lines, after a call that makes tables, also where all of them were there."""
-    if {"all", "full", "tables"} & {rule.name for rule in workflow.dag.targetrules}:
+    if {"all", "full", "tables"} & {one.name for one in workflow.dag.targetrules}:
         about = arguments(_file, overrides(_settings))
         subprocess.run(words_of("paper_tables.summary", "--results", PLAN.root, "--committed", PLAN.reference, *about))
 
