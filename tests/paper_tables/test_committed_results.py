@@ -13,7 +13,7 @@ REFERENCE = Path("results/reference")
 QWEN = Path("workflows/config/world_qwen.yaml")
 
 
-@pytest.mark.parametrize("profile", ["matrix", "world_qwen"])
+@pytest.mark.parametrize("profile", ["world", "matrix", "world_qwen"])
 def test_committed_numbers_tables_and_verdicts_follow_from_the_committed_records(
     run: Callable[..., int], profile: str, tmp_path: Path
 ) -> None:
