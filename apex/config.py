@@ -482,6 +482,11 @@ class Config(Strict):
     def prompts_path(self, split: str) -> Path:
         return locate(self.prompts_file(split))
 
+    @property
+    def tuning_budget(self) -> float:
+        """Forward-equivalents of every candidate of `snakemake tune`."""
+        return self.tuning.forward_equivalents or self.budget.forward_equivalents
+
     def images_per_prompt(self, split: str) -> int:
         return self.prompts.sets[split].images_per_prompt if split in self.prompts.sets else self.prompts.images_per_prompt
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 
@@ -27,12 +28,12 @@ MODULES = {name: f"evaluators.{name}" for name in ("clip_score", "coverage")}
 MODULES |= {name: f"evaluators.{name}.__main__" for name in ("geneval", "fid", "dpg", "wise")}
 
 
-def scores(text: str) -> tuple[str, list[str]]:
+def scores(text: str, known: Collection[str] = MODULES) -> tuple[str, list[str]]:
     """`test=geneval,fid` to ("test", ["geneval", "fid"])."""
     split, equals, names = text.partition("=")
     evaluators = names.split(",")
-    if not equals or not split or any(name not in MODULES for name in evaluators):
-        raise UserError(f"--score {text}: expected SPLIT=EVALUATOR,... with evaluators of {', '.join(sorted(MODULES))}")
+    if not equals or not split or any(name not in known for name in evaluators):
+        raise UserError(f"--score {text}: expected SPLIT=EVALUATOR,... with evaluators of {', '.join(sorted(known))}")
     return split, evaluators
 
 

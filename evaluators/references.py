@@ -86,19 +86,19 @@ def main() -> None:
 
     from apex.gpu import pick_device
     from apex.sample import prompt_rows
+    from evaluators.__main__ import scores
     from evaluators.command import set_threads
 
+    chosen = [scores(text, MODULES) for text in args.score]
     config, device = load(args.config, args.set), pick_device("auto")
     set_threads(1)
-    for text in args.score:
-        split, _, names = text.partition("=")
+    for split, names in chosen:
         rows = prompt_rows(config, split)
         renders = Renders(rows, [config.images_per_prompt(split)] * len(rows), config.data.resolution, 0)
-        for name in names.split(","):
-            if name not in MODULES:
-                raise UserError(f"--score {text}: expected SPLIT=EVALUATOR,... with evaluators of {', '.join(MODULES)}")
+        for name in names:
             key, measure = import_module(MODULES[name]).references(renders, device)
-            write_atomic(Path(args.out.format(split=split, evaluator=name)), save(measure(), {KEY: key}))
+            out = args.out.replace("{split}", split).replace("{evaluator}", name)
+            write_atomic(Path(out), save(measure(), {KEY: key}))
 
 
 if __name__ == "__main__":

@@ -149,8 +149,7 @@ class Plan:
         tuning = self.config.tuning
         settings = tuning.candidates[method][k].model_dump(mode="json", exclude_unset=True)
         row = {"method": method, "tuned": False, **settings}
-        budget = tuning.forward_equivalents or self.config.budget.forward_equivalents
-        return [f"budget.forward_equivalents={budget!r}", f"rows.candidate={json.dumps(row)}"]
+        return [f"budget.forward_equivalents={self.config.tuning_budget!r}", f"rows.candidate={json.dumps(row)}"]
 
     def missing(self) -> str | None:
         """One line about the first file that the profile names and that is not there."""

@@ -316,11 +316,10 @@ class Costs:
         return float(next((cost for part, cost in fixed.items() if part in parts), DEFAULT))
 
     def _budget(self, rule: str, wildcards: Mapping[str, str]) -> float:
-        budget = self.config.budget.forward_equivalents
         if rule.startswith("tune"):
-            return self.config.tuning.forward_equivalents or budget
+            return self.config.tuning_budget
         changes = dict(change.partition("=")[::2] for change in self.cells.get(wildcards.get("cell", ""), ()))
-        return float(changes.get("budget.forward_equivalents", budget))
+        return float(changes.get("budget.forward_equivalents", self.config.budget.forward_equivalents))
 
     def _point(self, parts: set[str], wildcards: Mapping[str, str]) -> float:
         """Images of a point, their scores, or both; of all the row's NFEs if the job has none of its own."""

@@ -1,6 +1,6 @@
 """What a person sees while Snakemake runs: one line a job and how far the whole call is, instead of every job's files and resources.
 
-A handler of our own takes the place of Snakemake's on the screen; Snakemake's own log in .snakemake/log keeps everything, commands
+A handler of our own replaces Snakemake's on the screen; Snakemake's own log in .snakemake/log keeps everything, commands
 included. `-p` and `--verbose` show on the screen what Snakemake shows by itself, and `--quiet` hides what it hides.
 """
 
@@ -32,7 +32,7 @@ EVERY = {True: 1.0, False: 30.0}  # seconds between two lines, on a terminal and
 
 
 def install(show_summary: Callable[[], None]) -> Screen | None:
-    """Puts a `Screen` in the place of Snakemake's handler for the screen; None where it has none (a logger plugin writes there).
+    """Replaces Snakemake's handler for the screen with a `Screen`. Returns None if a logger plugin writes there instead.
 
     show_summary: called if there is nothing to be done.
     """

@@ -92,7 +92,7 @@ def collect(config: Config, results: Path) -> dict[str, Any]:
         "profile": config.profile,
         "split": "val",
         "nfe": tuning.nfe,
-        "budget": tuning.forward_equivalents or config.budget.forward_equivalents,
+        "budget": config.tuning_budget,
         "methods": methods,
     }
 
