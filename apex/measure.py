@@ -28,10 +28,10 @@ from apex.data.cache import Cache
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.gpu import claim
+from apex.loop import Loop
 from apex.pipeline import BACKBONES, DTYPES
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from apex.seeds import torch_generator
-from apex.train import Loop
 
 LATENTS, CAPTIONS = 64, 8  # how many different ones there are
 WARM_UP = 1  # steps that are not timed: kernels are chosen, memory is asked for

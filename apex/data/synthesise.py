@@ -36,10 +36,10 @@ from apex.data.parts import MADE, Parts
 from apex.data.readers import INDEX
 from apex.data.shards import Sample, index_of, progress, write_tar
 from apex.errors import NotFinite, UserError, run_command
+from apex.generator import Generator, load_generator
 from apex.gpu import pick_device
 from apex.kinds import SYNTHESISED
 from apex.provenance import file_sha256
-from apex.sample import Generator, load_generator
 from apex.strict import explain
 
 SHARD = 500  # images of a shard: of a 20B teacher some hours, which is what a kill may lose

@@ -25,13 +25,13 @@ from apex.errors import run_command
 from apex.files import write_atomic
 from apex.gpu import pick_device
 from apex.provenance import git_commit, versions
+from evaluators.assets import BUNDLED
 from evaluators.clip_model import Clip
 from evaluators.command import is_unseen, progress, set_threads
 from evaluators.geneval.__main__ import verdicts
 from evaluators.geneval.color import ClipColors
 from evaluators.geneval.logic import ColorClassifier, Detector, overall
 from evaluators.geneval.world_detector import WorldDetector
-from evaluators.networks import BUNDLED
 
 # Levels of every fault: unit, values.
 LEVELS = {

@@ -26,6 +26,7 @@ from apex.kinds import CONVERTED
 from apex.provenance import file_sha256
 from apex.weights import check_finite
 from evaluators.assets import find
+from evaluators.geneval import ASSET
 from evaluators.geneval.checkpoint import read_state
 from evaluators.geneval.coco import COCO
 from evaluators.images import some
@@ -33,7 +34,6 @@ from evaluators.images import some
 if TYPE_CHECKING:
     from transformers import Mask2FormerForUniversalSegmentation
 
-ASSET = "mask2former-mmdet"
 POINTS, LEVELS = 4, 3  # of the deformable attention; fixed in transformers
 
 _SWIN, _NORMS = "model.pixel_level_module.encoder.swin.", "model.pixel_level_module.encoder.hidden_states_norms."

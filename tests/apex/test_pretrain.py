@@ -216,7 +216,7 @@ def test_a_resumed_teacher_equals_an_uninterrupted_one_bit_for_bit(pretrain, tmp
 
 
 def test_the_teacher_is_a_whole_pipeline_with_its_record(pretrain, tmp_path, tiny_pipeline):
-    from apex.sample import Generator
+    from apex.generator import Generator
 
     assert pretrain("out") == 0
     out = tmp_path / "out"

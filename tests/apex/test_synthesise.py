@@ -18,7 +18,7 @@ from apex.data.prompts import load_prompts
 from apex.data.shards import open_samples
 from apex.data.synthesise import build, read_prompts
 from apex.errors import UserError, run_command
-from apex.sample import Generator
+from apex.generator import Generator
 
 WORLD = Path(synthesise.__file__).parent / "prompts/world/test.jsonl"
 
