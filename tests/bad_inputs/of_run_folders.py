@@ -13,10 +13,10 @@ from typing import Any
 from apex import fetch
 from apex.data.cache import load_cache, load_vae
 from apex.data.embeddings import _made
-from apex.estimate import _from_folder
 from apex.export import read_run
 from apex.loop import Loop
 from apex.pipeline import empty_like
+from apex.planning import _from_folder
 from apex.stock import load_networks
 from apex.text import TextPath, pipeline_class
 from evaluators.fid.mjhq import read_meta
