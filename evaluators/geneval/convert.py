@@ -20,7 +20,6 @@ from apex.errors import UserError, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.kinds import CONVERTED
 from apex.provenance import file_sha256
-from apex.weights import check_finite
 from evaluators.assets import find
 from evaluators.geneval import ASSET
 from evaluators.geneval.coco import COCO
@@ -191,6 +190,8 @@ def build(
     """
     import torch
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    from apex.weights import check_finite
 
     with readable(Path(where), "convert the weights again: python -m evaluators.geneval.convert"):
         config = Mask2FormerConfig.from_dict(config)
