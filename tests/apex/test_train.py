@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from apex import loop as loop_module
 from apex import train
 from apex.budget import Counted
 from apex.conditioning import Condition
@@ -70,7 +71,7 @@ def run_main(monkeypatch, *arguments: str) -> int:
 def test_the_progress_line_shows_the_loss_of_the_last_step_that_updated_the_student(make_loop, monkeypatch, capsys):
     """dmd2 updates its fake score alone in between: these steps have no loss of the student's."""
     clock = itertools.count(step=11)  # every step is one line
-    monkeypatch.setattr(train, "time", SimpleNamespace(time=lambda: float(next(clock))))
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(time=lambda: float(next(clock))))
     loop = make_loop("dmd2", params={"fake_updates": 2}, train={"batch_size": 4, "log_every": 1})
     loop.fit(8)
     said = re.findall(r"row seed 0: step (\d+), [\d.]+% of the budget, loss ([\d.]+|–), \d+ s left", capsys.readouterr().out)
@@ -243,7 +244,7 @@ def test_captions_on_disk_train_the_same_weights_without_a_text_encoder(make_loo
     """As a table of captions that were encoded one by one, bit for bit."""
     captions = load_cache(tiny_cache).captions
     with monkeypatch.context() as patch:
-        patch.setattr(train, "CaptionTable", partial(CaptionTable, batch=1))
+        patch.setattr(loop_module, "CaptionTable", partial(CaptionTable, batch=1))
         memory = make_loop(resume="memory", **DISK[name])
     memory.fit(3)
     settings = DISK[name] | {"data": {"scenes": 48, "embeddings": "disk"}}
