@@ -27,9 +27,11 @@ from apex.errors import NotFinite, UserError, naming
 from apex.export import AGAIN, read_run
 from apex.files import atomic_folder, replace_folder, write_atomic
 from apex.kinds import IMAGES
+from apex.linear import through_onednn
 from apex.pipeline import DTYPES, Pipeline, load_backbone
 from apex.seeds import derive, numpy_generator
 from apex.stock import StockGenerator
+from apex.weights import precision
 
 MEAN_RENDERS = 64  # renders averaged into a prompt's mean image
 
@@ -46,6 +48,7 @@ class Generator:
         self, pipeline: Pipeline, backbone: Backbone, *, mode: str, sigmas: list[float], guidance: float, made: dict[str, Any]
     ) -> None:
         self.pipeline, self.backbone = pipeline, backbone.eval().requires_grad_(False)
+        through_onednn(self.backbone)
         self.mode, self.sigmas, self.guidance, self.made = mode, sigmas, guidance, made
         self.device, self.family = pipeline.device, backbone.family
         config = backbone.transformer.config
@@ -96,7 +99,7 @@ class Generator:
 
     def velocity(self, x: Tensor, t: Tensor, cond: Condition, r: Tensor) -> Tensor:
         """The network in its own precision; images in the making are kept in that of `x`."""
-        return self.backbone(x.to(self.backbone.transformer.dtype), t, cond, r).to(x)
+        return self.backbone(x.to(precision(self.backbone.transformer)), t, cond, r).to(x)
 
     @torch.no_grad()
     def denoise(self, cond: Condition, noise: Tensor, fresh: list[Tensor] | torch.Generator | None = None) -> Tensor:
