@@ -57,6 +57,8 @@ SEED = whole_number(0, 2**63 - 1)  # torch takes no more
 NFE = whole_number(1, 1000)
 GUIDANCE = number(0, 50)  # as in a profile
 POSITIVE = number(0, 1e9, above=True)
+PRECISIONS = ("fp32", "bf16")  # names of `apex.pipeline.DTYPES`
+REFERENCES = ("real", "shuffled", "noise", "mean")  # rows that no network makes
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from apex.errors import UserError
 
 # Card -> memory in GB and dense bf16 TFLOP/s, as their makers' data sheets say. A rate measured on the card itself is better: --tflops.
 CARDS = {"h200": (141, 989), "h100": (80, 989), "a100": (80, 312), "l40s": (48, 362), "rtx4090": (24, 165)}
+SHARE = 0.35  # of the card's rate that training reaches; assumed where nothing was measured
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: list[TextIO] = []  # closing the file would give the lock back
 

@@ -352,7 +352,7 @@ class Trial:
         return out
 
     def trained(self) -> dict[str, Tensor]:
-        """All that training changes, as `apex.train.Loop.trained`."""
+        """All that training changes, as `apex.loop.Loop.trained`."""
         named = {f"student.{k}": p for k, p in self.student.named_parameters() if p.requires_grad}
         for name, module in self.extra.items():
             if not getattr(module, "constant", False):
@@ -360,7 +360,7 @@ class Trial:
         return named
 
     def state(self) -> dict[str, Any]:
-        """A copy of what `apex.train.Loop` saves."""
+        """A copy of what `apex.loop.Loop` saves."""
         found = {
             "trained": {k: p.detach() for k, p in self.trained().items()},
             "ema": self.ema.state(),

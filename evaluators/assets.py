@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +22,7 @@ from apex.errors import UserError, run_command
 from apex.files import atomic_file, write_atomic
 from apex.provenance import file_sha256
 
+BUNDLED = Path(__file__).resolve().parent / "pretrained" / "world"  # the networks that score the embedded world
 REGISTRY = Path(__file__).with_name("assets.yaml")
 CHUNK = 1 << 20  # bytes
 PATIENCE = 60  # seconds without an answer
@@ -127,6 +126,9 @@ def fetch(name: str) -> Path:
     if asset.path.is_file():
         check(asset, asset.path)
         return asset.path
+    import urllib.error
+    import urllib.request
+
     coming = asset.path.with_name(f".{asset.path.name}.coming")
     try:
         with urllib.request.urlopen(asset.url, timeout=PATIENCE) as answer, atomic_file(coming) as file:

@@ -17,8 +17,7 @@ from apex.errors import UserError
 from apex.files import read_object
 from apex.provenance import file_sha256
 from apex.weights import check_finite, take
-from evaluators.assets import registry
-from evaluators.networks import BUNDLED
+from evaluators.assets import BUNDLED, registry
 
 # OpenAI's weights need their activation x sigmoid(1.702 x): open_clip from 2.29 on gives it to the names that say so alone.
 OPENAI = "ViT-L-14-quickgelu"

@@ -21,16 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from apex.command import BATCH_SIZE
 from apex.errors import UserError, run_command
-from evaluators.assets import find
-from evaluators.clip_model import Clip, is_official
+from evaluators.assets import BUNDLED, find
 from evaluators.command import (
     begin,
     check_world,
@@ -42,10 +40,14 @@ from evaluators.command import (
     write_record,
 )
 from evaluators.images import Images
-from evaluators.networks import BUNDLED
 from evaluators.references import Arrays, Renders, add_argument, kept, key_of
 from evaluators.result import Metric, compared
 from evaluators.statistics import bootstrapped, mean_of_prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evaluators.clip_model import Clip
 
 VERSION = "1"
 REFERENCE = 3_000_017  # seed of the renders
@@ -79,6 +81,8 @@ def metric(name: str, values: np.ndarray, prompts: np.ndarray, weights: np.ndarr
 
 def encode(clip: Clip, batches: Iterable[np.ndarray], total: int, name: str) -> Tensor:
     """Batches of uint8 images (B, H, W, 3) -> unit vectors, float32 (N, D)."""
+    import torch
+
     return torch.cat([clip.encode_images([Image.fromarray(image) for image in batch]) for batch in progress(batches, total, name)])
 
 
@@ -88,12 +92,16 @@ def encode_folder(clip: Clip, images: Images) -> Tensor:
 
 def references(renders: Renders, device: str, weights: Path | None = None, clip: Clip | None = None) -> tuple[str, Callable[[], Arrays]]:
     """The key of what is measured on fresh renders, and how it is: unit vectors, float32 (N, D)."""
+    from evaluators.clip_model import Clip as Network
+
     folder = weights or BUNDLED / "clip"
 
     def measure() -> Arrays:
         pictures = fresh_renders(renders.rows, renders.counts, renders.side, REFERENCE + renders.seed)
         parts = np.array_split(pictures, max(1, len(pictures) // 64))
-        return {"renders": encode(clip or Clip(folder, device, BATCH), iter(parts), len(parts), "clip_score, batches of renders").numpy()}
+        return {
+            "renders": encode(clip or Network(folder, device, BATCH), iter(parts), len(parts), "clip_score, batches of renders").numpy()
+        }
 
     return key_of("clip_score", VERSION, renders, [folder], device), measure
 
@@ -113,6 +121,8 @@ def score(images: Images, clip: Clip, weights: np.ndarray, real: Tensor) -> list
 
 def score_published(images: Images, clip: Clip, weights: np.ndarray) -> tuple[list[Metric], dict]:
     """OpenAI's score with its floor, the same images with the prompts of others; and what the record says beside them."""
+    import torch
+
     prompts, texts = images.prompt_of, [row["prompt"] for row in images.rows]
     details: dict = {"prompts_cut_after_77_tokens": clip.too_long(texts)}
     details["prompts_cut"] = len(details["prompts_cut_after_77_tokens"])
@@ -152,6 +162,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from evaluators.clip_model import Clip, is_official
+
     started = time.time()
     published = find("clip-vit-l-14", args.weights, "--weights") if args.protocol == "openai" else None
     images, device = begin(args)

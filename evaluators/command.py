@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from apex.command import SEED, THREADS, Parser, whole_number
@@ -62,6 +61,8 @@ def check_out(path: Path) -> None:
 
 
 def set_threads(count: int) -> None:
+    import torch
+
     torch.set_num_threads(count)
 
 

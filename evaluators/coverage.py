@@ -24,18 +24,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from apex.errors import UserError, run_command
+from evaluators.assets import BUNDLED
 from evaluators.command import begin, check_world, fresh_renders, image_parser, progress, prompt_weights, square_side, write_record
-from evaluators.fid.world import array_features, in_batches
 from evaluators.geneval.logic import Detection, keep
-from evaluators.geneval.world_detector import WorldDetector
-from evaluators.networks import BUNDLED, FeatureNet, load_network
 from evaluators.references import Arrays, Renders, add_argument, kept, key_of
 from evaluators.result import Metric
 from evaluators.statistics import bootstrapped, interval, mean_of_prompts
+
+if TYPE_CHECKING:
+    from evaluators.geneval.world_detector import WorldDetector
 
 VERSION = "1"
 ATTRIBUTES = ("size", "place", "background", "color")
@@ -182,6 +184,10 @@ def references(
 ) -> tuple[str, Callable[[], Arrays]]:
     """The key of what is measured on fresh renders, and how it is: `of_renders`, and the features (n, D) of as many renders as images."""
 
+    from evaluators.fid.world import array_features, in_batches
+    from evaluators.geneval.world_detector import WorldDetector
+    from evaluators.networks import FeatureNet, load_network
+
     def measure() -> Arrays:
         rows, counts = renders.rows, renders.counts
         drawn = [max(RENDERS, n) for n in counts]
@@ -203,6 +209,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from evaluators.fid.world import array_features
+    from evaluators.geneval.world_detector import WorldDetector
+    from evaluators.networks import FeatureNet, load_network
+
     started = time.time()
     images, device = begin(args)
     check_world(images)

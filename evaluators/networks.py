@@ -20,7 +20,6 @@ from apex.errors import UserError
 from apex.files import read_object
 from apex.weights import take
 
-BUNDLED = Path(__file__).resolve().parent / "pretrained" / "world"
 STRIDE = 2  # of the detector's output grid, in input pixels
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from apex.command import Parser
-from apex.config import fingerprint, load
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.provenance import digest
@@ -71,6 +70,8 @@ def kept(path: Path | None, key: str, measure: Callable[[], Arrays]) -> Arrays:
 
 def key_of(evaluator: str, version: str, renders: Renders, networks: list[Path], device: str) -> str:
     """Names everything that the measured arrays depend on."""
+    from apex.config import fingerprint
+
     parts = [renders.rows, renders.counts, renders.side, renders.seed, [fingerprint(folder) for folder in networks]]
     return digest([evaluator, version, *parts, device.partition(":")[0]])
 
@@ -84,8 +85,9 @@ def main() -> None:
     args = parser.parse_args()
     from safetensors.numpy import save
 
+    from apex.config import load
+    from apex.generator import prompt_rows
     from apex.gpu import pick_device
-    from apex.sample import prompt_rows
     from evaluators.__main__ import scores
     from evaluators.command import set_threads
 

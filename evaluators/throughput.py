@@ -35,7 +35,7 @@ from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.clip_model import Clip
 from evaluators.command import check_out, set_threads
-from evaluators.speed import quartiles, synchronise
+from evaluators.timing import quartiles, synchronise
 
 # Swin-S and the head of mmdet's mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py; a test holds it to what the converter reads off mmdet's.
 MASK2FORMER = {

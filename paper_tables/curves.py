@@ -33,7 +33,7 @@ from paper_tables.stats import Summary
 from paper_tables.tables_sweep import MANY, SWEPT, sweep_points, swept_rows
 from paper_tables.view import TASK_NAMES, View
 
-WEAK, STRONG = 0.1, 3.0  # of the probe, as `apex.train` judges it
+WEAK, STRONG = 0.1, 3.0  # of the probe, as `apex.loop` judges it
 
 
 def shift_visibility(results: Path, view: View) -> Figure | None:

@@ -78,16 +78,16 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-    from apex.pretrain import codec, teacher, text_encoder
+    from apex.pretrain import codec, t5, teacher
 
     folder = tmp_path_factory.mktemp("tiny_pipeline") / "pipeline"
     levels = len(codec.CONFIG["block_out_channels"])
     small = codec.CONFIG | {"block_out_channels": [8] * levels, "norm_num_groups": 4, "latent_channels": 4}
-    tokenizer = text_encoder.build_tokenizer()
+    tokenizer = t5.build_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoencoderKL(**small, sample_size=RESOLUTION).save_pretrained(folder / "vae")
-        text_encoder.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(folder / "text_encoder")
+        t5.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(folder / "text_encoder")
         side = RESOLUTION // 2 ** (levels - 1)
         teacher.build_sana(4, side, 16, width=32, layers=2).transformer.save_pretrained(folder / "transformer")
     tokenizer.save_pretrained(folder / "tokenizer")

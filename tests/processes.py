@@ -40,7 +40,7 @@ def run(script: str, arguments: list[str], count: int = 2, **environment: str) -
     shared |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo"}
     shared |= environment
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["apex.train", "torch.distributed.fsdp"])
+    server.set_forkserver_preload(["apex.loop", "torch.distributed.fsdp"])
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, str(rank)) for rank in range(count)]
         started = [

@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import Gemma2Config, Gemma2Model, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from apex.pretrain.text_encoder import build_tokenizer
+from apex.pretrain.t5 import build_tokenizer
 from apex.testbed import tiny_qwen, tiny_sana
 
 LATENTS = 8

@@ -1,7 +1,7 @@
 """The contract of a distillation method. One file in this folder is one method; see `fm.py` for the smallest.
 
 A file defines `METHOD`, a subclass of `Method`. Its `Params` (pydantic) name every setting with range, default
-and source; its `losses` turns one batch into one scalar per role. The loop (`apex.train`) owns optimisers, EMA,
+and source; its `losses` turns one batch into one scalar per role. The loop (`apex.loop`) owns optimisers, EMA,
 checkpoints, precision and the budget; a method owns none of them.
 """
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -25,12 +26,15 @@ from apex.errors import UserError, run_command
 from apex.provenance import digest
 from evaluators import assets
 from evaluators.command import image_parser, progress, write_record
-from evaluators.dpg.judges import JUDGES, MPLUG, Judge
+from evaluators.dpg import JUDGES, MPLUG
 from evaluators.dpg.questions import Bench, Item, load
 from evaluators.dpg.score import malformed, metrics, read_answer, tally
 from evaluators.flat import Matched, open_matched
 from evaluators.journal import Journal
 from evaluators.statistics import bootstrap_weights
+
+if TYPE_CHECKING:
+    from evaluators.dpg.judges import Judge
 
 VERSION = "1"
 PER_PROMPT = 4  # images, of the protocol
@@ -104,7 +108,7 @@ def _percent(score: float | None) -> float | None:
 def main(argv: list[str] | None = None) -> None:
     parser = image_parser("evaluators.dpg", __doc__)
     parser.add_argument("--questions", type=Path, help="dpg_bench.csv (default: the asset dpg-bench)")
-    parser.add_argument("--judge", choices=sorted(JUDGES), default="mplug", help="who answers (default: mplug, the protocol's)")
+    parser.add_argument("--judge", choices=JUDGES, default="mplug", help="who answers (default: mplug, the protocol's)")
     parser.add_argument("--model", help="its model, a folder or a name on its hub (mplug: the protocol's)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the judge (default: float32)")
     parser.add_argument("--batch", type=BATCH_SIZE, default=16, help="questions asked at once (default: 16)")
@@ -121,6 +125,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from evaluators.dpg import judges
+
     started = time.time()
     bench = load(assets.find("dpg-bench", args.questions, "--questions"))
     matched = open_matched(args, bench.prompts, "item_id", None if args.layout == "auto" else args.layout != "geneval")
@@ -128,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
     check_size(matched, grid, args.resolution)
     for oddity in bench.oddities:
         print(f"dpg: {oddity}", file=sys.stderr)
-    judge = JUDGES[args.judge](args.model, matched.device, args.precision, args.batch)
+    judge = judges.JUDGES[args.judge](args.model, matched.device, args.precision, args.batch)
     with Journal(args.answers or args.out.parent / "answers", "dpg", {"version": VERSION, **judge.identity}) as journal:
         answers = ask(matched, bench.items, grid, judge, journal)
     official, left_out = bench.official()

@@ -14,8 +14,8 @@ from PIL import Image
 from apex.errors import UserError, readable
 from apex.provenance import digest, file_sha256
 from apex.weights import check_finite, pretrained
+from evaluators.dpg import MPLUG
 
-MPLUG = "damo/mplug_visual-question-answering_coco_large_en"
 YES_OR_NO = " Answer with yes or no."
 ANSWER_TOKENS = 8
 FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]  # of a model on the hub; no pickles, no code

@@ -19,12 +19,10 @@ from pathlib import Path
 from apex.command import whole_number
 from apex.errors import UserError, run_command
 from evaluators.command import image_parser
-from evaluators.fid import published, world
-from evaluators.fid.inception import PROTOCOLS
+from evaluators.fid import PROTOCOLS
+from evaluators.fid import VERSION as VERSION  # `evaluators` finds it here
 from evaluators.fid.reference import add_arguments
 from evaluators.references import add_argument
-
-VERSION = published.VERSION
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,11 +44,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.protocol != "world":
+        from evaluators.fid import published
+
         published.run(args)
         return
     for option in ("reference", "resolution", "jpeg"):
         if getattr(args, option) is not None:
             raise UserError(f"--{option}: the world's FID is against fresh renders at their size; give --protocol {' or '.join(PROTOCOLS)}")
+    from evaluators.fid import world
+
     world.run(args)
 
 

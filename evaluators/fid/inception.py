@@ -36,9 +36,9 @@ from apex.files import write_atomic
 from apex.provenance import digest, file_sha256
 from apex.weights import take
 from evaluators.command import progress
+from evaluators.fid import PROTOCOLS
 
 SIDE = 299
-PROTOCOLS = ("pytorch-fid", "clean-fid")
 CHUNK = 256  # images a file of kept features
 
 

@@ -15,13 +15,13 @@ from apex.errors import UserError
 from apex.files import atomic_file
 from evaluators.assets import find, registry
 from evaluators.command import begin, write_record
+from evaluators.fid import VERSION
 from evaluators.fid.distance import Gaussian, extrapolation, fid, halves, kid, moments
 from evaluators.fid.inception import Feed, file_features, load_network
 from evaluators.fid.reference import Reference, kept_folder, listed, make, read
 from evaluators.images import Images
 from evaluators.result import Metric, compared
 
-VERSION = "1"
 MJHQ = 30_000  # images, generated and real, of the published numbers (SANA's, tools/metrics/pytorch-fid)
 LEAST_PROMPTS = 3  # a jackknife that leaves one out needs two more
 

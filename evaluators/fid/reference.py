@@ -20,7 +20,7 @@ import sys
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -35,10 +35,13 @@ from apex.gpu import pick_device
 from apex.provenance import file_sha256
 from evaluators.assets import find
 from evaluators.command import check_out, set_threads
+from evaluators.fid import PROTOCOLS
 from evaluators.fid.distance import Gaussian, check_features, moments
-from evaluators.fid.inception import PROTOCOLS, Feed, Network, file_features, load_network
 from evaluators.fid.mjhq import META, image_files, read_meta
 from evaluators.images import refuse_left_out, some
+
+if TYPE_CHECKING:
+    from evaluators.fid.inception import Feed, Network
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ def listed(folder: Path, limit: int | None = None) -> Listed:
 
 def make(folder: Path, feed: Feed, network: Network, kept: Path, *, limit: int | None, batch: int, threads: int) -> Reference:
     """The reference of a folder; `kept`, `batch`, `threads` as in `inception.file_features`. Real images are never compressed again."""
+    from evaluators.fid.inception import file_features
+
     feed = replace(feed, jpeg=None)
     images = listed(folder, limit)
     features = file_features(images.paths, feed, network, kept, batch, threads, "reference")
@@ -192,6 +197,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     add_arguments(parser)
     args = parser.parse_args(argv)
+
+    from evaluators.fid.inception import Feed, load_network
+
     if args.out.suffix != ".safetensors":
         raise UserError(f"--out {args.out}: expected a name that ends in .safetensors")
     check_out(args.out)

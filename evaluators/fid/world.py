@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from apex.errors import UserError
+from evaluators.assets import BUNDLED
 from evaluators.command import begin, check_world, fresh_renders, square_side, write_record
 from evaluators.fid.distance import check_features, kernel
 from evaluators.fid.inception import check_rows
 from evaluators.images import Images
-from evaluators.networks import BUNDLED, FeatureNet, load_network
+from evaluators.networks import FeatureNet, load_network
 from evaluators.references import Arrays, Renders, kept, key_of
 from evaluators.result import Metric
 from evaluators.statistics import jackknife

@@ -32,17 +32,13 @@ from apex.command import BATCH_SIZE
 from apex.data import pictures
 from apex.errors import readable, run_command
 from apex.provenance import file_sha256
-from evaluators.assets import find, registry
-from evaluators.clip_model import Clip, is_official
+from evaluators.assets import BUNDLED, find, registry
 from evaluators.command import begin, image_parser, is_unseen, progress, prompt_weights, write_record
-from evaluators.geneval import self_test
-from evaluators.geneval.color import ClipColors
-from evaluators.geneval.convert import ASSET
+from evaluators.geneval import ASSET, self_test
 from evaluators.geneval.logic import ColorClassifier, Detector, Reason, Verdict, check_known, judge
 from evaluators.geneval.prompts import prompt_set
 from evaluators.images import Images, pixels
 from evaluators.journal import Journal
-from evaluators.networks import BUNDLED
 from evaluators.result import Metric, compared
 from evaluators.statistics import bootstrapped, mean_of_prompts, mean_of_tasks
 
@@ -146,6 +142,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from evaluators.clip_model import Clip, is_official
+    from evaluators.geneval.color import ClipColors
+
     started = time.time()
     is_world = args.detector == "world"
     weights = args.detector_weights or BUNDLED / "detector" if is_world else find(ASSET, args.detector_weights, "--detector-weights")

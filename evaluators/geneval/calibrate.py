@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from apex.command import SEED, THREADS, Parser, whole_number
 from apex.data import world
@@ -25,13 +24,10 @@ from apex.errors import run_command
 from apex.files import write_atomic
 from apex.gpu import pick_device
 from apex.provenance import git_commit, versions
-from evaluators.clip_model import Clip
+from evaluators.assets import BUNDLED
 from evaluators.command import is_unseen, progress, set_threads
 from evaluators.geneval.__main__ import verdicts
-from evaluators.geneval.color import ClipColors
 from evaluators.geneval.logic import ColorClassifier, Detector, overall
-from evaluators.geneval.world_detector import WorldDetector
-from evaluators.networks import BUNDLED
 
 # Levels of every fault: unit, values.
 LEVELS = {
@@ -50,6 +46,8 @@ def spoil(scene: world.Scene, fault: str, level: float, resolution: int, seed: l
         return world.render(replace(scene, items=tuple(i for i, gone in zip(scene.items, lost, strict=True) if not gone)), resolution)
     image = world.render(scene, resolution) / 255.0
     if fault == "blur":
+        from scipy.ndimage import gaussian_filter
+
         width = level * resolution / 32
         image = gaussian_filter(image, (width, width, 0), mode="nearest")
     elif fault == "noise":
@@ -120,6 +118,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--threads", type=THREADS, default=1, help="CPU threads of this process (default: 1)")
     args = parser.parse_args()
+
+    from evaluators.clip_model import Clip
+    from evaluators.geneval.color import ClipColors
+    from evaluators.geneval.world_detector import WorldDetector
+
     set_threads(args.threads)
     device, rows = pick_device(args.device), load_prompts(args.prompts)
     for index, row in enumerate(rows, 1):

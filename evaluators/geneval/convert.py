@@ -15,25 +15,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
-from torch import Tensor
-
 from apex.command import Parser
 from apex.errors import UserError, readable, run_command
 from apex.files import atomic_folder, write_atomic
 from apex.kinds import CONVERTED
 from apex.provenance import file_sha256
-from apex.weights import check_finite
 from evaluators.assets import find
-from evaluators.geneval.checkpoint import read_state
+from evaluators.geneval import ASSET
 from evaluators.geneval.coco import COCO
 from evaluators.images import some
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import Mask2FormerForUniversalSegmentation
 
-ASSET = "mask2former-mmdet"
 POINTS, LEVELS = 4, 3  # of the deformable attention; fixed in transformers
 
 _SWIN, _NORMS = "model.pixel_level_module.encoder.swin.", "model.pixel_level_module.encoder.hidden_states_norms."
@@ -196,6 +191,8 @@ def build(
     import torch
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+    from apex.weights import check_finite
+
     with readable(Path(where), "convert the weights again: python -m evaluators.geneval.convert"):
         config = Mask2FormerConfig.from_dict(config)
         if config.num_labels == len(COCO):
@@ -223,6 +220,8 @@ def build(
 
 def from_mmdet(path: Path) -> Mask2FormerForUniversalSegmentation:
     """The network of transformers with the weights of an mmdet checkpoint (.pth)."""
+    from evaluators.geneval.checkpoint import read_state
+
     state = read_state(path)
     index = {name: tensor for name, tensor in state.items() if name.endswith("." + INDEX)}
     return build(configuration(state, str(path)), converted(state, str(path)), str(path), index)
@@ -230,6 +229,8 @@ def from_mmdet(path: Path) -> Mask2FormerForUniversalSegmentation:
 
 def from_folder(folder: Path) -> Mask2FormerForUniversalSegmentation:
     """The network that `save` wrote."""
+    from safetensors.torch import load_file
+
     hint = "convert the weights again: python -m evaluators.geneval.convert"
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -241,6 +242,8 @@ def from_folder(folder: Path) -> Mask2FormerForUniversalSegmentation:
 
 def save(model: Mask2FormerForUniversalSegmentation, folder: Path, source: Path) -> None:
     """Writes `config.json`, `model.safetensors` and `made.json`."""
+    from safetensors.torch import save as to_bytes
+
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     with atomic_folder(folder, CONVERTED) as out:
         write_atomic(out / "config.json", model.config.to_json_string(use_diff=False))

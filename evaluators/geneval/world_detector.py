@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from apex.data import world
+from evaluators.assets import BUNDLED
 from evaluators.geneval.logic import Detection
-from evaluators.networks import BUNDLED, DetectorNet, decode_boxes, fit, load_network
+from evaluators.networks import DetectorNet, decode_boxes, fit, load_network
 
 FLOOR = 0.05  # detections below are dropped: GenEval's own thresholds are 0.3 and 0.9
 

@@ -21,8 +21,6 @@ from apex.errors import UserError, run_command
 from apex.files import atomic_folder
 from apex.kinds import NETWORK
 from evaluators.command import set_threads
-from evaluators.networks import save_network
-from evaluators.pretrain.loop import write_made
 
 # (steps, batch, learning rate): what the bundled networks were made with.
 RECIPES = {"detector": (1300, 64, 3e-3), "fid": (1800, 64, 3e-3), "clip": (1800, 128, 2e-3)}
@@ -47,7 +45,9 @@ def main() -> None:
         raise UserError(f"--resolution: found {args.resolution}, expected a multiple of 8, at least 16")
     NETWORK.check(args.out)
     set_threads(args.threads)
+    from evaluators.networks import save_network
     from evaluators.pretrain import clip, detector, features  # seconds: only once they are needed
+    from evaluators.pretrain.loop import write_made
 
     common = {"steps": steps, "batch": batch, "lr": lr, "seed": args.seed, "resolution": args.resolution}
     with atomic_folder(args.out, NETWORK) as folder:

@@ -31,9 +31,9 @@ from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
 from evaluators.command import check_out, print_metrics, set_threads
 from evaluators.result import Metric, Record
-from evaluators.speed import BATCH, STAGES, Marks, quartiles, time_calls
 from evaluators.systems.build import build
 from evaluators.systems.known import PROMPTS, SMALL_SCALE, system, systems
+from evaluators.timing import BATCH, STAGES, Marks, quartiles, time_calls
 
 EVALUATOR, VERSION = "systems", "1"
 BATCHES = (1, BATCH)

@@ -26,8 +26,8 @@ from apex.conditioning import Condition
 from apex.config import load
 from apex.data.cache import load_cache
 from apex.flow import expand
+from apex.loop import Loop
 from apex.methods.base import Batch
-from apex.train import Loop
 from tests.processes import Ended, run
 
 CAPTION_WIDTH = 16

@@ -13,7 +13,7 @@ from apex.backbones.sana import SanaBackbone
 from apex.conditioning import AffineShift, Condition
 from apex.errors import UserError
 from apex.pipeline import BACKBONES, load_backbone
-from apex.pretrain.text_encoder import build_encoder, build_tokenizer
+from apex.pretrain.t5 import build_encoder, build_tokenizer
 
 
 def inputs(count: int = 3, side: int = 4) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apex import estimate
+from apex import estimate, planning
 from apex.config import load
 from apex.errors import UserError, run_command
 from apex.launch import Launch
@@ -24,10 +24,10 @@ PUBLISHED = {"sana_0_6b": 0.592e9, "sana_1_6b": 1.604e9, "qwen_image_lora_r64": 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_shipped_configuration_has_the_published_parameters(name: str) -> None:
     config = load(CONFIGS / f"{name}.yaml")
-    shape = estimate.shape_of(config)
+    shape = planning.shape_of(config)
     count = shape.make().parameter_count()
     assert count == pytest.approx(PUBLISHED[name], rel=1e-3)
-    one = estimate.shipped()[config.hub]
+    one = planning.shipped()[config.hub]
     assert count == pytest.approx(one["published_parameters"], rel=1e-3) and "arXiv" in one["source"]
     assert shape.latent == ((32, 16, 16) if "sana" in name else (16, 64, 64))  # 512 px
 
@@ -39,8 +39,8 @@ def test_lora_trains_the_papers_parameters(name: str, trained: float) -> None:
 
     config = load(CONFIGS / f"{name}.yaml")
     run = config.run_config("apex-lora")
-    with estimate.META:
-        student, teacher = build_student(run, methods.get("apex")(run.params), estimate.shape_of(config).make, estimate.META)
+    with planning.META:
+        student, teacher = build_student(run, methods.get("apex")(run.params), planning.shape_of(config).make, planning.META)
     assert teacher is None
     assert sum(p.numel() for p in student.parameters() if p.requires_grad) == pytest.approx(trained, rel=2e-4)
     assert {p.dtype for p in student.parameters() if not p.requires_grad} == {DTYPES["bf16"]}
@@ -53,8 +53,8 @@ def test_estimates_agree_with_what_the_loop_measures(make_loop, tiny_profile, me
     loop = make_loop(method, budget=budget)
     loop.fit()
     run = loop.run
-    shape = replace(estimate.shape_of(load(tiny_profile(budget=budget))), tokens=loop.captions.longest().embeds.shape[1])
-    found = estimate.estimate(run, shape, rate=1.0)
+    shape = replace(planning.shape_of(load(tiny_profile(budget=budget))), tokens=loop.captions.longest().embeds.shape[1])
+    found = planning.estimate(run, shape, rate=1.0)
     assert found.parameters == loop.parameters["student"] and found.trainable == loop.parameters["trainable"]
     assert found.uncounted == (["heads"] if method == "dmd2" else [])  # much of so small a network
     assert found.steps == pytest.approx(loop.step, rel=0.35 if found.uncounted else 0.08, abs=2)
@@ -70,44 +70,44 @@ def test_attention_keeps_nothing_of_the_size_of_tokens_squared() -> None:
     """As a fused kernel: twice the latents is twice the memory. Plainly it would be nearly four times."""
     kept = []
     for side in (32, 64):
-        shape = estimate.Shape(
+        shape = planning.Shape(
             {"_class_name": "QwenImageTransformer2DModel", "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 1,
              "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)},
             (4, side, 32), 4, 16, 0.0, 0.0, "here",
         )  # fmt: skip
-        kept.append(estimate.activations(shape.make(), shape, torch.float32).kept)
+        kept.append(planning.activations(shape.make(), shape, torch.float32).kept)
     assert 1.9 < kept[1] / kept[0] < 2.1
 
 
 def test_checkpointing_trades_memory() -> None:
     config = load(CONFIGS / "sana_0_6b.yaml")
-    shape = estimate.shape_of(config)
+    shape = planning.shape_of(config)
     found = {}
     for on in (True, False):
         network = shape.make(torch.bfloat16)
         if on:
             network.transformer.enable_gradient_checkpointing()
             network.train()
-        found[on] = estimate.activations(network, shape, torch.bfloat16)
+        found[on] = planning.activations(network, shape, torch.bfloat16)
     assert found[True].kept < 0.05 * found[False].kept and found[True].peak < 0.2 * found[False].peak
     assert 0 < found[True].inference < found[False].kept
 
 
 def test_what_does_not_fit_gets_the_mildest_change_that_does(tiny_profile) -> None:
     config = load(tiny_profile(train={"batch_size": 16, "gradient_checkpointing": False}))
-    run, shape = config.run_config("fm"), estimate.shape_of(config)
-    whole = estimate.planned(run, shape, None, 0.35, None)
+    run, shape = config.run_config("fm"), planning.shape_of(config)
+    whole = planning.planned(run, shape, None, 0.35, None)
     assert whole.fits is None and whole.hours is None and whole.mend == ""
-    assert estimate.planned(run, shape, 1.0, 0.35, whole.total * 1.01).fits
-    tried = [(text, estimate.estimate(other, shape, 1.0).total) for text, other in estimate.smaller(run)]
+    assert planning.planned(run, shape, 1.0, 0.35, whole.total * 1.01).fits
+    tried = [(text, planning.estimate(other, shape, 1.0).total) for text, other in planning.smaller(run)]
     assert tried[0][0] == "train.precision=bf16" and tried[-2][0].endswith("train.batch_size=1 train.gradient_accumulation=16")
     assert tried[-1][0].count("batch_size") == 1
     limit = tried[2][1]  # what the third change comes to
-    found = estimate.planned(run, shape, 1.0, 0.35, limit)
+    found = planning.planned(run, shape, 1.0, 0.35, limit)
     assert found.fits is False
     first = next(text for text, total in tried if total <= limit)
     assert found.mend.startswith(f"{first}: ")
-    assert "no setting of the loop" in estimate.planned(run, shape, 1.0, 0.35, 1e-6).mend
+    assert "no setting of the loop" in planning.planned(run, shape, 1.0, 0.35, 1e-6).mend
 
 
 @pytest.mark.parametrize(
@@ -115,24 +115,24 @@ def test_what_does_not_fit_gets_the_mildest_change_that_does(tiny_profile) -> No
 )
 def test_captions_on_disk_take_no_text_encoder_and_so_much_disk(name: str, frozen: str, size: int) -> None:
     config = load(CONFIGS / f"{name}.yaml", [f"train.frozen={frozen}", "train.gradient_checkpointing=false"])
-    shape = estimate.shape_of(config)
+    shape = planning.shape_of(config)
     shape = replace(shape, transformer=shape.transformer | {"num_layers": 1})
     run = config.run_config(config.methods[0])
     found = {}
     for kind in ("batch", "disk"):
         found[kind] = run.model_copy(update={"data": run.data.model_copy(update={"embeddings": kind})})
-    memory = {kind: estimate.estimate(one, shape, None).memory for kind, one in found.items()}
+    memory = {kind: planning.estimate(one, shape, None).memory for kind, one in found.items()}
     freed = memory["batch"].pop("frozen parts") - memory["disk"].pop("frozen parts")
     assert freed * 2**30 == pytest.approx(shape.text_parameters * {"bf16": 2, "fp32": 4}[frozen])
     assert memory["batch"] == memory["disk"]
-    assert estimate.caption_gigabytes(found["batch"], shape) is None
-    assert estimate.caption_gigabytes(found["disk"], shape) == pytest.approx(1000 * size / 1e9)
+    assert planning.caption_gigabytes(found["batch"], shape) is None
+    assert planning.caption_gigabytes(found["disk"], shape) == pytest.approx(1000 * size / 1e9)
 
 
 def test_a_pipeline_of_which_nothing_is_known_is_one_line(tiny_profile) -> None:
     config = load(CONFIGS / "sana_0_6b.yaml", ["hub=owner/unknown"])
     with pytest.raises(UserError, match=r"no configuration is shipped for hub owner/unknown; expected a pipeline's folder, or one of Qwen"):
-        estimate.shape_of(config)
+        planning.shape_of(config)
 
 
 def test_the_command_writes_a_table_and_a_figure(tiny_profile, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -154,20 +154,20 @@ def test_the_command_writes_a_table_and_a_figure(tiny_profile, tmp_path: Path, m
 def test_split_weights_are_shared_out_and_a_block_is_whole(tiny_profile) -> None:
     """Extra networks are on every device; the plan names how many devices are enough, and an estimate for so many agrees."""
     config = load(tiny_profile(train={"batch_size": 1, "gradient_checkpointing": True, "precision": "bf16", "frozen": "bf16"}))
-    shape = estimate.shape_of(config)
+    shape = planning.shape_of(config)
     for row in ("apex", "dmd2"):
         run = config.run_config(row)
-        whole = estimate.estimate(run, shape, 1.0)
-        four = estimate.estimate(run, shape, 1.0, launch=Launch("f", 4, split=True))
+        whole = planning.estimate(run, shape, 1.0)
+        four = planning.estimate(run, shape, 1.0, launch=Launch("f", 4, split=True))
         assert four.memory["student"] == pytest.approx(whole.memory["student"] / 4)
         assert four.memory["extra"] == whole.memory["extra"] and four.memory["step"] == whole.memory["step"]
         own = whole.memory["extra"] if row == "dmd2" else 0.0
         assert (four.memory["optimizer"] > whole.memory["optimizer"] / 4 + own) == (row == "dmd2") and whole.memory.get("gathered") is None
         assert four.hours == pytest.approx(whole.hours / 4) and abs(4 * four.steps - whole.steps) <= 4
     run = config.run_config("apex")
-    smallest = list(estimate.smaller(run))[-1][1]
-    found = estimate.planned(run, shape, 1.0, 0.35, estimate.estimate(smallest, shape, 1.0).total * 0.97)
-    assert f"launch={estimate.FSDP} with " in found.mend
+    smallest = list(planning.smaller(run))[-1][1]
+    found = planning.planned(run, shape, 1.0, 0.35, planning.estimate(smallest, shape, 1.0).total * 0.97)
+    assert f"launch={planning.FSDP} with " in found.mend
     count, total = int(found.mend.split(" with ")[1].split()[0]), float(found.mend.split(": ")[1].split()[0])
-    again = estimate.estimate(run, shape, 1.0, launch=Launch(estimate.FSDP, count, split=True))
+    again = planning.estimate(run, shape, 1.0, launch=Launch(planning.FSDP, count, split=True))
     assert again.total == pytest.approx(total, rel=0.01)

@@ -19,8 +19,8 @@ from apex.conditioning import Condition
 from apex.errors import UserError
 from apex.export import export_run
 from apex.export import stock as says
+from apex.generator import Generator
 from apex.pipeline import load_backbone
-from apex.sample import Generator
 
 QUICK = {"train": {"learning_rate": 1e-2, "ema": 0.9}, "sampling": {"sigmas": {2: [1.0, 0.6]}}}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apex.sample import Generator
+from apex.generator import Generator
 from tests.apex.hub_server import COMMIT, Hub, serving
 
 SECOND = "vae/diffusion_pytorch_model-00002-of-00003.safetensors"

@@ -17,8 +17,8 @@ from apex.data import embeddings, readers
 from apex.data.cache import build, load_cache, vae_checksum
 from apex.errors import UserError, run_command
 from apex.export import FORMATS, read_run
-from apex.sample import Generator
-from apex.train import Diverged
+from apex.generator import Generator
+from apex.loop import Diverged
 
 
 def said(call: Callable[[], object]) -> str:

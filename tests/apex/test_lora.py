@@ -20,7 +20,7 @@ from torch import Tensor
 from apex import lora
 from apex.card import LORA_FILE
 from apex.errors import UserError
-from apex.sample import Generator
+from apex.generator import Generator
 from evaluators.systems.build import build
 
 FAMILIES = ["sana", "qwen_image"]

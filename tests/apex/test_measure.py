@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from apex import estimate, measure
+from apex import estimate, measure, planning, step_timing
 from apex.config import load
 from apex.errors import UserError, run_command
 
@@ -30,9 +30,9 @@ def test_a_step_does_the_work_of_the_runs_own(make_loop, tiny_profile, method: s
     loop.fit(max_steps=8 * cycle)
     AcceleratorState._reset_state(True)
     config = load(tiny_profile(rows={"row": {"method": method, "tuning": tuning, "lora": {"rank": 2}}}, methods=["row"], budget=budget))
-    found = measure.measure(config, "row", steps=8)
+    found = step_timing.measure(config, "row", steps=8)
     assert found["trainable"] == loop.parameters["trainable"] and found["parameters"] == loop.parameters["student"]
-    longer = estimate.shape_of(config).tokens / loop.captions.longest().embeds.shape[1]
+    longer = planning.shape_of(config).tokens / loop.captions.longest().embeds.shape[1]
     assert 1 - 0.15 < found["flops_a_step"] / (loop.flops / (8 * cycle)) < 1.15 * longer
     assert 0.95 < found["memory_gb"] * 1024 / loop.memory["total"] < 1.1 * longer
     assert found["memory_gb"] <= 1.02 * found["planned_memory_gb"]
@@ -47,26 +47,26 @@ def test_the_shipped_configuration_is_enough(name: str, monkeypatch) -> None:
         Path(__file__).resolve().parents[2] / f"workflows/config/{name}.yaml",
         ["train.batch_size=4", "train.gradient_accumulation=1", "data.embeddings=memory"],
     )
-    shape = estimate.shape_of(config)
+    shape = planning.shape_of(config)
     small = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
     small |= (
         {"cross_attention_dim": 32, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "caption_channels": 24}
         if "sana" in name
         else {"joint_attention_dim": 24, "axes_dims_rope": (4, 6, 6)}
     )
-    small = estimate.Shape(shape.transformer | small, (shape.latent[0], 4, 4), 5, 24, 0.0, 0.0, "here")
-    monkeypatch.setattr(estimate, "shape_of", lambda _: small)
-    found = measure.measure(config, config.methods[0], steps=1)
+    small = planning.Shape(shape.transformer | small, (shape.latent[0], 4, 4), 5, 24, 0.0, 0.0, "here")
+    monkeypatch.setattr(planning, "shape_of", lambda _: small)
+    found = step_timing.measure(config, config.methods[0], steps=1)
     assert found["samples_a_step"] == 4 and math.isfinite(found["share"])
 
 
 def test_what_no_single_step_shows_is_one_line(tiny_profile) -> None:
     config = load(tiny_profile(methods=["regression"]))
     with pytest.raises(UserError, match="row regression: method regression learns from pairs that the teacher draws first"):
-        measure.measure(config, "regression", 1)
+        step_timing.measure(config, "regression", 1)
     split = load(tiny_profile(launch="workflows/accelerate/fsdp2.yaml"))
     with pytest.raises(UserError, match=r"launch: found \d+ processes, expected one"):
-        measure.measure(split, "fm", 1)
+        step_timing.measure(split, "fm", 1)
 
 
 def test_the_plan_shows_what_was_measured_of_these_settings_and_no_others(tiny_profile, tmp_path: Path, monkeypatch) -> None:

@@ -17,6 +17,7 @@ from apex import sample
 from apex.config import load
 from apex.data.prompts import load_prompts
 from apex.errors import NotFinite, run_command
+from apex.generator import load_generator
 from apex.pipeline import Pipeline
 from evaluators import __main__ as scoring
 from evaluators import speed
@@ -132,7 +133,7 @@ def test_a_stock_pipeline_stops_too(tiny_stock, tiny_profile, tmp_path: Path) ->
             checkpoints=[{"row": "stock", "pipeline": "teacher", "nfe": [1], "call": {"use_resolution_binning": False}}],
         )
     )
-    generator = sample.load_generator(config, "stock", folder, 1, "cpu")
+    generator = load_generator(config, "stock", folder, 1, "cpu")
     assert generator.pictures(["a red circle"], 0, [(0, 0)]).dtype == np.uint8
     with torch.no_grad():
         next(generator.pipe.vae.decoder.parameters()).fill_(torch.nan)

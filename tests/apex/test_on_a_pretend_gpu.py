@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from apex import measure, methods, sample
+from apex import methods, sample, step_timing
 from apex.config import load
 from apex.data import cache, embeddings, synthesise
 from apex.data.shards import write_world
@@ -130,10 +130,10 @@ def test_apex_trains_in_every_way(make_loop, qwen_pipeline, tmp_path, way: str, 
 
 def test_a_rows_steps_are_measured_with_the_kernels_of_a_run(tiny_profile, monkeypatch):
     AcceleratorState._reset_state(True)
-    monkeypatch.setattr(measure.estimate, "measured_rate", lambda device: {"cuda:0": 1.0}[device])
+    monkeypatch.setattr(step_timing.planning, "measured_rate", lambda device: {"cuda:0": 1.0}[device])
     config = load(tiny_profile(rows={"row": {"method": "apex"}}, methods=["row"], budget={"forward_equivalents": 1e6}))
     with pretend_gpu():
-        found = measure.measure(config, "row", steps=1)
+        found = step_timing.measure(config, "row", steps=1)
         assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     AcceleratorState._reset_state(True)
     assert found["device"] == "cuda:0" and found["tflops"] > 0

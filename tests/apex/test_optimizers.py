@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apex import estimate, optimizers
+from apex import optimizers, planning
 from apex.config import Train, load
 from apex.errors import UserError
 
@@ -114,18 +114,18 @@ def test_a_runs_record_and_the_plan_know_its_memory(make_loop, tiny_profile, row
     found = sum(t.nbytes for s in states for t in plain_tensors(s) if t.ndim) / 2**20
     assert loop.memory["optimizer"] == pytest.approx(found, abs=0.006)  # it has two decimals
     assert found < 0.75 * loops["adamw"].memory["optimizer"]  # of so small a network many parameters stay as they were
-    shape = replace(estimate.shape_of(load(tiny_profile())), tokens=loop.captions.longest().embeds.shape[1])
-    assert estimate.estimate(loop.run, shape, None).memory["optimizer"] * 1024 == pytest.approx(found)
+    shape = replace(planning.shape_of(load(tiny_profile())), tokens=loop.captions.longest().embeds.shape[1])
+    assert planning.estimate(loop.run, shape, None).memory["optimizer"] * 1024 == pytest.approx(found)
 
 
 def test_the_plan_names_it_where_no_milder_change_is_enough(tiny_profile):
     config = load(tiny_profile())
-    run, shape = config.run_config("fm"), estimate.shape_of(config)
-    changes = list(estimate.smaller(run))
+    run, shape = config.run_config("fm"), planning.shape_of(config)
+    changes = list(planning.smaller(run))
     assert "optimizer" not in changes[-2][0] and changes[-1][0] == f"{changes[-2][0]} train.optimizer=adamw8bit"
-    without, with_it = (estimate.estimate(one, shape, None).total for _, one in changes[-2:])
-    assert estimate.planned(run, shape, None, 0.35, (without + with_it) / 2).mend.startswith(f"{changes[-1][0]}: ")
-    assert [text for text, _ in estimate.smaller(changes[-1][1])] == []
+    without, with_it = (planning.estimate(one, shape, None).total for _, one in changes[-2:])
+    assert planning.planned(run, shape, None, 0.35, (without + with_it) / 2).mend.startswith(f"{changes[-1][0]}: ")
+    assert [text for text, _ in planning.smaller(changes[-1][1])] == []
 
 
 # ------------------------------------------------------------------------------------------------------- one clear line

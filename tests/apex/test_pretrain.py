@@ -19,7 +19,7 @@ from apex.data.cache import encode_images
 from apex.data.shards import load_images
 from apex.errors import run_command
 from apex.pretrain import codec as codec_module
-from apex.pretrain import teacher, text_encoder
+from apex.pretrain import t5, teacher
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_a_codec_learns_and_its_decoder_alone_can_learn_on(pictures, capsys):
 
 
 def test_the_tokenizer_knows_every_word_of_the_world_and_ends_each_caption():
-    tokenizer = text_encoder.build_tokenizer()
-    unknown, end = tokenizer.convert_tokens_to_ids([text_encoder.UNK, text_encoder.EOS])
+    tokenizer = t5.build_tokenizer()
+    unknown, end = tokenizer.convert_tokens_to_ids([t5.UNK, t5.EOS])
     captions = [r["prompt"] for task in world.TASKS for r in list(world.all_prompts(task))[::7]]
     tokens = tokenizer(captions)["input_ids"]
     assert not any(unknown in ids for ids in tokens)
@@ -138,7 +138,7 @@ def test_the_targets_of_a_caption_are_in_reading_order():
     seen = set()
     for task in world.TASKS:
         for r in list(world.all_prompts(task))[::31]:
-            words, targets = r["prompt"].split(), text_encoder.noun_targets(r)
+            words, targets = r["prompt"].split(), t5.noun_targets(r)
             nouns = [next(s for s in shapes if w.startswith(s)) for w in words if any(w.startswith(s) for s in shapes)]
             shape, other, color, number, place, background = zip(*targets, strict=True)
             assert [shapes[k] for k in shape] == nouns
@@ -150,17 +150,17 @@ def test_the_targets_of_a_caption_are_in_reading_order():
             assert list(place) == expected
             assert set(background) == {1 + backgrounds.index(r["background"]) if r["background"] else 0}
             for target in targets:
-                assert all(0 <= value < size for value, size in zip(target, text_encoder.CLASSES, strict=True))
+                assert all(0 <= value < size for value, size in zip(target, t5.CLASSES, strict=True))
             seen.add((task, bool(relation), bool(r["background"])))
     assert {task for task, *_ in seen} == set(world.TASKS) and any(background for *_, background in seen)
 
 
 def test_the_warm_up_learns_and_gives_its_accuracy(capsys):
     torch.manual_seed(0)
-    tokenizer = text_encoder.build_tokenizer()
-    encoder = text_encoder.build_encoder(len(tokenizer), width=32, layers=1)
+    tokenizer = t5.build_tokenizer()
+    encoder = t5.build_encoder(len(tokenizer), width=32, layers=1)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    accuracy = text_encoder.warm_up(encoder, tokenizer, steps=101, batch=32, lr=5e-3, seed=0)
+    accuracy = t5.warm_up(encoder, tokenizer, steps=101, batch=32, lr=5e-3, seed=0)
     losses = [float(v) for v in re.findall(r"loss (\d+\.\d+)", capsys.readouterr().out)]
     assert losses[-1] < 0.75 * losses[0]
     assert 0 < accuracy <= 1
@@ -216,7 +216,7 @@ def test_a_resumed_teacher_equals_an_uninterrupted_one_bit_for_bit(pretrain, tmp
 
 
 def test_the_teacher_is_a_whole_pipeline_with_its_record(pretrain, tmp_path, tiny_pipeline):
-    from apex.sample import Generator
+    from apex.generator import Generator
 
     assert pretrain("out") == 0
     out = tmp_path / "out"

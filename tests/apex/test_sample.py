@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from apex import sample
+from apex import generator, sample
+from apex.command import REFERENCES
 from apex.config import load
 from apex.data.prompts import load_prompts, prompts_sha256, read_layout
 from apex.errors import UserError, run_command
+from apex.generator import Generator, generate, reference_images
 from apex.provenance import OF_THE_RUN
-from apex.sample import REFERENCES, Generator, generate, reference_images
 from apex.seeds import derive
 
 
@@ -173,7 +174,7 @@ def test_the_profiles_guidance_is_the_teachers_alone(command, run_folder):
 
 def stop_after(monkeypatch, count: int) -> list[int]:
     """Kills the call in the middle of writing prompt number `count`; returns the prompts that were begun."""
-    begun, write = [], sample.write_layout
+    begun, write = [], generator.write_layout
 
     def stopping(out, index, row, pictures):
         begun.append(index)
@@ -183,7 +184,7 @@ def stop_after(monkeypatch, count: int) -> list[int]:
             raise KeyboardInterrupt
         return write(out, index, row, pictures)
 
-    monkeypatch.setattr(sample, "write_layout", stopping)
+    monkeypatch.setattr(generator, "write_layout", stopping)
     return begun
 
 

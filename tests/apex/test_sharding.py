@@ -32,9 +32,10 @@ import sys
 sys.path[:0] = {path!r}
 import torch
 from accelerate.state import AcceleratorState
-from apex import sharding, train
+from apex import sharding
 from apex.config import load
 from apex.data.cache import load_cache
+from apex.loop import Loop
 from pathlib import Path
 
 torch.set_num_threads(1)
@@ -42,7 +43,7 @@ profile, cache, out, steps, *rows = sys.argv[1:]
 config = load(profile)
 for row in rows:
     AcceleratorState._reset_state()
-    loop = train.Loop(config.run_config(row), config.run_hash(row), 0, load_cache(Path(cache)), Path(out) / row, config)
+    loop = Loop(config.run_config(row), config.run_hash(row), 0, load_cache(Path(cache)), Path(out) / row, config)
     loop.fit(int(steps))
     state = {{
         "trained": {{k: sharding.whole(p).clone() for k, p in loop.trained().items()}},
@@ -203,10 +204,10 @@ REFUSED = """
 import sys
 sys.path[:0] = {path!r}
 from accelerate.state import AcceleratorState
-from apex import train
 from apex.config import load
 from apex.data.cache import load_cache
 from apex.errors import UserError
+from apex.loop import Loop
 from pathlib import Path
 
 profile, cache, out, *methods = sys.argv[1:]
@@ -214,7 +215,7 @@ for method in methods:
     AcceleratorState._reset_state()
     config = load(profile, ['rows.refused={{"method": "' + method + '"}}', 'methods=["refused"]'])
     try:
-        loop = train.Loop(config.run_config("refused"), config.run_hash("refused"), 0, load_cache(Path(cache)), Path(out) / method, config)
+        loop = Loop(config.run_config("refused"), config.run_hash("refused"), 0, load_cache(Path(cache)), Path(out) / method, config)
         loop.fit(1)
     except UserError as error:
         print(f"{{method}}: {{error}}", flush=True)

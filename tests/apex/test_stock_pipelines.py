@@ -19,8 +19,8 @@ from apex.backbones.qwen_image import pack
 from apex.data.cache import build, decode_latents, encode_images
 from apex.errors import UserError
 from apex.flow import uniform_sigmas
+from apex.generator import Generator
 from apex.pipeline import Pipeline
-from apex.sample import Generator
 from apex.text import TextPath
 
 PROMPTS = ["a red circle", "a photo of two blue squares left of a green circle"]

@@ -13,19 +13,19 @@ from PIL import Image
 
 from apex import sample
 from apex.config import FromTeacher, fingerprint, load
-from apex.data import cache, synthesise
+from apex.data import cache, synthesis, synthesise
 from apex.data.prompts import load_prompts
 from apex.data.shards import open_samples
-from apex.data.synthesise import build, read_prompts
+from apex.data.synthesis import build, read_prompts
 from apex.errors import UserError, run_command
-from apex.sample import Generator
+from apex.generator import Generator
 
-WORLD = Path(synthesise.__file__).parent / "prompts/world/test.jsonl"
+WORLD = Path(synthesis.__file__).parent / "prompts/world/test.jsonl"
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesise, "SHARD", 3)
+    monkeypatch.setattr(synthesis, "SHARD", 3)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from apex import loop as loop_module
 from apex import train
 from apex.budget import Counted
 from apex.conditioning import Condition
@@ -29,11 +30,12 @@ from apex.config import fingerprint, load
 from apex.data import embeddings
 from apex.data.cache import load_cache
 from apex.errors import UserError, run_command
+from apex.loop import PROBE_TIMES, Loop, learning_rate, log_text
 from apex.methods.apex import ApexParams
 from apex.methods.base import Networks
 from apex.networks import Base
 from apex.pipeline import CaptionTable
-from apex.train import learning_rate, log_text
+from apex.seeds import torch_generator
 
 
 def trained(loop) -> dict[str, Tensor]:
@@ -69,7 +71,7 @@ def run_main(monkeypatch, *arguments: str) -> int:
 def test_the_progress_line_shows_the_loss_of_the_last_step_that_updated_the_student(make_loop, monkeypatch, capsys):
     """dmd2 updates its fake score alone in between: these steps have no loss of the student's."""
     clock = itertools.count(step=11)  # every step is one line
-    monkeypatch.setattr(train, "time", SimpleNamespace(time=lambda: float(next(clock))))
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(time=lambda: float(next(clock))))
     loop = make_loop("dmd2", params={"fake_updates": 2}, train={"batch_size": 4, "log_every": 1})
     loop.fit(8)
     said = re.findall(r"row seed 0: step (\d+), [\d.]+% of the budget, loss ([\d.]+|–), \d+ s left", capsys.readouterr().out)
@@ -167,8 +169,9 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = {path!r}
 from apex import train
+from apex.loop import Loop
 
-step = train.Loop.one_step
+step = Loop.one_step
 
 def dying(loop):
     logged = step(loop)
@@ -176,7 +179,7 @@ def dying(loop):
         os.kill(os.getpid(), signal.SIGKILL)
     return logged
 
-train.Loop.one_step = dying
+Loop.one_step = dying
 train.main()
 """
 
@@ -241,7 +244,7 @@ def test_captions_on_disk_train_the_same_weights_without_a_text_encoder(make_loo
     """As a table of captions that were encoded one by one, bit for bit."""
     captions = load_cache(tiny_cache).captions
     with monkeypatch.context() as patch:
-        patch.setattr(train, "CaptionTable", partial(CaptionTable, batch=1))
+        patch.setattr(loop_module, "CaptionTable", partial(CaptionTable, batch=1))
         memory = make_loop(resume="memory", **DISK[name])
     memory.fit(3)
     settings = DISK[name] | {"data": {"scenes": 48, "embeddings": "disk"}}
@@ -698,7 +701,7 @@ def test_the_shift_is_probed_before_training(make_loop, capsys, params: dict, ve
     loop = make_loop("apex", params=params)
     loop.fit(1)
     assert verdict in capsys.readouterr().out
-    assert list(loop.visibility) == list(train.PROBE_TIMES)
+    assert list(loop.visibility) == list(PROBE_TIMES)
     assert all(math.isfinite(v) for v in loop.visibility.values())
     again = make_loop("apex", params=params)
     again.fit(1)
@@ -719,9 +722,9 @@ PROCESS = """
 import sys
 sys.path[:0] = {path!r}
 import torch
-from apex import train
 from apex.config import load
 from apex.data.cache import load_cache
+from apex.loop import Loop
 from pathlib import Path
 
 torch.set_num_threads(1)
@@ -729,7 +732,7 @@ profile, cache, out = sys.argv[1:4]
 config = load(profile)
 for row in config.rows:
     folder = Path(out) / row
-    loop = train.Loop(config.run_config(row), config.run_hash(row), 0, load_cache(Path(cache)), folder, config)
+    loop = Loop(config.run_config(row), config.run_hash(row), 0, load_cache(Path(cache)), folder, config)
     rank = loop.accelerator.process_index
     loop.fit(3)
     state = {{"trained": {{k: p.detach() for k, p in loop.trained().items()}}, "step": loop.step, "spent": loop.spent()}}
@@ -775,7 +778,7 @@ def test_two_processes_hold_the_same_weights_after_averaging_their_gradients(two
         alone.accelerator = type("Two", (), {"process_index": rank, "num_processes": 2, "device": accelerator.device})()
         alone.run = run.model_copy(update={"train": run.train.model_copy(update={"gradient_accumulation": 1})})
         try:
-            return train.Loop.batch(alone, 0)
+            return Loop.batch(alone, 0)
         finally:
             alone.accelerator, alone.run = accelerator, run
 
@@ -862,7 +865,7 @@ def test_the_command_exports_a_run_and_says_what_it_took(tiny_profile, tiny_cach
     assert made["parameters"] == made["trainable_parameters"] > 1000
     assert made["training"]["passes"]["training"]["student"] == 4 * made["training"]["steps"]
     assert made["params"] == ApexParams().model_dump() and made["versions"]["torch"] and made["hardware"] and made["git_commit"]
-    assert len(made["shift_visibility"]) == len(train.PROBE_TIMES)
+    assert len(made["shift_visibility"]) == len(PROBE_TIMES)
     recipe = json.loads((out / "sampling.json").read_text())
     assert recipe["mode"] == "few" and recipe["sigmas"]["2"] == [1.0, 0.6] and recipe["target_time"] == "embedding"
 
@@ -893,7 +896,7 @@ def test_each_process_takes_its_slice_of_one_global_batch(make_loop):
     assert not torch.equal(halves[0].x0, halves[1].x0)
     draws = [h.normal_like(h.x0) for h in halves]
     assert not torch.equal(*draws)
-    chosen = torch.randint(len(loop.latents), (8,), generator=train.torch_generator(0, "data", 0, 0))
+    chosen = torch.randint(len(loop.latents), (8,), generator=torch_generator(0, "data", 0, 0))
     assert torch.equal(torch.cat([h.x0 for h in halves]), loop.latents[chosen].float())
     captions = [loop.captions[loop.index[chosen[:4]]], loop.captions[loop.index[chosen[4:]]]]
     assert all(torch.equal(h.cond.embeds, c.embeds) for h, c in zip(halves, captions, strict=True))

@@ -27,7 +27,7 @@ from apex.data.cache import load_cache
 from apex.files import write_atomic
 from apex.kinds import RUN
 from apex.pipeline import load_backbone
-from apex.pretrain import codec, text_encoder
+from apex.pretrain import codec, t5, text_encoder
 from evaluators.journal import Journal
 from evaluators.pretrain import __main__ as pretrain
 from paper_tables import build as tables
@@ -65,10 +65,10 @@ def small(folder: Path) -> None:
     from apex.pretrain import teacher
 
     torch.manual_seed(0)
-    tokenizer, pipeline = text_encoder.build_tokenizer(), folder / "pipeline"
+    tokenizer, pipeline = t5.build_tokenizer(), folder / "pipeline"
     sizes = codec.CONFIG | {"block_out_channels": [8] * len(codec.CONFIG["block_out_channels"]), "norm_num_groups": 4, "latent_channels": 4}
     AutoencoderKL(**sizes, sample_size=32).save_pretrained(pipeline / "vae")
-    text_encoder.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(pipeline / "text_encoder")
+    t5.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(pipeline / "text_encoder")
     teacher.build_sana(4, 32 // 2 ** (len(sizes["block_out_channels"]) - 1), 16, width=32, layers=2).transformer.save_pretrained(
         pipeline / "transformer"
     )

@@ -13,17 +13,17 @@ from typing import Any
 from apex import fetch
 from apex.data.cache import load_cache, load_vae
 from apex.data.embeddings import _made
-from apex.estimate import _from_folder
 from apex.export import read_run
+from apex.loop import Loop
 from apex.pipeline import empty_like
+from apex.planning import _from_folder
 from apex.stock import load_networks
 from apex.text import TextPath, pipeline_class
-from apex.train import Loop
 from evaluators.fid.mjhq import read_meta
 from evaluators.images import open_images
 from evaluators.networks import load_network
 from evaluators.result import read_record
-from evaluators.speed import identity
+from evaluators.timing import identity
 from paper_tables.records import read_made
 from tests.bad_inputs.case import Case
 

@@ -140,7 +140,7 @@ def make_loop(row: str, cache: Path, work: Path) -> Any:
 
     from apex.config import load, locate
     from apex.data.cache import load_cache
-    from apex.train import Loop
+    from apex.loop import Loop
 
     config = load(CONFIG, [])
     run = config.run_config(row)
@@ -196,7 +196,7 @@ def latency(*_: Path) -> list[dict[str, Any]]:
     """One prompt to one 8-bit image at NFE 1, as evaluators.speed times it, and the same networks on ready inputs."""
     import torch
 
-    from apex.sample import Generator
+    from apex.generator import Generator
 
     sampler = Generator.load(PIPELINE, nfe=1)
     pipeline, random = sampler.pipeline, torch.Generator().manual_seed(0)

@@ -20,8 +20,8 @@ import evaluators.__main__
 from apex.errors import run_command
 from apex.evaluation import Evaluation
 from evaluators.__main__ import MODULES
+from evaluators.assets import BUNDLED
 from evaluators.command import fresh_renders, is_unseen
-from evaluators.networks import BUNDLED
 from evaluators.result import read_record
 
 METRICS = {

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from apex.errors import UserError
+from evaluators.assets import BUNDLED
 from evaluators.command import fresh_renders
 from evaluators.fid.world import Extractor, array_features, check_count, fid, file_features, in_batches, kernel, kid, metrics
 from evaluators.images import open_images
-from evaluators.networks import BUNDLED, FeatureNet, load_network
+from evaluators.networks import FeatureNet, load_network
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from torch import nn
 from apex.data.prompts import write_layout
 from apex.errors import UserError, run_command
 from evaluators.fid import __main__ as command
-from evaluators.fid import published, reference
+from evaluators.fid import inception, published, reference
 from evaluators.fid.distance import Gaussian, kid, moments
 from evaluators.fid.inception import Feed, Network, build, file_features, load_network
 from evaluators.result import read_record
@@ -203,7 +203,7 @@ def small(monkeypatch, tmp_path) -> Path:
     """A file of weights that loads as the small network, in both commands; how many images it has seen is Counting.seen."""
     path = tmp_path / "inception.pth"
     path.write_bytes(b"weights")
-    for module in (published, reference):
+    for module in (published, inception):
         monkeypatch.setattr(module, "load_network", lambda path, device: Counting(Small(), "ab" * 32, device))
     Counting.seen = 0
     return path

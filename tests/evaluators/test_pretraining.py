@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from apex.data import world
 from apex.errors import UserError
-from evaluators.networks import BUNDLED, DetectorNet, FeatureNet, decode_boxes, load_network
+from evaluators.assets import BUNDLED
+from evaluators.networks import DetectorNet, FeatureNet, decode_boxes, load_network
 from evaluators.pretrain import __main__ as pretrain
 from evaluators.pretrain import clip, detector, distort, features
 from evaluators.pretrain.loop import fit_network

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from apex.config import load
-from apex.sample import prompt_rows
+from apex.generator import prompt_rows
 from evaluators import __main__ as all_of_them
 from evaluators import references
 

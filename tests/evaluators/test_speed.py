@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import apex.sample
+from apex import busy
 from apex.errors import UserError
 from evaluators import speed
 from evaluators.result import read_record
-from evaluators.speed import identity, metrics, time_stages
+from evaluators.timing import identity, metrics, time_stages
 
 COSTS = {"text": 0.25, "denoise": 2.0, "decode": 0.5}  # seconds a call takes on the fake clock
 
@@ -92,7 +93,7 @@ def call(tmp_path, monkeypatch):
         loaded.calls.append(how)
         return Clockwork()
 
-    monkeypatch.setattr(apex.sample.Generator, "load", load)
+    monkeypatch.setattr(apex.generator.Generator, "load", load)
 
     def call(*arguments: str, row: str = "apex"):
         base = ["--config", "workflows/config/smoke.yaml", "--row", row, "--run", str(tmp_path / "run"), "--nfe", "2"]
@@ -121,12 +122,12 @@ def test_the_record_names_what_was_timed(call):
 def test_a_timing_on_a_busy_machine_is_repeated_and_then_says_so(call, monkeypatch, capsys):
     """Readings of a machine on which others use 1.5 cores of 2, then none."""
     every = iter([0.0, 1e6, 1e6, 1e6])
-    monkeypatch.setattr(speed.busy, "read", lambda: speed.busy.Reading(time.monotonic(), next(every), 0.0))
+    monkeypatch.setattr(busy, "read", lambda: busy.Reading(time.monotonic(), next(every), 0.0))
     record = call("--repeats", "3")
     assert record.details["busy"] is False and record.details["load"]["attempts"] == 2
     assert record.details["load"]["others"] == 0 and "other processes" not in capsys.readouterr().err
     rising = iter(range(0, 10**8, 10**6))
-    monkeypatch.setattr(speed.busy, "read", lambda: speed.busy.Reading(time.monotonic(), next(rising), 0.0))
+    monkeypatch.setattr(busy, "read", lambda: busy.Reading(time.monotonic(), next(rising), 0.0))
     record = call("--repeats", "3")
     assert record.details["busy"] is True and record.details["load"]["attempts"] == 3
     assert "warning: speed: other processes used" in capsys.readouterr().err

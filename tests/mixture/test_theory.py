@@ -10,15 +10,15 @@ import sys
 import pytest
 import torch
 
-from apex import alignment, mixture, theory
+from apex import alignment, identities, mixture, theory
 from apex.seeds import torch_generator
 
 HOLD = {"duality", "score_difference", "discriminator_weight", "vanishing", "theorem_1", "eq25_at_noise", "architecture"}
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, theory.Check]:
-    return {check().id: check() for check in theory.CHECKS}
+def found() -> dict[str, identities.Check]:
+    return {check().id: check() for check in identities.CHECKS}
 
 
 def test_what_holds_and_what_does_not(found):
@@ -28,14 +28,14 @@ def test_what_holds_and_what_does_not(found):
 
 
 def test_an_error_that_is_no_number_does_not_hold():
-    assert not theory.Check("x", "", math.nan, 1.0, 1).holds
+    assert not identities.Check("x", "", math.nan, 1.0, 1).holds
 
 
 def test_a_wrong_sign_is_seen(monkeypatch):
-    monkeypatch.setattr(theory.flow, "score", lambda v, x, t: -(x - (1 - t[:, None]) * v) / t[:, None])
-    assert not theory.duality().holds
-    monkeypatch.setattr(theory.losses, "joint_loss", lambda p, v, u, t, lam, w: lam * p.square().flatten(1).mean(1))
-    assert not theory.theorem_1().holds
+    monkeypatch.setattr(identities.flow, "score", lambda v, x, t: -(x - (1 - t[:, None]) * v) / t[:, None])
+    assert not identities.duality().holds
+    monkeypatch.setattr(identities.losses, "joint_loss", lambda p, v, u, t, lam, w: lam * p.square().flatten(1).mean(1))
+    assert not identities.theorem_1().holds
 
 
 def test_the_marginal_velocity_is_the_mean_over_draws():
@@ -47,7 +47,7 @@ def test_the_marginal_velocity_is_the_mean_over_draws():
     near = (((1 - t) * x0 + t * z) - place).square().sum(1) < 0.05**2
     expected = (z - x0)[near].mean(0)
     at = torch.full((1, 1), t, dtype=torch.float64)
-    value = theory.marginal_velocity(place, at, mixture.modes(0).double())[0]
+    value = identities.marginal_velocity(place, at, mixture.modes(0).double())[0]
     assert near.sum() > 300 and float((value - expected).norm()) < 0.15
 
 
@@ -93,7 +93,7 @@ def test_the_commands_write_what_they_say(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["theory", "--out", str(tmp_path)])
     theory.main()
     content = json.loads((tmp_path / "theory.json").read_text())
-    assert {one["id"]: one["holds"] for one in content["checks"]} == {check().id: check().holds for check in theory.CHECKS}
+    assert {one["id"]: one["holds"] for one in content["checks"]} == {check().id: check().holds for check in identities.CHECKS}
     assert content["git_commit"] and content["hardware"]
     monkeypatch.setattr(alignment, "SAMPLES", 64)
     arguments = ["--out", str(tmp_path), "--seeds", "0", "--steps", "60", "--rows", "apex", "dmd2"]

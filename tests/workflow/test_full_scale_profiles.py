@@ -23,6 +23,7 @@ from apex.config import load
 from apex.data import cache, embeddings, synthesise
 from apex.data.shards import open_samples
 from apex.errors import UserError, run_command
+from apex.generator import Generator
 
 CONFIGS = Path(__file__).resolve().parents[2] / "workflows" / "config"
 FAMILIES = {
@@ -144,7 +145,7 @@ def test_the_readmes_lines_of_stock_diffusers_draw_the_same(small, tiny_stock, t
     assert call(train.main, *arguments(name, changes), "--row", row, *data, "--out", run) == 0
     assert call(sample.main, "--pipeline", run, "--prompt", prompt, "--nfe", 1, "--images", 2, "--out", tmp_path / "out") == 0
     ours = np.asarray(Image.open(tmp_path / "out" / "000-001.png"))
-    noise, _ = sample.Generator.load(run, nfe=1).noise(0, [(0, 1)])
+    noise, _ = Generator.load(run, nfe=1).noise(0, [(0, 1)])
 
     pipe = kind.from_pretrained(tiny_stock(FAMILIES[name]))
     if row.endswith("-lora"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from apex.config import load
 from apex.data.cache import load_cache
-from apex.train import Loop
+from apex.loop import Loop
 from tests.workflow.conftest import PATIENCE, wait
 
 pytestmark = pytest.mark.slow
