@@ -65,6 +65,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements.lock)"
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q apex evaluators paper_tables workflows
 	touch $@
 
 env-mmdet: .venv/.made-mmdet ## mmdet beside the lock, for GenEval's official detector; it builds mmcv, a quarter of an hour, without MMCV_WHEELS=FOLDER

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from apex.config import Config, fingerprint, locate
 from apex.data.prompts import load_prompts, prompt_folder, prompts_sha256, write_layout
 from apex.errors import NotFinite, UserError, naming
 from apex.export import AGAIN, read_run
-from apex.files import atomic_folder, replace_folder, write_atomic
+from apex.files import replace_folder, write_atomic
 from apex.kinds import IMAGES
 from apex.linear import through_onednn
 from apex.pipeline import DTYPES, Pipeline, load_backbone
@@ -235,7 +236,7 @@ def identity(
     } | ({"teacher": fingerprint(config.pipeline_path)} if row == "teacher" else {})
 
 
-def write_images(
+def make_images(
     config: Config,
     rows: list[dict],
     about: dict[str, Any],
@@ -244,12 +245,12 @@ def write_images(
     out: Path,
     *,
     keep_failed: bool = False,
-) -> None:
-    """Makes the images of one prompt set and writes them to `out` in GenEval's layout, with made.json.
+) -> Callable[[], None]:
+    """Makes the images of one prompt set in GenEval's layout, with made.json. The function that it returns moves them to `out`.
 
-    They grow in a hidden folder that is named after what makes them (`weights`: checksums of the network's folders);
-    it gets its name when all are there. So an interrupted call continues, and images of other weights or settings are
-    never taken for this call's.
+    They grow in a hidden folder next to `out`, named after what makes them (`weights`: checksums of the network's folders). An
+    interrupted call continues there, and images of other weights or settings are never taken for this call's. A call that makes several
+    folders moves them at its end: if one fails, the next call finds the others whole.
 
     An image that is not finite ends it, and `out` stays as it was. With `keep_failed`, `out` gets a made.json that says so (`failed`) and
     no image, so that a workflow goes on with its other rows.
@@ -262,6 +263,8 @@ def write_images(
     identity = {k: about[k] for k in keys} | {"prompts": len(rows), "images": images, "weights": weights}
     work = out.parent / f".{out.name}-{provenance.digest(identity)}"
     todo = [i for i in range(len(rows)) if not (prompt_folder(work, i) / "metadata.jsonl").exists()]
+    if not todo and (work / "made.json").is_file():  # an earlier call made them all, and failed elsewhere
+        return partial(replace_folder, work, out, IMAGES)
     seed, started, said = about["seed"], time.time(), time.time()
     if generator:
         source = generate(generator, rows, todo, seed=seed, images=images, batch=config.sampling.batch_size)
@@ -282,14 +285,13 @@ def write_images(
                 f"{message}; no image is written to {out}: train the row again, or give its weights another precision"
             ) from None
         print(f"warning: {message}; {out} says so, and holds no image", flush=True)
-        with atomic_folder(out, IMAGES) as folder:
-            write_atomic(folder / "made.json", json.dumps(about | {"failed": str(error)}, indent=1) + "\n")
         shutil.rmtree(work, ignore_errors=True)
-        return
+        write_atomic(work / "made.json", json.dumps(about | {"failed": str(error)}, indent=1) + "\n")
+        return partial(replace_folder, work, out, IMAGES)
     about = about | {
         "prompts_total": len(rows),
         "wall_seconds": round(time.time() - started, 2),
         "peak_memory_mb": provenance.peak_memory_mb(),
     }
     write_atomic(work / "made.json", json.dumps(about, indent=1) + "\n")
-    replace_folder(work, out, IMAGES)
+    return partial(replace_folder, work, out, IMAGES)

@@ -1,7 +1,7 @@
-"""Scores the images of one point by several evaluators in one process: the networks' libraries take longer to load than to run.
+"""Scores the images of a row by several evaluators in one process: the networks' libraries take longer to load than to run.
 
-    python -m evaluators --images 'results/world/images/apex/nfe1/seed0/{split}' \\
-        --out 'results/world/records/apex/nfe1/seed0/{split}/{evaluator}.json' \\
+    python -m evaluators --each nfe=1,2,4 --images 'results/world/images/apex/nfe{nfe}/seed0/{split}' \\
+        --out 'results/world/records/apex/nfe{nfe}/seed0/{split}/{evaluator}.json' \\
         --score test=geneval,fid,clip_score,coverage unseen=geneval
 
 The same as `python -m evaluators.geneval`, `.fid`, ... one after the other, at their defaults or with `--options`. Where the images could
@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Collection
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 from apex.command import Parser, json_object
@@ -37,29 +38,53 @@ def scores(text: str, known: Collection[str] = MODULES) -> tuple[str, list[str]]
     return split, evaluators
 
 
+def filled(template: str, **names: str) -> str:
+    """`{split}` and the like in a path, each by its value; other braces stay."""
+    for name, value in names.items():
+        template = template.replace(f"{{{name}}}", value)
+    return template
+
+
+def values(text: str) -> tuple[str, list[str]]:
+    """`nfe=1,2,4` to ("nfe", ["1", "2", "4"])."""
+    name, equals, found = text.partition("=")
+    if not equals or not name.isidentifier() or name in ("split", "evaluator") or not all(found.split(",")):
+        raise UserError(f"--each {text}: expected NAME=VALUE,... such as nfe=1,2,4; `{{nfe}}` in --images and --out stands for each value")
+    return name, found.split(",")
+
+
 def main() -> None:
     parser = Parser("evaluators", __doc__)
     parser.add_argument("--images", required=True, help="folder in GenEval's layout; `{split}` stands for the prompt set")
     parser.add_argument("--out", required=True, help="the records' path, with `{split}` and `{evaluator}`")
     parser.add_argument("--score", required=True, nargs="+", metavar="SPLIT=EVALUATORS", help="which evaluators score which prompt set")
+    parser.add_argument(
+        "--each", nargs="+", default=[], metavar="NAME=VALUES", help="score several folders: `{NAME}` in --images and --out is each value"
+    )
     parser.add_argument("--references", help="files of evaluators.references, with `{split}` and `{evaluator}`")
     parser.add_argument("--options", type=json_object, default={}, metavar="JSON", help='evaluator -> option -> value, as {"fid": {...}}')
     parser.add_argument(
         "rest", nargs=argparse.REMAINDER, metavar="-- ...", help="passed on to every evaluator, as in -- --row mine --nfe 1"
     )
     args = parser.parse_args()
-    chosen = [scores(text) for text in args.score]
-    for split, evaluators in chosen:
-        for evaluator in evaluators:
-            out = args.out.replace("{split}", split).replace("{evaluator}", evaluator)
-            rest = [*command_line(args.options.get(evaluator, {})), *(a for a in args.rest if a != "--")]
-            if args.references and evaluator in OF_RENDERS:
-                rest = ["--references", args.references.replace("{split}", split).replace("{evaluator}", evaluator), *rest]
-            images, module = Path(args.images.replace("{split}", split)), import_module(MODULES[evaluator])
-            if made := failure(images):
-                write_failed(made, evaluator, module.VERSION, Path(out))
-            else:
-                module.main(["--images", str(images), "--out", out, "--incomplete", *rest])
+    chosen, each = [scores(text) for text in args.score], dict(values(text) for text in args.each)
+    for name, found in each.items():
+        if len(found) > 1 and not (f"{{{name}}}" in args.images and f"{{{name}}}" in args.out):
+            raise UserError(f"--each {name}={','.join(found)}: several values need `{{{name}}}` in --images and in --out")
+    for point in product(*each.values()):
+        here = dict(zip(each, point, strict=True))
+        for split, evaluators in chosen:
+            images = Path(filled(args.images, split=split, **here))
+            for evaluator in evaluators:
+                out = filled(args.out, split=split, evaluator=evaluator, **here)
+                rest = [*command_line(args.options.get(evaluator, {})), *(a for a in args.rest if a != "--")]
+                if args.references and evaluator in OF_RENDERS:
+                    rest = ["--references", filled(args.references, split=split, evaluator=evaluator), *rest]
+                module = import_module(MODULES[evaluator])
+                if made := failure(images):
+                    write_failed(made, evaluator, module.VERSION, Path(out))
+                else:
+                    module.main(["--images", str(images), "--out", out, "--incomplete", *rest])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,48 @@ class Point(NamedTuple):
     row: str
     nfe: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that share a job's shape: one process samples, scores or times all of a job's points, because its start takes longer than a
+    point of the world does.
+
+    Attributes:
+        suffix: what their rules' names end with. rows: their names; the path of a job's files names one of them.
+        nfes: the NFEs of every job; None: a job has one, which its path names, and that is none of `but`.
+        together: a job has all the rows.
+    """
+
+    suffix: str
+    rows: Collection[str]
+    nfes: Sequence[int] | None
+    together: bool = False
+    but: Sequence[int] = ()
+
+    def paths(self, template: str, splits: Iterable[str] = ("{split}",)) -> list[str]:
+        """A job's paths by this template. What differs between jobs stays open."""
+        rows, nfes = self.rows if self.together else ["{row}"], ["{nfe}"] if self.nfes is None else self.nfes
+        filled = [template.replace("{split}", split) for split in splits]
+        return [path.replace("{row}", row).replace("{nfe}", str(nfe)) for path in filled for row in rows for nfe in nfes]
+
+    @property
+    def constraints(self) -> dict[str, str]:
+        """Patterns of the wildcards that `paths` leaves open."""
+        rows, but = ("|".join(map(re.escape, self.rows)) or "(?!)", "|".join(map(str, self.but)))
+        found = {"seed": r"\d+"} | ({} if self.together else {"row": rows})
+        return found | ({"nfe": rf"(?!(?:{but})/)\d+" if but else r"\d+"} if self.nfes is None else {})
+
+    @property
+    def stem(self) -> str:
+        """The name of a job's log, up to what is particular to the rule."""
+        row = self.suffix.strip("_") if self.together else "{row}"
+        return f"{row}-nfe{{nfe}}-seed{{seed}}" if self.nfes is None else f"{row}-seed{{seed}}"
+
+    def named(self, wildcards: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """A job's rows and NFEs."""
+        rows = list(self.rows) if self.together else [wildcards["row"]]
+        return rows, [wildcards["nfe"]] if self.nfes is None else [str(nfe) for nfe in self.nfes]
 
 
 class Plan:
@@ -62,6 +104,19 @@ class Plan:
     @property
     def externals(self) -> dict[str, External]:
         return {external.row: external for external in self.config.external}
+
+    def networks(self) -> list[Group]:
+        """The rows of networks: of a trained row the compared NFEs share a job, and every further one has its own."""
+        config, trained = self.config, self.config.all_methods
+        groups = [Group("", trained, config.nfe), Group("_at", trained, None, but=config.nfe)]
+        groups += [Group("_teacher", ["teacher"], config.teacher_nfe, together=True)]
+        groups += [Group("_checkpoint", list(config.checkpoint_rows), None)]  # each has NFEs of its own
+        return [group for group in groups if group.rows and group.nfes != []]
+
+    def drawn(self) -> list[Group]:
+        """The rows whose images this suite makes."""
+        references = self.config.references
+        return [*self.networks(), *([Group("_references", references, [0], together=True)] if references else [])]
 
     def points(self, full: bool = False) -> list[Point]:
         """Every point that has images: reference rows, the teacher, trained rows, external folders; `full`: with the profile's `full`."""

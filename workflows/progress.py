@@ -32,14 +32,17 @@ NAMES = {  # of a rule whose own name, without underscores, says too little
     "shards": "render the training scenes",
     "cache": "encode the training scenes",
     "embeddings": "embed the captions",
+    "sample_at": "sample",
     "sample_checkpoint": "sample",
-    "sample_reference": "render",
+    "sample_references": "render the reference rows",
+    "evaluate_at": "evaluate",
+    "evaluate_checkpoint": "evaluate",
+    "evaluate_references": "evaluate the reference rows",
     "evaluate_alone": "evaluate",
     "evaluate_external": "evaluate",
     "evaluate_external_alone": "evaluate",
     "calibrate": "calibrate GenEval",
-    "time_row": "time",
-    "time_row_at": "time",
+    "time_at": "time",
     "time_checkpoint": "time",
     "references": "measure fresh renders",
     "collect": "collect the records",
@@ -326,6 +329,8 @@ class Costs:
         teacher = "teacher" in parts or wildcards.get("row") == "teacher"
         config, images = self.config, self.images(self.config.sampled)
         nfes = [int(wildcards["nfe"])] if "nfe" in wildcards else config.teacher_nfe if teacher else config.nfe
+        if "references" in parts:
+            nfes = [0] * len(config.references)
         found = START
         if not parts & {"evaluate"}:
             found += sum(images * (IMAGE + FORWARD * nfe * (2 if teacher else 1)) for nfe in nfes)

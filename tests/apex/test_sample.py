@@ -312,15 +312,49 @@ def test_several_splits_are_made_by_one_call(command, tmp_path):
     assert made["test"]["prompts_sha256"] != made["unseen"]["prompts_sha256"]
 
 
+def test_several_nfes_in_one_call_are_the_images_of_single_calls(command, run_folder, tmp_path):
+    assert command("together{nfe}/images", row="apex", run=run_folder, nfe=[1, 2])[0] == 0
+    for nfe in (1, 2):
+        _, single = command(f"single{nfe}/images", row="apex", run=run_folder, nfe=nfe)
+        assert same(images(tmp_path / f"together{nfe}" / "images"), images(single))
+        assert json.loads((tmp_path / f"together{nfe}/images/made.json").read_text())["nfe"] == nfe
+    assert command("{row}/images", row=["real", "noise"], nfe=0)[0] == 0
+    assert same(images(tmp_path / "real" / "images"), images(command("alone/images", row="real", nfe=0)[1]))
+    assert not same(images(tmp_path / "real" / "images"), images(tmp_path / "noise" / "images"))
+
+
+def test_a_point_that_fails_loses_no_other(command, run_folder, monkeypatch, capsys, tmp_path):
+    """The workflow removes the named folders of a failed call; the next call makes only what was missing."""
+    drawn, pictures = [], Generator.pictures
+
+    def failing(self, prompts, *rest):
+        if len(self.sigmas) == fails_at:
+            raise UserError("the second one fails")
+        drawn.append(len(self.sigmas))
+        return pictures(self, prompts, *rest)
+
+    monkeypatch.setattr(Generator, "pictures", failing)
+    fails_at = 2
+    code, _ = command("nfe{nfe}/images", row="apex", run=run_folder, nfe=[1, 2])
+    assert code == 2 and "the second one fails" in capsys.readouterr().err
+    assert set(drawn) == {1} and not list(tmp_path.glob("nfe*/images"))
+    drawn.clear()
+    fails_at = 0
+    assert command("nfe{nfe}/images", row="apex", run=run_folder, nfe=[1, 2])[0] == 0
+    assert set(drawn) == {2} and all(len(images(tmp_path / f"nfe{nfe}" / "images")) == 12 for nfe in (1, 2))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"row": "apex", "nfe": 1}, "--run: missing; row 'apex' needs the folder of its exported run"),
-        ({"row": "noise", "split": ["test", "unseen"]}, "several splits need `{split}` in --out"),
+        ({"row": "noise", "split": ["test", "unseen"]}, "--split test unseen: several need `{split}` in --out"),
+        ({"row": "noise", "nfe": [1, 2]}, "--nfe 1 2: several need `{nfe}` in --out"),
+        ({"row": ["noise", "teacher"]}, "--row noise teacher: expected one row, or several of "),
         ({"row": "noise", "prompts": "nowhere.jsonl"}, "nowhere.jsonl: prompt file not found"),
         ({"row": "teacher", "profile": {"pipeline": "nowhere"}}, "nowhere: has no folder vae/"),
     ],
-    ids=["no run", "no place for two splits", "no prompts", "no pipeline"],
+    ids=["no run", "no place for two splits", "no place for two NFEs", "rows of two kinds", "no prompts", "no pipeline"],
 )
 def test_a_wrong_call_is_one_line(command, capsys, options: dict, said: str):
     code, out = command("out", **options)

@@ -87,6 +87,33 @@ def test_several_evaluators_in_one_call(make_folder, few_rows, tmp_path, monkeyp
     assert {read_record(tmp_path / name).row for name in written} == {"mine"}
 
 
+def test_several_folders_in_one_call_have_the_records_of_single_calls(make_folder, few_rows, tmp_path, monkeypatch):
+    for nfe, level in ((1, 0), (2, 255)):
+        make_folder(few_rows, fresh_renders(few_rows, [4] * len(few_rows), 32, seed=0) | level, name=f"nfe{nfe}", made=False)
+    common = ["--score", "test=geneval", "--", "--row", "mine", "--nfe", "1", "--device", "cpu"]
+    for each, images, out in ((["--each", "nfe=1,2"], "nfe{nfe}", "all-{nfe}"), ([], "nfe1", "one-1"), ([], "nfe2", "one-2")):
+        words = [*each, "--images", str(tmp_path / images), "--out", str(tmp_path / f"{out}.json"), *common]
+        monkeypatch.setattr(sys, "argv", ["evaluators", *words])
+        assert run_command(evaluators.__main__.main) == 0
+    scores = [read_record(tmp_path / f"{name}.json").value("geneval/overall") for name in ("all-1", "all-2", "one-1", "one-2")]
+    assert scores[:2] == scores[2:] and scores[0] > scores[1]
+
+
+@pytest.mark.parametrize(
+    ("each", "said"),
+    [
+        ("nfe", "--each nfe: expected NAME=VALUE"),
+        ("nfe=1,,2", "--each nfe=1,,2: expected NAME=VALUE"),
+        ("split=a,b", "--each split=a,b: expected NAME=VALUE"),
+        ("nfe=1,2", "--each nfe=1,2: several values need `{nfe}` in --images and in --out"),
+    ],
+)
+def test_folders_without_names_of_their_own_are_refused(each, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluators", "--each", each, "--images", "x{nfe}", "--out", "y", "--score", "test=geneval"])
+    assert run_command(evaluators.__main__.main) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wish", ["test", "=geneval", "test=geneval,beauty"])
 def test_an_unknown_evaluator_is_named(wish, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluators", "--images", "x", "--out", "y", "--score", wish])

@@ -134,20 +134,28 @@ def teacher_input(wildcards):
     return CONFIG.pipeline if MADE_HERE else given(str(MARKER)) if MARKER.is_file() else []
 
 
-def timed_records(nfes):
-    """The speed records of one row at these NFEs, with {row}, {seed} and {split} left open."""
-    return [PLAN.record.replace("{nfe}", str(nfe)).replace("{evaluator}", "speed") for nfe in nfes]
+def network_input(wildcards, group):
+    """What a job of these rows loads."""
+    if group.suffix == "_references":
+        return []
+    if group.suffix == "_teacher":
+        return teacher_input(wildcards)
+    return checkpoint_folders(wildcards.row) if group.suffix == "_checkpoint" else PLAN.run.format(**wildcards)
 
 
-def timing(wildcards):
-    """Who is timed at which NFEs, quoted for the shell: a row at the compared ones, or at one that the path names; the teacher if there is
-    no row."""
-    row = wildcards.get("row", "teacher")
-    run = str(CONFIG.pipeline_path) if row == "teacher" else PLAN.run.format(**wildcards)
-    run = "" if row in CONFIG.checkpoint_rows else f"--run {shlex.quote(run)}"
-    nfes = [wildcards.nfe] if "nfe" in wildcards.keys() else CONFIG.teacher_nfe if row == "teacher" else CONFIG.nfe
-    out = PLAN.record.format(**{"row": row, **wildcards, "nfe": "{nfe}"}, evaluator="speed")
-    return f"--row {row} {run} --nfe {' '.join(map(str, nfes))} --out {shlex.quote(out)}"
+def network_content(wildcards, group):
+    """What a job of these rows loads that is given, by its content."""
+    if group.suffix == "_teacher":
+        return [TEACHER, str(CONFIG.guidance)]
+    return checkpoint_content(wildcards.row) if group.suffix == "_checkpoint" else ""
+
+
+def point_words(wildcards, group):
+    """The rows and NFEs of a job of these rows, and the folder of its network, as options of a command."""
+    rows, nfes = group.named(wildcards)
+    runs = {"_teacher": CONFIG.pipeline_path, "_references": None, "_checkpoint": None}
+    run = runs[group.suffix] if group.suffix in runs else PLAN.run.format(**wildcards)
+    return ["--row", *rows, *(["--run", str(run)] if run else []), "--nfe", *nfes]
 
 
 def checkpoint_folders(row):
@@ -167,14 +175,10 @@ def checkpoint_content(row):
     return one.model_dump_json(exclude={"nfe", "source"}) + "".join(given)
 
 
-def images_of(wildcards, row=None):
-    """The point's images with `{split}` left open, for the command."""
-    return PLAN.images.format(**{"row": row, "nfe": 0, **wildcards}, split="{split}")
-
-
-def records_of(wildcards, row=None):
-    """The point's records with `{split}` and `{evaluator}` left open, for the command."""
-    return PLAN.record.format(**{"row": row, **wildcards}, split="{split}", evaluator="{evaluator}")
+def left_open(template, wildcards):
+    """A path of PLAN with a job's wildcards filled in; the rest stays `{nfe}`, `{split}` and the like, for a command."""
+    open_names = {name: f"{{{name}}}" for name in ("row", "nfe", "seed", "split", "evaluator")}
+    return template.format(**{**open_names, **wildcards})
 
 
 def words(chosen):

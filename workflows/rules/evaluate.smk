@@ -1,5 +1,5 @@
-# One result record per point, prompt set and evaluator. The world's evaluators share one job per point: their libraries take longer to
-# load than to run. One with settings of its own is a job of its own.
+# One result record per point, prompt set and evaluator. The world's evaluators share one job per row: their libraries take longer to load
+# than to run. An evaluator with settings of its own has a job per point.
 
 EVALUATOR_NETWORKS = fingerprint(BASEDIR / "evaluators" / "pretrained")
 SCORED, ALONE = PLAN.scored(), PLAN.alone()
@@ -30,31 +30,42 @@ rule references:
         "python -m evaluators.references {params.config:q} --score {params.chosen:q} --out {params.out:q} > {log:q} 2>&1"
 
 
-# `chosen` is stored, `scores` is not, for it is a function of `output`: an evaluator that gets settings of its own leaves the others' records.
-rule evaluate:
-    input:
-        [PLAN.images.replace("{split}", split) for split in SCORED],
-        ancient(rules.references.output if PLAN.of_renders() else []),
-    output:
-        [PLAN.record.replace("{split}", s).replace("{evaluator}", e) for s, names in TOGETHER.items() for e in names],
-    log:
-        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}.log",
-    wildcard_constraints:
-        row=one_of(["teacher", *CONFIG.references, *CONFIG.all_methods, *CONFIG.checkpoint_rows]),
-        nfe=r"\d+",
-        seed=r"\d+",
-    conda:
-        ENVIRONMENT
-    params:
-        networks=EVALUATOR_NETWORKS,
-        images=lambda wildcards: images_of(wildcards),
-        records=lambda wildcards: records_of(wildcards),
-        chosen=words(SCORED),
-        scores=lambda wildcards, output: scores(TOGETHER),
-        references=lambda wildcards, output: ["--references", PLAN.references] if PLAN.of_renders() else [],
-    shell:
-        "python -m evaluators --images {params.images:q} --out {params.records:q} {params.references:q}"
-        " --score {params.scores} > {log:q} 2>&1"
+# `chosen` is stored and `scores` is not, because it is a function of `output`: an evaluator that gets settings of its own leaves the others'
+# records.
+for _group in PLAN.drawn():
+
+    rule:
+        name:
+            f"evaluate{_group.suffix}"
+        input:
+            _group.paths(PLAN.images, SCORED),
+            ancient(rules.references.output if PLAN.of_renders() else []),
+        output:
+            [
+                path.replace("{evaluator}", e)
+                for s, names in TOGETHER.items()
+                for e in names
+                for path in _group.paths(PLAN.record, [s])
+            ],
+        log:
+            f"{PLAN.root}/logs/evaluate/{_group.stem}.log",
+        wildcard_constraints:
+            **_group.constraints,
+        conda:
+            ENVIRONMENT
+        params:
+            networks=EVALUATOR_NETWORKS,
+            each=lambda wildcards, group=_group: [
+                f"{name}={','.join(values)}" for name, values in zip(("row", "nfe"), group.named(wildcards))
+            ],
+            images=lambda wildcards: left_open(PLAN.images, wildcards),
+            records=lambda wildcards: left_open(PLAN.record, wildcards),
+            chosen=words(SCORED),
+            scores=lambda wildcards, output: scores(TOGETHER),
+            references=lambda wildcards, output: ["--references", PLAN.references] if PLAN.of_renders() else [],
+        shell:
+            "python -m evaluators --each {params.each:q} --images {params.images:q} --out {params.records:q} {params.references:q}"
+            " --score {params.scores} > {log:q} 2>&1"
 
 
 rule evaluate_alone:
@@ -96,7 +107,7 @@ rule evaluate_external:
         networks=EVALUATOR_NETWORKS,
         images=lambda wildcards: PLAN.externals[wildcards.row].images,
         content=lambda wildcards: fingerprint(Path(PLAN.externals[wildcards.row].images)),
-        records=lambda wildcards: records_of(wildcards),
+        records=lambda wildcards: left_open(PLAN.record, wildcards),
         source=lambda wildcards: PLAN.externals[wildcards.row].source,
         chosen=words(IN_TEST),
         scores=lambda wildcards, output: scores({"test": TOGETHER["test"]}),
@@ -148,69 +159,31 @@ rule calibrate:
         "python -m evaluators.geneval.calibrate --out {output:q} --prompts {params.prompts:q} --resolution {params.resolution:q} > {log:q} 2>&1"
 
 
-# A network is timed while nothing else runs, so a row's NFEs share one process; those beyond the compared ones have their own.
-rule time_row:
-    input:
-        PLAN.run,
-    output:
-        timed_records(CONFIG.nfe),
-    log:
-        f"{PLAN.root}/logs/evaluate/{{row}}-seed{{seed}}-{{split}}-speed.log",
-    wildcard_constraints:
-        row=one_of(CONFIG.all_methods),
-        seed=r"\d+",
-        split=one_of(CONFIG.splits),
-    conda:
-        ENVIRONMENT
-    threads: workflow.cores or 1
-    params:
-        config=config_arguments,
-        sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
-        guidance=CONFIG.guidance,
-        what=timing,
-    shell:
-        "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config:q} {params.what} > {log:q} 2>&1"
+# A network is timed while nothing else runs.
+for _group in PLAN.networks():
 
-
-use rule time_row as time_row_at with:
-    output:
-        PLAN.record.replace("{evaluator}", "speed"),
-    log:
-        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-speed.log",
-    wildcard_constraints:
-        row=one_of(CONFIG.all_methods),
-        nfe=rf"(?!({one_of(map(str, CONFIG.nfe))})/)\d+",
-        seed=r"\d+",
-        split=one_of(CONFIG.splits),
-
-
-use rule time_row as time_checkpoint with:
-    input:
-        lambda wildcards: checkpoint_folders(wildcards.row),
-    output:
-        PLAN.record.replace("{evaluator}", "speed"),
-    log:
-        f"{PLAN.root}/logs/evaluate/{{row}}-nfe{{nfe}}-seed{{seed}}-{{split}}-speed.log",
-    wildcard_constraints:
-        row=one_of(CONFIG.checkpoint_rows),
-        nfe=r"\d+",
-        seed=r"\d+",
-        split=one_of(CONFIG.splits),
-    params:
-        config=config_arguments,
-        checkpoint=lambda wildcards: checkpoint_content(wildcards.row),
-        sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
-        guidance=CONFIG.guidance,
-        what=timing,
-
-
-use rule time_row as time_teacher with:
-    input:
-        teacher_input,
-    output:
-        [path.replace("{row}", "teacher") for path in timed_records(CONFIG.teacher_nfe)],
-    log:
-        f"{PLAN.root}/logs/evaluate/teacher-seed{{seed}}-{{split}}-speed.log",
-    wildcard_constraints:
-        seed=r"\d+",
-        split=one_of(CONFIG.splits),
+    rule:
+        name:
+            f"time{_group.suffix}"
+        input:
+            lambda wildcards, group=_group: network_input(wildcards, group),
+        output:
+            [path.replace("{evaluator}", "speed") for path in _group.paths(PLAN.record)],
+        log:
+            f"{PLAN.root}/logs/evaluate/{_group.stem}-{{split}}-speed.log",
+        wildcard_constraints:
+            **_group.constraints,
+            split=one_of(CONFIG.splits),
+        conda:
+            ENVIRONMENT
+        threads: workflow.cores or 1
+        params:
+            config=config_arguments,
+            point=lambda wildcards, group=_group: point_words(wildcards, group),
+            content=lambda wildcards, group=_group: network_content(wildcards, group),
+            sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
+            guidance=CONFIG.guidance,
+            records=lambda wildcards: left_open(PLAN.record.replace("{evaluator}", "speed"), wildcards),
+        shell:
+            "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config:q} {params.point:q} --out {params.records:q}"
+            " > {log:q} 2>&1"
