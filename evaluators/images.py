@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class Checked:
     def fault_of(self, path: Path) -> str:
         """Why an image cannot be used, "" where it can."""
         try:
-            picture = pictures.decode(path)
+            picture = decoded(path)
         except pictures.PictureError as error:
             return str(error)
         height, width = picture.pixels.shape[:2]
@@ -92,9 +92,28 @@ class Checked:
         return ""
 
 
+# Small pictures stay decoded: several evaluators of one process check and read the same files, which takes as long as a network's pass.
+SMALL, KEPT = 64 * 64 * 3, 4096  # bytes of one; how many
+_small: dict[tuple[Path, int, int, int], pictures.Picture] = {}
+
+
+def decoded(path: Path, decode: Callable[[Path], pictures.Picture] = pictures.decode) -> pictures.Picture:
+    """The picture in a file. A small one that has not changed since is not decoded again; nobody may write to its pixels."""
+    about = path.stat() if path.is_file() else None
+    key = (path, about.st_ino, about.st_mtime_ns, about.st_size) if about else None
+    if key in _small:
+        return _small[key]
+    picture = decode(path)
+    if key and picture.pixels.nbytes <= SMALL:
+        if len(_small) >= KEPT:
+            _small.clear()
+        _small[key] = picture
+    return picture
+
+
 def pixels(paths: list[Path]) -> np.ndarray:
     """Images of one size, uint8 (n, H, W, 3)."""
-    return np.stack([pictures.read(path, path).pixels for path in paths])
+    return np.stack([decoded(path, lambda path: pictures.read(path, path)).pixels for path in paths])
 
 
 def open_images(

@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from apex.config import Config
 
 DEFAULT = 10.0  # seconds, of a rule that is not listed below
-START = 6.0  # seconds that a process takes to import torch and to load its networks
+START = 5.0  # seconds that a process takes to import torch and to load its networks
 TRUST = 10.0  # declared seconds that must have run before what they took counts as much as the declaration
 OVERDUE = 0.1  # of what an overdue job has taken so far is what it is believed to take yet
 
 # Seconds on one core of an AMD EPYC, after the start.
-TRAINED = 8e-4  # a forward-equivalent of the budget
-FORWARD = 6e-4  # a forward pass of one sample
-IMAGE = 1e-3  # an image: its noise, its decoding, its file
-SCORED = 6e-3  # an image through the world's evaluators
-SCENE = 3e-3  # a scene that is rendered, or encoded
+TRAINED = 4.8e-4  # a forward-equivalent of the budget
+FORWARD = 4.8e-4  # a forward pass of one sample
+IMAGE = 2e-3  # an image: its noise, its decoding, its file
+SCORED = 4.5e-3  # an image through the world's evaluators
+SCENE = 7e-4  # a scene that is rendered, or encoded
 PRETRAINED = 0.2  # a step of pretraining
 
 NAMES = {  # of a rule whose own name, without underscores, says too little
@@ -315,7 +315,7 @@ class Costs:
             return 1 + SCENE * self.config.data.scenes
         if "cache" in parts:
             return START + SCENE * self.config.data.scenes
-        fixed = {"time": 8, "calibrate": 40, "figures": 8, "tables": 8, "full": 15, "collect": 1, "audit": 1, "cards": 1, "judge": 2}
+        fixed = {"time": 8, "calibrate": 17, "figures": 8, "tables": 8, "full": 15, "collect": 1, "audit": 1, "cards": 1, "judge": 2}
         return float(next((cost for part, cost in fixed.items() if part in parts), DEFAULT))
 
     def _budget(self, rule: str, wildcards: Mapping[str, str]) -> float:

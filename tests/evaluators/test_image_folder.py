@@ -22,6 +22,17 @@ def test_prompts_images_and_identity(make_folder, few_rows):
     assert found.prompt_of.tolist() == np.repeat(np.arange(len(few_rows)), 2).tolist()
 
 
+def test_an_image_that_changed_since_it_was_read_is_read_again(make_folder, few_rows):
+    folder = make_folder(few_rows[:1])
+    found = open_images(folder)
+    before, path = found.load(0), found.files[0][1]
+    Image.fromarray(255 - before[1]).save(path)
+    assert np.array_equal(found.load(0)[1], 255 - before[1]) and np.array_equal(found.load(0)[0], before[0])
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match="unusable: 00000/samples/0001.png"):
+        open_images(folder)
+
+
 def test_folders_without_identity_take_it_from_the_command_line(make_folder, few_rows):
     folder = make_folder(few_rows[:2], made=False)
     with pytest.raises(UserError, match="--row NAME and --nfe K"):

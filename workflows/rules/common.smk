@@ -175,10 +175,11 @@ def checkpoint_content(row):
     return one.model_dump_json(exclude={"nfe", "source"}) + "".join(given)
 
 
-def left_open(template, wildcards):
-    """A path of PLAN with a job's wildcards filled in; the rest stays `{nfe}`, `{split}` and the like, for a command."""
+def left_open(template, wildcards, group=None):
+    """A path of PLAN with a job's row and wildcards filled in; the rest stays `{nfe}`, `{split}` and the like, for a command."""
     open_names = {name: f"{{{name}}}" for name in ("row", "nfe", "seed", "split", "evaluator")}
-    return template.format(**{**open_names, **wildcards})
+    known = {"row": group.rows[0]} if group and group.together and len(group.rows) == 1 else {}
+    return template.format(**{**open_names, **known, **wildcards})
 
 
 def words(chosen):
