@@ -29,7 +29,7 @@ def test_an_image_that_changed_since_it_was_read_is_read_again(make_folder, few_
     Image.fromarray(255 - before[1]).save(path)
     assert np.array_equal(found.load(0)[1], 255 - before[1]) and np.array_equal(found.load(0)[0], before[0])
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match="unusable: 00000/samples/0001.png"):
+    with pytest.raises(UserError, match=r"unusable: 00000/samples/0001\.png"):
         open_images(folder)
 
 

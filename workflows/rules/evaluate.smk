@@ -183,7 +183,9 @@ for _group in PLAN.networks():
             content=lambda wildcards, group=_group: network_content(wildcards, group),
             sampling=lambda wildcards: CONFIG.sampling.model_dump_json(),
             guidance=CONFIG.guidance,
-            records=lambda wildcards, group=_group: left_open(PLAN.record.replace("{evaluator}", "speed"), wildcards, group),
+            records=lambda wildcards, group=_group: left_open(
+                PLAN.record.replace("{evaluator}", "speed"), wildcards, group
+            ),
         shell:
             "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m evaluators.speed {params.config:q} {params.point:q} --out {params.records:q}"
             " > {log:q} 2>&1"
