@@ -82,7 +82,7 @@ def summary(results: Path, committed: Path, description: str, profile: str) -> l
     if not own:
         said.append(f"These are the committed results ({committed}): nothing was run here yet.")
     elif repeated := [line for line in table(tables / "repeated.csv") if line.get(f"{NUMBER} reading")]:
-        said.append(f"Beside the committed run ({committed}), it {agreement(repeated)}.")
+        said.append(f"Compared with the committed run ({committed}), it {agreement(repeated)}.")
     else:
         said.append(f"No run of this profile is committed in {committed}, so there is nothing to compare it with.")
     return [*said, f"Look at {page}; all tables: {tables}; one file with everything: snakemake report"]

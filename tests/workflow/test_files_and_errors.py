@@ -20,6 +20,7 @@ import pytest
 from apex import files, provenance
 from apex.errors import AT_WORK, GONE, STOPPING, WORKFLOW, UserError, run_command, workflow_state
 from apex.kinds import IMAGES, OF_RULES
+from tests.workflow.rule_texts import rules
 from workflows import lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,9 +108,7 @@ def test_what_a_kill_left_of_a_file_is_as_foreign_as_the_file(tmp_path):
 
 def test_every_rule_that_writes_a_folder_says_what_such_a_folder_holds():
     """Snakemake empties it before a job, so `onstart` looks at it first."""
-    text = "\n".join(path.read_text() for path in sorted((ROOT / "workflows/rules").glob("*.smk")))
-    rules = re.split(r"^ *(?:use rule \w+ as|rule) (\w+)(?: with)?:$", text, flags=re.MULTILINE)[1:]
-    writing = {name for name, body in zip(rules[::2], rules[1::2], strict=True) if "directory(" in body}
+    writing = {name for name, rule in rules().items() if "directory(" in rule.body}
     assert {"train", "sample", "ablation_train", "judge", "fetch_lora"} <= writing
     assert writing == OF_RULES.keys()
 

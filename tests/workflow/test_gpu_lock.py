@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from apex import gpu
+from tests.workflow.rule_texts import rules
 
 ROOT = Path(gpu.__file__).parents[1]
 # Modules that run on a GPU where there is one.
@@ -21,8 +22,6 @@ ON_A_GPU = {
     *("apex.train", "apex.measure", "apex.sample", "apex.data.cache", "apex.data.embeddings", "apex.data.synthesise"),
     *("apex.pretrain.teacher", "evaluators", "evaluators.speed", "evaluators.systems"),
 }
-GROUPS = ("", "_at", "_teacher", "_checkpoint", "_references")  # the ends of rules' names, of workflows.plan.Group
-
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -88,18 +87,10 @@ def test_on_a_gpu_sums_are_asked_for_in_one_order(monkeypatch, device: str, aske
 
 def test_on_a_cluster_every_rule_that_can_use_a_gpu_gets_one():
     """`set-resources` names rules: one that is forgotten there runs on a node without a GPU, or on one that another job has."""
-    text = "\n".join(file.read_text() for file in (ROOT / "workflows/rules").glob("*.smk"))
-    called: dict[str, set[str]] = {}
-    base: dict[str, str] = {}
-    for block in re.split(r"^ *(?=(?:use )?rule\b)", text, flags=re.MULTILINE)[1:]:
-        old, new, plain, group = re.match(r'use rule (\w+) as (\w+) with|rule (\w+)|rule:\s+name:\s+f"(\w+)\{', block).groups()
-        if old:
-            base[new] = old
-        else:
-            names = [group + suffix for suffix in GROUPS] if group else [plain]
-            called |= {key: set(re.findall(r"(?:python -m|\{params\.start(?::q)?\}) ([\w.]+)", block)) for key in names}
-    wanted = {name for name in {*called, *base} if ON_A_GPU & called[base.get(name, name)]}
-    wanted -= {"sample_references", "time_references"}  # the first renders, the second does not exist
+    found = rules()
+    called = {name: set(re.findall(r"(?:python -m|\{params\.start(?::q)?\}) ([\w.]+)", rule.body)) for name, rule in found.items()}
+    wanted = {name for name, rule in found.items() if ON_A_GPU & called[rule.base or name]}
+    wanted -= {"sample_references"}  # it renders
     slurm, kubernetes = (
         yaml.safe_load((ROOT / f"profiles/{cluster}/config.yaml").read_text())["set-resources"] for cluster in ("slurm", "kubernetes")
     )
