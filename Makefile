@@ -17,7 +17,7 @@ help: ## this list
 	  while read -r word name text; do printf '  %s %-16s %s\n' "$$word" "$$name" "$$text"; done
 	@echo 'ARGS goes to snakemake or pytest: make all ARGS="--config methods=apex,fm". Everything else: snakemake -n TARGET, README.md.'
 
-all: $(STAMP) ## the main results, tables and figures: results/world/; 14 minutes on two idle cores
+all: $(STAMP) ## the main results, tables and figures: results/world/; 13 minutes on two idle cores
 	$(BIN)/snakemake all $(ARGS)
 
 smoke: $(STAMP) ## every rule, small: results/smoke/, whose numbers mean nothing; a few minutes
