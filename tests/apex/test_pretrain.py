@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from apex.command import FAMILIES
 from apex.data import world
 from apex.data.latents import encode_images
 from apex.data.shards import load_images
@@ -281,6 +282,10 @@ def test_a_teacher_state_of_another_cache_is_not_continued(pretrain, tiny_pipeli
     build(tiny_pipeline, tiny_shards, tmp_path / "other", resolution=16)
     pretrain("out", "--cache", str(tmp_path / "other"))
     assert "continuing from step" not in capsys.readouterr().out
+
+
+def test_the_command_names_every_family():
+    assert sorted(denoiser.BUILDERS) == list(FAMILIES)
 
 
 def test_the_teachers_loss_is_flow_matching_on_image_positions():
