@@ -1,6 +1,6 @@
 """The look of every plot: a hue per family, a shade and a marker per row, thin axes, labels beside points.
 
-No pyplot: it loads slowly. matplotlib itself is imported where something is drawn, so that --help and figures that are kept need none of it.
+No pyplot: it loads slowly. matplotlib itself is imported where something is drawn: --help and figures that are kept need none of it.
 """
 
 from __future__ import annotations
