@@ -46,15 +46,15 @@ def test_a_small_system_draws_through_its_stock_pipeline(name: str) -> None:
     what = systems()[name]
     pipe = build(name, small=True, device="cpu", dtype=torch.float32)
     assert type(pipe).__name__ == what.pipeline
-    calls = []
-    getattr(pipe, what.denoiser).register_forward_hook(lambda *_: calls.append(1))
+    seen = []
+    getattr(pipe, what.denoiser).register_forward_hook(lambda *_: seen.append(1))
     steps = 2
     marks = calls.Marks(pipe, "cpu")
     seconds = calls.time_calls(
         pipe, marks, PROMPTS, 2, repeats=1, warmup=1, call={"num_inference_steps": steps, "height": 64, "width": 64, **what.call}
     )
     assert seconds.shape == (1, 3) and (seconds > 0).all()
-    assert len(calls) == 2 * steps * (1 + what.guided), "a guided step is two evaluations, the others one"
+    assert len(seen) == 2 * steps * (1 + what.guided), "a guided step is two evaluations, the others one"
     told = what.call | ({"negative_prompt": [" "]} if what.guided else {})
     image = pipe(PROMPTS[:1], num_inference_steps=1, height=64, width=64, **told).images[0]
     assert image.size == (64, 64)
