@@ -58,6 +58,8 @@ NFE = whole_number(1, 1000)
 GUIDANCE = number(0, 50)  # as in a profile
 POSITIVE = number(0, 1e9, above=True)
 PRECISIONS = ("fp32", "bf16")  # names of `apex.pipeline.DTYPES`
+FAMILIES = ("qwen_image", "sana")  # architectures of a pipeline's transformer
+SKIP_LIMIT = 100  # defects of a data set, the default of `data.skip_limit`
 REFERENCES = ("real", "shuffled", "noise", "mean")  # rows that no network makes
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from apex import flow, losses, mixture
-from apex.alignment import data_score, flat, variance_at
+from apex import flow, losses
+from apex import mixture_runs as mixture
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import AffineShift, Condition
-from apex.mixture import VelocityMLP
+from apex.kl_gradient import data_score, flat, variance_at
+from apex.mixture_runs import VelocityMLP
 from apex.seeds import torch_generator
 from apex.testbed import CAPTION, seeded, tiny_sana
 

@@ -25,8 +25,8 @@ from apex.backbones.base import Backbone
 from apex.budget import Cost, Counted, Ledger, count_calls, measure_cost
 from apex.conditioning import AffineShift, Condition, shift_visibility
 from apex.config import Config, RunConfig, fingerprint, locate
-from apex.data.cache import Cache
-from apex.data.embeddings import CaptionShards
+from apex.data.captions import CaptionShards
+from apex.data.latents import Cache
 from apex.data.overlap import overlaps
 from apex.ema import Ema
 from apex.errors import UserError, check_format, on_sigterm, refuse_special

@@ -20,7 +20,7 @@ from apex.backbones.base import Backbone
 from apex.backbones.qwen_image import QwenImageBackbone
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
-from apex.data.cache import decode_latents, load_vae, pixels_per_latent
+from apex.data.latents import decode_latents, load_vae, pixels_per_latent
 from apex.errors import UserError, check_images, readable
 from apex.files import read_object
 from apex.text import TextPath

@@ -19,7 +19,7 @@ from apex.backbones.base import Backbone
 from apex.budget import Cost, count_calls, fused_attention, measure_cost
 from apex.conditioning import Condition
 from apex.config import Config, RunConfig
-from apex.data.cache import pixels_per_latent
+from apex.data.latents import pixels_per_latent
 from apex.errors import UserError, readable
 from apex.files import read_object
 from apex.gpu import SHARE

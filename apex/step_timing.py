@@ -14,7 +14,7 @@ from apex import planning
 from apex.backbones.base import Backbone
 from apex.conditioning import Condition
 from apex.config import Config
-from apex.data.cache import Cache
+from apex.data.latents import Cache
 from apex.errors import UserError
 from apex.loop import Loop
 from apex.pipeline import BACKBONES, DTYPES

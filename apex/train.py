@@ -38,7 +38,7 @@ def main() -> None:
     import torch
 
     from apex.config import check_params, load, locate
-    from apex.data.cache import load_cache
+    from apex.data.latents import load_cache
     from apex.gpu import claim
     from apex.kinds import RUN
     from apex.loop import Diverged, Loop

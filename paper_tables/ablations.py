@@ -19,9 +19,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from PIL import Image
 
 from apex.ablations import BUDGET, CELL, Ablation, Plan
@@ -41,6 +40,9 @@ from paper_tables.shared import shared
 from paper_tables.stats import Summary
 from paper_tables.tables_paper import NOT_PUBLISHED
 from paper_tables.view import family_name, per_prompt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OVERALL = "geneval/overall"
 COVERAGE = ("spread", "recall")

@@ -16,9 +16,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from apex.command import Parser
 from apex.errors import UserError, run_command
@@ -46,6 +44,9 @@ from paper_tables.claims_tests import (
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 from paper_tables.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = {
     HOLDS: "#2E7D32", PART: "#8DA63A", FAILS: "#B3382C", CONTRADICTED: "#6D1F52", UNDECIDED: "#8A6D3B", ANALOGY: "#5B7FA6",
@@ -248,7 +249,7 @@ def draw(found: list[Judged]) -> Figure:
     """A bar per objective, a part per verdict, with the numbers of claims."""
     numbers = counts(found)
     shown = {verdict for its in numbers.values() for verdict, count in its.items() if count}
-    figure = Figure(figsize=(8.6, 1.7 + 0.42 * len(numbers)))
+    figure = plotting.blank((8.6, 1.7 + 0.42 * len(numbers)))
     axes = figure.add_axes((0.14, 0.32, 0.84, 0.56))
     for level, its in enumerate(numbers.values()):
         start = 0

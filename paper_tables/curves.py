@@ -7,10 +7,9 @@ logged is drawn by `paper_tables.dynamics`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from apex.errors import UserError
 from apex.files import read_object
@@ -20,6 +19,7 @@ from paper_tables.plotting import (
     TEACHER_COLOR,
     Label,
     Look,
+    blank,
     footer,
     label_column,
     legend,
@@ -32,6 +32,10 @@ from paper_tables.records import runs
 from paper_tables.stats import Summary
 from paper_tables.tables_sweep import MANY, SWEPT, sweep_points, swept_rows
 from paper_tables.view import TASK_NAMES, View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WEAK, STRONG = 0.1, 3.0  # of the probe, as `apex.loop` judges it
 
@@ -51,7 +55,7 @@ def shift_visibility(results: Path, view: View) -> Figure | None:
             found.setdefault(row, []).append(values)
     if not found:
         return None
-    figure = Figure(figsize=(7.0, 4.0))
+    figure = blank((7.0, 4.0))
     axes = figure.add_axes((0.1, 0.21, 0.86, 0.66))
     look = looks(view.families | {row: view.families.get(row, "") for row in found})
     for place, (row, seeds) in enumerate(found.items()):  # side by side: rows of one shift have equal values

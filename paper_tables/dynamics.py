@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from paper_tables.logs import Log
-from paper_tables.plotting import INK, PALE, footer, ink, row_looks
+from paper_tables.plotting import INK, PALE, blank, footer, ink, row_looks
 from paper_tables.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NOT_DRAWN = ("step", "wall_seconds", "forward_equivalents", "learning_rate")
 LOGITS = {"d_real": "#009E73", "d_fake": "#D55E00"}
@@ -97,7 +100,7 @@ def training(view: View) -> Figure | None:
     abreast = 2 if len(rows) > WIDE else 1
     block, lines = 3 * WIDTH + NAMES, -(-len(rows) // abreast)
     size = (abreast * block + 0.1, lines * HEIGHT + HEAD + 0.25)
-    figure = Figure(figsize=size)
+    figure = blank(size)
     title = f"Training: running means, a line per seed, against {label}"
     figure.suptitle(title, x=0.1 / size[0], y=1 - 0.08 / size[1], ha="left", va="top", fontsize=11)
     words = "dotted: the bound that gradients are clipped to; a red cross: the run diverged there"

@@ -16,8 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from apex.command import Parser
 from apex.errors import run_command
@@ -25,6 +24,9 @@ from apex.files import write_atomic
 from paper_tables import curves, drawn, dynamics, expected, forest, grids, page, paper_plots, pictures, published, records, scatter, tuning
 from paper_tables.plotting import drawing, footer, png
 from paper_tables.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WITHOUT_ROWS = ("calibration", "tuning")  # figures that show none of the view's rows
 PUBLISHED = ("table2", "table3", "table4")  # figures of the paper's numbers alone
@@ -61,7 +63,10 @@ def draw(results: Path, out: Path, view: View, beside: Sequence[View] = ()) -> l
             stamps[name] = sheet.stamp()
             jobs[name] = partial(_pasted, sheet, stamps[name])
         made = {name: content for name in jobs if (content := _kept(f"{name}.png", (out, results / "figures"), stamps[name]))}
-        made |= drawn.run({name: job for name, job in jobs.items() if name not in made})
+        if absent := {name: job for name, job in jobs.items() if name not in made}:
+            import matplotlib.backends.backend_agg  # noqa: F401, here once, and not in each of the processes that are forked to draw
+
+            made |= drawn.run(absent)
     for name, content in made.items():
         if drawn.kept(path := out / f"{name}.png", stamps[name]) != content:
             write_atomic(path, content)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from paper_tables import tables_cost
-from paper_tables.plotting import FAINT, INK, PALE, TEACHER_COLOR, Look, ink, legend, plain_ticks, row_looks, wrapped
+from paper_tables.plotting import FAINT, INK, PALE, TEACHER_COLOR, Look, blank, ink, legend, plain_ticks, row_looks, wrapped
 from paper_tables.stats import Summary
 from paper_tables.tables_repeat import METRICS, beside
 from paper_tables.view import TASK_NAMES, TASKS, Key, View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LINE, NAMES, HEAD, FOOT = 0.215, 1.25, 0.78, 0.62  # inches: a row, the column of names, above and below the panels
 FAILED = "failed: not finite"
@@ -61,7 +63,7 @@ def frame(
     width = names + sum(widths) + 0.2
     title, above = wrapped(title, width - 0.2, 11)
     size = (width, HEAD + above + foot + LINE * count)
-    figure = Figure(figsize=size)
+    figure = blank(size)
     figure.suptitle(title, x=0.1 / size[0], y=1 - 0.1 / size[1], ha="left", va="top", fontsize=11)
     left, found = names, []
     for index, (words, width) in enumerate(zip(titles, widths, strict=True)):
@@ -290,6 +292,8 @@ LIGHT, DARK = np.array([0.94, 0.955, 0.97]), np.array([0.03, 0.25, 0.43])
 
 def tile(axes: Axes, place: int, level: int, value: float, text: str = "") -> None:
     """A square of a heat map: a share, dark where it is high, with its number, or with `text`."""
+    from matplotlib.patches import Rectangle
+
     share = min(1.0, max(0.0, value))
     axes.add_patch(Rectangle((place - 0.47, level - 0.46), 0.94, 0.92, color=LIGHT + share * (DARK - LIGHT), linewidth=0, zorder=2))
     axes.text(

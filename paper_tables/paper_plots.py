@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from paper_tables.expected import described
 from paper_tables.forest import frame, tile
@@ -13,6 +11,10 @@ from paper_tables.plotting import FAMILY_LOOKS, INK, PALE, Label, Look, looks, p
 from paper_tables.published import GENEVAL_TASKS, Published, Row, label
 from paper_tables.tables_paper import PAPER_MACHINE, TABLE3, TABLE4, Columns
 from paper_tables.view import TASK_NAMES, View, family_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NFES = (1, 2)  # of Table 1
 ROOM = 1.6  # of the latency axis, for the labels

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from apex.command import Parser
 from apex.errors import UserError, run_command
@@ -20,6 +18,9 @@ from paper_tables import plotting
 from paper_tables.cells import missing, plain, significant
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARTS = {
     "student": "#2F5D8A", "teacher": "#7FA6C9", "extra": "#B3382C", "ema": "#8A6D3B", "optimizer": "#5B8C5A", "gradients": "#A9C4A0",
@@ -84,7 +85,7 @@ def table(plan: dict[str, Any]) -> Table:
 def draw(plan: dict[str, Any]) -> Figure:
     """A bar per row, a part per use, the card's memory as a line."""
     rows = plan["rows"]
-    figure = Figure(figsize=(8.6, 1.5 + 0.32 * len(rows)))
+    figure = plotting.blank((8.6, 1.5 + 0.32 * len(rows)))
     axes = figure.add_axes((0.2, 0.9 / (1.5 + 0.32 * len(rows)), 0.77, 1 - 1.25 / (1.5 + 0.32 * len(rows))))
     for level, row in enumerate(rows):
         start = 0.0

@@ -1,4 +1,7 @@
-"""The look of every plot: a hue per family, a shade and a marker per row, thin axes, labels beside points. No pyplot: it loads slowly."""
+"""The look of every plot: a hue per family, a shade and a marker per row, thin axes, labels beside points.
+
+No pyplot: it loads slowly. matplotlib itself is imported where something is drawn: --help and figures that are kept need none of it.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,17 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.lines import Line2D
-from matplotlib.text import Text
 
 from paper_tables import drawn
 from paper_tables.view import REFERENCE_NAMES, Key, View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 STYLE: dict[str, Any] = {
     "font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.labelsize": 9.5, "axes.edgecolor": "#9aa1a9",
@@ -108,6 +107,8 @@ READABLE = 4.5  # contrast of text with white that WCAG asks for
 
 def ink(color: str) -> str:
     """The colour for text: the same hue, darkened where it would be too pale to read on white."""
+    from matplotlib.colors import to_hex, to_rgb
+
     rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     target = 1.05 / READABLE - 0.05
@@ -127,6 +128,13 @@ def short_name(key: Key) -> str:
     return key[0] if key[1] == 0 else f"{key[0]}, {key[1]}"
 
 
+def blank(size: tuple[float, float]) -> Figure:
+    """An empty figure, its width and height in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size)
+
+
 LEGEND_WIDTH, LEGEND_LINE = 1.5, 0.2  # inches of an entry
 
 
@@ -139,7 +147,7 @@ def panels(
     title, above = wrapped(title, columns * width)
     below = 0.05 + (0.15 + LEGEND_LINE * -(-entries // max(1, int((columns * width + 0.2) / LEGEND_WIDTH))) if entries else 0.0)
     size = (columns * width + 0.2, rows * height + 0.35 + above + below)
-    figure = Figure(figsize=size)
+    figure = blank(size)
     figure.suptitle(title, x=0.1 / size[0], y=1 - 0.12 / size[1], ha="left", va="top", fontsize=11.5)
     found = []
     for index, name in enumerate(titles):
@@ -159,6 +167,8 @@ def wrapped(title: str, width: float, size: float = 11.5) -> tuple[str, float]:
 
 def legend(figure: Figure, entries: Mapping[str, dict[str, Any]]) -> None:
     """Below the panels: name -> style of its line."""
+    from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], label=name, **style) for name, style in entries.items()]
     columns = max(1, int(figure.get_size_inches()[0] / LEGEND_WIDTH))
     figure.legend(handles=handles, loc="lower left", ncol=min(len(handles), columns), fontsize=9, handlelength=1.8, columnspacing=1.4)
@@ -186,6 +196,8 @@ def footer(figure: Figure, rows: Sequence[str], words: str = "not run yet") -> N
 @contextmanager
 def drawing() -> Iterator[None]:
     """matplotlib in this style. Its many objects would make Python look for garbage again and again, which is a fifth of the time."""
+    import matplotlib
+
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -198,6 +210,9 @@ def drawing() -> Iterator[None]:
 
 def png(figure: Figure, stamp: str = "") -> bytes:
     """110 dots an inch, no version or date inside, so that equal input gives equal files. A stamp stands in its text (`drawn.KEY`)."""
+    import matplotlib
+    from matplotlib.text import Text
+
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         for text in axis.findobj(Text):
             text.set_parse_math(True)  # powers of ten
@@ -347,6 +362,9 @@ def place_labels(
         size: of the text, in points. A thin line leads to a label that had to go away from its point.
     """
     figure = axes.figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.font_manager import FontProperties
+
     scale, renderer, font = figure.dpi / 72.0, FigureCanvasAgg(figure).get_renderer(), FontProperties(size=size)
 
     def place(pairs: Sequence[tuple[float, float]]) -> np.ndarray:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from paper_tables import records
 from paper_tables.plotting import FAINT, PALE, Label, Look, footer, label_column, panels, place_labels, plain_ticks, row_looks, short_name
@@ -14,6 +12,10 @@ from paper_tables.stats import Summary
 from paper_tables.tables_cost import CONTROL_ROW
 from paper_tables.tuning import read as read_tuning
 from paper_tables.view import REFERENCE_NAMES, Key, View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FEW = 16  # points that can each have a label of their own
 QUALITY = "geneval/overall"

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from apex.command import Parser
 from apex.errors import UserError, run_command
@@ -26,6 +24,9 @@ from paper_tables.published import Published
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 from paper_tables.view import load_words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGES = {"text": "#7FA6C9", "denoise": "#2F5D8A", "decode": "#D9A441"}
 NOT_RUN = "Not run yet; snakemake speed times it."
@@ -151,7 +152,7 @@ def draw(timed: Timed, data: Published) -> Figure:
     names = list(dict.fromkeys(name for name, side, _ in keys(timed) if (name, side) in fewest))  # a line each, the same in both panels
     steps = [min(fewest[name, side] for side in sides if (name, side) in fewest) for name in names]
     height = 0.26 * len(names) + 1.7
-    figure = Figure(figsize=(10.4, height))
+    figure = plotting.blank((10.4, height))
     bars = [(name, side, nfe) for (name, side), nfe in fewest.items()]
     limit = sorted(found.value for key in bars if (found := timed.get(key, "speed/latency_b1_s")))
     for at, side in enumerate(sides):

@@ -12,10 +12,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apex.command import Parser
@@ -30,6 +28,10 @@ from paper_tables.plotting import Look
 from paper_tables.render import Cell, Column, Line, Table, all_formats
 from paper_tables.stats import Summary
 from paper_tables.view import family_name, family_rank
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Candidate(BaseModel):
@@ -179,7 +181,7 @@ def draw(tuning: Tuning) -> Figure:
     groups = _groups(tuning)
     count = len(tuning.methods) + len(groups)
     height = 0.9 + max(2.4, 0.3 * count)
-    figure = Figure(figsize=(9.2, height))
+    figure = plotting.blank((9.2, height))
     axes = figure.add_axes((0.18, 0.55 / height, 0.8, 1 - 1.0 / height))
     look = plotting.looks({name: group.family for group in groups for name in group.methods})
     level, ticks = 0.0, []

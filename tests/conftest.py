@@ -78,18 +78,18 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-    from apex.pretrain import codec, t5, teacher
+    from apex.pretrain import autoencoder, denoiser, t5
 
     folder = tmp_path_factory.mktemp("tiny_pipeline") / "pipeline"
-    levels = len(codec.CONFIG["block_out_channels"])
-    small = codec.CONFIG | {"block_out_channels": [8] * levels, "norm_num_groups": 4, "latent_channels": 4}
+    levels = len(autoencoder.CONFIG["block_out_channels"])
+    small = autoencoder.CONFIG | {"block_out_channels": [8] * levels, "norm_num_groups": 4, "latent_channels": 4}
     tokenizer = t5.build_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoencoderKL(**small, sample_size=RESOLUTION).save_pretrained(folder / "vae")
         t5.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(folder / "text_encoder")
         side = RESOLUTION // 2 ** (levels - 1)
-        teacher.build_sana(4, side, 16, width=32, layers=2).transformer.save_pretrained(folder / "transformer")
+        denoiser.build_sana(4, side, 16, width=32, layers=2).transformer.save_pretrained(folder / "transformer")
     tokenizer.save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
     return folder
@@ -146,7 +146,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_cache(tiny_pipeline: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The latents of `tiny_shards` under the codec of `tiny_pipeline`."""
-    from apex.data.cache import build
+    from apex.data.latents import build
 
     folder = tmp_path_factory.mktemp("tiny_cache") / "cache"
     build(tiny_pipeline, tiny_shards, folder)

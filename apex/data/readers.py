@@ -28,6 +28,7 @@ from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from apex.command import SKIP_LIMIT
 from apex.data.pictures import SUFFIXES
 from apex.errors import UserError, check_format, refuse_special, special
 from apex.provenance import file_sha256
@@ -47,7 +48,6 @@ NOTES = re.compile(
 BOM = b"\xef\xbb\xbf"
 MOVE = "move it away"  # what mends a special file
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-SKIP_LIMIT = 100  # defects, the default of `data.skip_limit`
 
 
 class Defect(UserError):

@@ -11,88 +11,12 @@ allowed: `--export-only` writes the current EMA weights.
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel, SanaTransformer2DModel
-from torch import nn
-
-from apex import losses, provenance
-from apex.backbones.base import Backbone
-from apex.backbones.qwen_image import QwenImageBackbone
-from apex.backbones.sana import SanaBackbone
-from apex.command import BATCH_SIZE, COUNT, POSITIVE, SEED, THREADS, Parser, number, whole_number
-from apex.conditioning import Condition
-from apex.config import fingerprint
-from apex.data.cache import load_cache
-from apex.errors import UserError, readable, run_command
-from apex.files import atomic_file, atomic_folder, write_atomic
-from apex.flow import interpolate
-from apex.gpu import pick_device, repeatable
-from apex.kinds import PIPELINE
-from apex.pipeline import CaptionTable, Pipeline
-from apex.pretrain import origin
-
-EMA_RATE = 0.999
-PARTS = ("vae", "tokenizer", "text_encoder")
-
-
-def build_sana(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> SanaBackbone:
-    """A Sana transformer of the world's size. Heads are 32 wide, as in SANA 0.6B and 1.6B."""
-    heads = width // 32
-    return SanaBackbone(
-        SanaTransformer2DModel(
-            in_channels=channels,
-            out_channels=channels,
-            num_attention_heads=heads,
-            attention_head_dim=32,
-            num_layers=layers,
-            num_cross_attention_heads=heads,
-            cross_attention_head_dim=32,
-            cross_attention_dim=width,
-            caption_channels=caption_channels,
-            mlp_ratio=2.5,
-            sample_size=size,
-            patch_size=2,
-            interpolation_scale=1.0,  # without it the model has no image positions
-        )
-    )
-
-
-def build_qwen_image(channels: int, size: int, caption_channels: int, *, width: int, layers: int) -> QwenImageBackbone:
-    """A Qwen-Image transformer of the world's size. A head's rotary axes keep Qwen-Image's shares, 16:56:56 of 128."""
-    return QwenImageBackbone(
-        QwenImageTransformer2DModel(
-            patch_size=2,
-            in_channels=4 * channels,
-            out_channels=channels,
-            num_layers=layers,
-            attention_head_dim=32,
-            num_attention_heads=width // 32,
-            joint_attention_dim=caption_channels,
-            axes_dims_rope=(4, 14, 14),
-        )
-    )
-
-
-BUILDERS: dict[str, Callable[..., Backbone]] = {"sana": build_sana, "qwen_image": build_qwen_image}
-
-
-def flow_matching(backbone: Backbone, latents: torch.Tensor, cond: Condition, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Per sample (B,): mean over elements of ||F(x_t, t, c) - (z - x)||^2."""
-    return losses.flow_matching(backbone(interpolate(latents, noise, t), t, cond), latents, noise)
-
-
-def export(backbone: Backbone, pipeline: Path, out: Path, made: dict) -> None:
-    with atomic_folder(out, PIPELINE) as folder:
-        for part in PARTS:
-            shutil.copytree(pipeline / part, folder / part)
-        backbone.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
-        FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(folder / "scheduler")
-        (folder / "made.json").write_text(json.dumps(made, indent=1))
+from apex.command import BATCH_SIZE, COUNT, FAMILIES, POSITIVE, SEED, THREADS, Parser, number, whole_number
+from apex.errors import UserError, run_command
 
 
 def main() -> None:
@@ -103,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=COUNT, default=16000)
     parser.add_argument("--batch", type=BATCH_SIZE, default=64)
     parser.add_argument("--lr", type=POSITIVE, default=2e-3)
-    parser.add_argument("--family", choices=sorted(BUILDERS), default="sana", help="architecture family (default: sana)")
+    parser.add_argument("--family", choices=FAMILIES, default="sana", help="architecture family (default: sana)")
     parser.add_argument("--width", type=whole_number(1, 65_536), default=128)
     parser.add_argument("--layers", type=whole_number(1, 1000), default=4)
     parser.add_argument("--time-mean", type=number(-100, 100), default=0.6, help="mean of the logit-normal time distribution (deviation 1)")
@@ -114,6 +38,22 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
+
+    import torch
+    from torch import nn
+
+    from apex import provenance
+    from apex.backbones.base import Backbone
+    from apex.config import fingerprint
+    from apex.data.latents import load_cache
+    from apex.errors import readable
+    from apex.files import atomic_file, write_atomic
+    from apex.gpu import pick_device, repeatable
+    from apex.kinds import PIPELINE
+    from apex.pipeline import CaptionTable, Pipeline
+    from apex.pretrain import origin
+    from apex.pretrain.denoiser import BUILDERS, EMA_RATE, export, flow_matching
+
     PIPELINE.check(args.out)
     args.device = pick_device(args.device)
     repeatable(args.device, strict=True)
@@ -236,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    sys.exit(run_command(main))

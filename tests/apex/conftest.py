@@ -24,7 +24,7 @@ from apex.backbones.qwen_image import QwenImageBackbone, pack, unpack
 from apex.backbones.sana import SanaBackbone
 from apex.conditioning import Condition
 from apex.config import load
-from apex.data.cache import load_cache
+from apex.data.latents import load_cache
 from apex.flow import expand
 from apex.loop import Loop
 from apex.methods.base import Batch

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from apex import train
-from apex.data import embeddings, readers
-from apex.data.cache import build, load_cache, vae_checksum
+from apex.data import captions, readers
+from apex.data.latents import build, load_cache, vae_checksum
 from apex.errors import UserError, run_command
 from apex.export import FORMATS, read_run
 from apex.generator import Generator
@@ -173,9 +173,9 @@ def test_training_refuses_it_before_a_step(
 
 
 def test_embeddings_and_shards_of_another_version(tiny_pipeline: Path, tiny_shards: Path, tmp_path: Path) -> None:
-    embeddings.build(tiny_pipeline, ["a red circle"], tmp_path / "embeddings")
+    captions.build(tiny_pipeline, ["a red circle"], tmp_path / "embeddings")
     change(tmp_path / "embeddings" / "made.json", schema=2)
-    line = said(lambda: embeddings.CaptionShards(tmp_path / "embeddings", tiny_pipeline, ["a red circle"], "fp32"))
+    line = said(lambda: captions.CaptionShards(tmp_path / "embeddings", tiny_pipeline, ["a red circle"], "fp32"))
     assert line.startswith(f"{tmp_path / 'embeddings' / 'made.json'}: schema: found 2, expected 1: it is of another version")
     shards = Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
     change(shards / "index.json", schema=7)

@@ -13,16 +13,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "scipy", "matplotlib")
-# Still to be divided: these import one of the libraries before they parse. A command that is light by now fails as an unexpected pass.
-NOT_YET = {
-    *(
-        f"apex.{name}"
-        for name in ("alignment", "conformance", "data.cache", "data.embeddings", "mixture", "pretrain.codec", "pretrain.teacher")
-    ),
-    *(f"evaluators.{name}" for name in ("geneval.agreement", "systems", "throughput")),
-    *(f"paper_tables.{n}" for n in ("ablations", "assumptions", "claims", "figures", "pictures", "plan", "quoted", "systems", "tuning")),
-    "workflows.reference",
-}
 ASK = """
 import contextlib, io, json, runpy, sys, warnings
 from apex import errors
@@ -58,11 +48,6 @@ def commands() -> list[str]:
     return [name.removesuffix(".__main__") for name in modules]
 
 
-def marked() -> list:
-    late = pytest.mark.xfail(strict=True, reason="imports a heavy library before it parses")
-    return [pytest.param(name, marks=late) if name in NOT_YET else name for name in commands()]
-
-
 def ask(*words: str) -> dict[str, tuple[int, str]]:
     """Exit code and output of every command with these words, all in one fresh interpreter without the heavy libraries."""
     code = ASK.format(heavy=HEAVY, words=words)
@@ -82,14 +67,14 @@ def refused() -> dict[str, tuple[int, str]]:
     return ask("--nonsense")
 
 
-@pytest.mark.parametrize("name", marked())
+@pytest.mark.parametrize("name", commands())
 def test_help_names_the_command_and_needs_no_heavy_library(helped, name: str) -> None:
     code, text = helped[name]
     assert code == 0, text[-500:] or code
     assert text.split()[:4] == ["usage:", "python", "-m", name]
 
 
-@pytest.mark.parametrize("name", marked())
+@pytest.mark.parametrize("name", commands())
 def test_an_unknown_option_is_refused_without_a_heavy_library(refused, name: str) -> None:
     code, text = refused[name]
     assert code == 2, text[-500:] or code

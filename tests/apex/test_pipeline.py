@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from apex.data.cache import encode_images, load_cache
+from apex.data.latents import encode_images, load_cache
 from apex.data.shards import load_images
 from apex.errors import UserError
 from apex.pipeline import CaptionTable, Pipeline, to_float

@@ -14,12 +14,12 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from apex.command import FAMILIES
 from apex.data import world
-from apex.data.cache import encode_images
+from apex.data.latents import encode_images
 from apex.data.shards import load_images
 from apex.errors import run_command
-from apex.pretrain import codec as codec_module
-from apex.pretrain import t5, teacher
+from apex.pretrain import autoencoder, denoiser, t5, teacher
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def pictures(tiny_shards) -> Tensor:
 def codec() -> AutoencoderKL:
     """An untrained codec whose latents are off centre and of uneven scale."""
     torch.manual_seed(0)
-    small = AutoencoderKL(**codec_module.CONFIG, sample_size=32).eval()
+    small = AutoencoderKL(**autoencoder.CONFIG, sample_size=32).eval()
     channels = small.config.latent_channels
     with torch.no_grad():
         small.quant_conv.weight[:channels] *= torch.linspace(0.2, 4, channels)[:, None, None, None]
@@ -49,7 +49,7 @@ def test_folding_gives_unit_latents_and_changes_no_image(codec, pictures):
         latents = codec.encode(images).latent_dist.mode()
         assert float(latents.mean((0, 2, 3)).abs().max()) > 1
         before = codec.decode(latents).sample
-        codec_module.fold_normalisation(codec, images)
+        autoencoder.fold_normalisation(codec, images)
         unit = codec.encode(images).latent_dist.mode()
         after = codec.decode(unit).sample
     torch.testing.assert_close(unit.mean((0, 2, 3)), torch.zeros(unit.shape[1]), atol=1e-4, rtol=0)
@@ -62,7 +62,7 @@ def test_folding_keeps_the_posterior_of_each_latent_in_step(codec, pictures):
     images = pictures[:16].float() / 127.5 - 1
     with torch.no_grad():
         old = codec.encode(images).latent_dist
-        codec_module.fold_normalisation(codec, images)
+        autoencoder.fold_normalisation(codec, images)
         new = codec.encode(images).latent_dist
         scale = old.mean.std((0, 2, 3), keepdim=True)
     torch.testing.assert_close(new.std, old.std / scale, rtol=1e-3, atol=1e-6)
@@ -70,15 +70,15 @@ def test_folding_keeps_the_posterior_of_each_latent_in_step(codec, pictures):
 
 def test_folding_twice_changes_nothing_more(codec, pictures):
     images = pictures.float() / 127.5 - 1
-    codec_module.fold_normalisation(codec, images)
+    autoencoder.fold_normalisation(codec, images)
     before = {k: v.clone() for k, v in codec.state_dict().items()}
-    codec_module.fold_normalisation(codec, images)
+    autoencoder.fold_normalisation(codec, images)
     for k, v in codec.state_dict().items():
         torch.testing.assert_close(v, before[k], rtol=1e-3, atol=1e-4)
 
 
 def test_a_folded_codec_is_a_stock_autoencoder_of_scale_one(codec, pictures, tmp_path):
-    codec_module.fold_normalisation(codec, pictures.float() / 127.5 - 1)
+    autoencoder.fold_normalisation(codec, pictures.float() / 127.5 - 1)
     codec.save_pretrained(tmp_path)
     loaded = AutoencoderKL.from_pretrained(tmp_path).eval()
     assert loaded.config.scaling_factor == 1.0 and not loaded.config.shift_factor
@@ -89,9 +89,9 @@ def test_a_folded_codec_is_a_stock_autoencoder_of_scale_one(codec, pictures, tmp
 def test_the_codecs_loss_counts_what_it_says(codec, pictures):
     images = pictures[:4].float() / 127.5 - 1
     torch.manual_seed(1)
-    loss, mse = codec_module.codec_loss(codec, images, kl_weight=0.0)
+    loss, mse = autoencoder.codec_loss(codec, images, kl_weight=0.0)
     torch.manual_seed(1)
-    more, same = codec_module.codec_loss(codec, images, kl_weight=1.0)
+    more, same = autoencoder.codec_loss(codec, images, kl_weight=1.0)
     posterior = codec.encode(images).latent_dist
     kl = posterior.kl().mean() / posterior.mean[0].numel()  # diffusers sums over elements
     torch.testing.assert_close(mse, same)
@@ -100,17 +100,17 @@ def test_the_codecs_loss_counts_what_it_says(codec, pictures):
     decoded = codec.decode(posterior.sample()).sample
     torch.testing.assert_close(loss, (decoded - images).abs().mean() + (decoded - images).square().mean(), rtol=1e-4, atol=1e-5)
     torch.manual_seed(1)
-    noisy, _ = codec_module.codec_loss(codec, images, kl_weight=0.0, latent_noise=2.0)
+    noisy, _ = autoencoder.codec_loss(codec, images, kl_weight=0.0, latent_noise=2.0)
     assert float(noisy.detach()) != float(loss.detach())
 
 
 def test_a_codec_learns_and_its_decoder_alone_can_learn_on(pictures, capsys):
     common = {"batch": 16, "lr": 3e-3, "kl_weight": 1e-5}
-    first, log = codec_module.train(pictures, steps=45, seed=0, log_every=15, **common)
+    first, log = autoencoder.train(pictures, steps=45, seed=0, log_every=15, **common)
     assert [step for step, _ in log] == [15, 30, 45]
     assert log[-1][1] > log[0][1] + 1  # decibels
     assert "min left" in capsys.readouterr().out
-    second, _ = codec_module.train(pictures, steps=4, seed=1, init=first, log_every=4, **common)
+    second, _ = autoencoder.train(pictures, steps=4, seed=1, init=first, log_every=4, **common)
     before, after = first.state_dict(), second.state_dict()
     frozen = [k for k in before if k.startswith(("encoder.", "quant_conv."))]
     assert frozen and all(torch.equal(before[k], after[k]) for k in frozen)
@@ -255,7 +255,7 @@ def test_a_teacher_whose_loss_is_not_finite_stops_with_its_state(pretrain, tmp_p
     capsys.readouterr()
     (state,) = tmp_path.glob(".out-resume-*.pt")
     whole = state.read_bytes()
-    monkeypatch.setattr(teacher, "interpolate", lambda x, z, t: x * float("nan"))
+    monkeypatch.setattr(denoiser, "interpolate", lambda x, z, t: x * float("nan"))
     assert pretrain("out") == 2
     error = capsys.readouterr().err
     assert "loss is nan at step 3" in error and str(state) in error and error.count("\n") == 1
@@ -274,7 +274,7 @@ def test_a_damaged_teacher_state_is_one_clear_line(pretrain, tmp_path, monkeypat
 
 
 def test_a_teacher_state_of_another_cache_is_not_continued(pretrain, tiny_pipeline, tiny_shards, tmp_path, monkeypatch, capsys):
-    from apex.data.cache import build
+    from apex.data.latents import build
 
     with monkeypatch.context() as patched:
         interrupt_at(patched, 2)
@@ -284,9 +284,13 @@ def test_a_teacher_state_of_another_cache_is_not_continued(pretrain, tiny_pipeli
     assert "continuing from step" not in capsys.readouterr().out
 
 
+def test_the_command_names_every_family():
+    assert sorted(denoiser.BUILDERS) == list(FAMILIES)
+
+
 def test_the_teachers_loss_is_flow_matching_on_image_positions():
     """Sana has image positions only where interpolation_scale is set."""
-    transformer = teacher.build_sana(4, 8, 16, width=64, layers=1).transformer
+    transformer = denoiser.build_sana(4, 8, 16, width=64, layers=1).transformer
     assert transformer.config.interpolation_scale is not None and transformer.patch_embed.pos_embed is not None
     assert transformer.config.attention_head_dim == transformer.config.cross_attention_head_dim == 32
 

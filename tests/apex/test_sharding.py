@@ -34,7 +34,7 @@ import torch
 from accelerate.state import AcceleratorState
 from apex import sharding
 from apex.config import load
-from apex.data.cache import load_cache
+from apex.data.latents import load_cache
 from apex.loop import Loop
 from pathlib import Path
 
@@ -205,7 +205,7 @@ import sys
 sys.path[:0] = {path!r}
 from accelerate.state import AcceleratorState
 from apex.config import load
-from apex.data.cache import load_cache
+from apex.data.latents import load_cache
 from apex.errors import UserError
 from apex.loop import Loop
 from pathlib import Path

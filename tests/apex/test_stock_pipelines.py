@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apex import card
 from apex.backbones.qwen_image import pack
-from apex.data.cache import build, decode_latents, encode_images
+from apex.data.latents import build, decode_latents, encode_images
 from apex.errors import UserError
 from apex.flow import uniform_sigmas
 from apex.generator import Generator

@@ -13,7 +13,7 @@ from PIL import Image
 
 from apex import sample
 from apex.config import FromTeacher, fingerprint, load
-from apex.data import cache, synthesis, synthesise
+from apex.data import latents, synthesis, synthesise
 from apex.data.prompts import load_prompts
 from apex.data.shards import open_samples
 from apex.data.synthesis import build, read_prompts
@@ -101,11 +101,11 @@ def test_what_is_written_is_read_as_any_training_data(draw, prompts, tiny_pipeli
     assert [one.meta for one in samples] == [{"index": i, "seed": 0, "prompt": i % 5, "image": i // 5} for i in range(7)]
     index = json.loads((folder / "index.json").read_text())
     assert [shard["count"] for shard in index["shards"]] == [3, 3, 1] and index["samples"] == 7
-    cache.build(tiny_pipeline, folder, tmp_path / "cache", resolution=32)
-    assert cache.load_cache(tmp_path / "cache").captions == texts
+    latents.build(tiny_pipeline, folder, tmp_path / "cache", resolution=32)
+    assert latents.load_cache(tmp_path / "cache").captions == texts
     (folder / "shard-000001.tar").write_bytes((folder / "shard-000001.tar").read_bytes()[:-20])
     with pytest.raises(UserError, match=r"shard-000001\.tar: SHA-256"):
-        cache.build(tiny_pipeline, folder, tmp_path / "again", resolution=32)
+        latents.build(tiny_pipeline, folder, tmp_path / "again", resolution=32)
 
 
 def test_the_record_says_how_they_were_made_and_what_they_cost(draw, prompts, tiny_pipeline):

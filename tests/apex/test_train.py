@@ -27,8 +27,8 @@ from apex import train
 from apex.budget import Counted
 from apex.conditioning import Condition
 from apex.config import fingerprint, load
-from apex.data import embeddings
-from apex.data.cache import load_cache
+from apex.data import captions
+from apex.data.latents import load_cache
 from apex.errors import UserError, run_command
 from apex.loop import PROBE_TIMES, Loop, learning_rate, log_text
 from apex.methods.apex import ApexParams
@@ -224,7 +224,7 @@ def on_disk(tiny_pipeline, tiny_cache, tmp_path, monkeypatch):
     """on_disk("fp32"): the captions' embeddings as files. No text encoder is loaded after that."""
 
     def make(dtype: str) -> Path:
-        embeddings.build(tiny_pipeline, load_cache(tiny_cache).captions, tmp_path / dtype, dtype=dtype)
+        captions.build(tiny_pipeline, load_cache(tiny_cache).captions, tmp_path / dtype, dtype=dtype)
         monkeypatch.setattr("apex.pipeline.TextPath", lambda *_: pytest.fail("the text encoder is loaded"))
         return tmp_path / dtype
 
@@ -723,7 +723,7 @@ import sys
 sys.path[:0] = {path!r}
 import torch
 from apex.config import load
-from apex.data.cache import load_cache
+from apex.data.latents import load_cache
 from apex.loop import Loop
 from pathlib import Path
 

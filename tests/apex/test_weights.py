@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from apex.data.cache import load_vae
+from apex.data.latents import load_vae
 from apex.errors import UserError
 from apex.pipeline import load_backbone
 from apex.stock import load_networks, scheduler_class

@@ -22,12 +22,12 @@ import yaml
 from PIL import Image
 
 from apex import export, sample, theory, train
-from apex.data import cache, embeddings, prompts, shards, world
-from apex.data.cache import load_cache
+from apex.data import cache, embeddings, latents, prompts, shards, world
+from apex.data.latents import load_cache
 from apex.files import write_atomic
 from apex.kinds import RUN
 from apex.pipeline import load_backbone
-from apex.pretrain import codec, t5, text_encoder
+from apex.pretrain import autoencoder, codec, t5, text_encoder
 from evaluators.journal import Journal
 from evaluators.pretrain import __main__ as pretrain
 from paper_tables import build as tables
@@ -62,16 +62,15 @@ def small(folder: Path) -> None:
     """A pipeline of untrained networks, shards, their cache, a profile, images of noise and a trained run."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-    from apex.pretrain import teacher
+    from apex.pretrain import denoiser
 
     torch.manual_seed(0)
     tokenizer, pipeline = t5.build_tokenizer(), folder / "pipeline"
-    sizes = codec.CONFIG | {"block_out_channels": [8] * len(codec.CONFIG["block_out_channels"]), "norm_num_groups": 4, "latent_channels": 4}
+    levels = len(autoencoder.CONFIG["block_out_channels"])
+    sizes = autoencoder.CONFIG | {"block_out_channels": [8] * levels, "norm_num_groups": 4, "latent_channels": 4}
     AutoencoderKL(**sizes, sample_size=32).save_pretrained(pipeline / "vae")
     t5.build_encoder(len(tokenizer), width=16, layers=1).save_pretrained(pipeline / "text_encoder")
-    teacher.build_sana(4, 32 // 2 ** (len(sizes["block_out_channels"]) - 1), 16, width=32, layers=2).transformer.save_pretrained(
-        pipeline / "transformer"
-    )
+    denoiser.build_sana(4, 32 // 2 ** (levels - 1), 16, width=32, layers=2).transformer.save_pretrained(pipeline / "transformer")
     tokenizer.save_pretrained(pipeline / "tokenizer")
     FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).save_pretrained(pipeline / "scheduler")
     values = {
@@ -81,7 +80,7 @@ def small(folder: Path) -> None:
     }  # fmt: skip
     (folder / "profile.yaml").write_text(yaml.safe_dump(values))
     shards.write_world(folder / "shards", scenes=8, resolution=32, seed=0)
-    cache.build(pipeline, folder / "shards", folder / "cache")
+    latents.build(pipeline, folder / "shards", folder / "cache")
     for call in (sampling(folder / "images"), training(folder / "run", folder)):
         call()
 

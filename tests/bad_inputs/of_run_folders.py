@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from apex import fetch
-from apex.data.cache import load_cache, load_vae
-from apex.data.embeddings import _made
+from apex.data.captions import _made
+from apex.data.latents import load_cache, load_vae
 from apex.export import read_run
 from apex.loop import Loop
 from apex.pipeline import empty_like

@@ -139,7 +139,7 @@ def make_loop(row: str, cache: Path, work: Path) -> Any:
     import torch
 
     from apex.config import load, locate
-    from apex.data.cache import load_cache
+    from apex.data.latents import load_cache
     from apex.loop import Loop
 
     config = load(CONFIG, [])

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apex.data import embeddings
-from apex.data.cache import load_cache
-from apex.data.embeddings import CaptionShards, build, identity
+from apex.data import captions, embeddings
+from apex.data.captions import CaptionShards, build, identity
+from apex.data.latents import load_cache
 from apex.errors import UserError, run_command
 from apex.pipeline import DTYPES, CaptionStream, CaptionTable, Pipeline
 from apex.provenance import file_sha256
@@ -37,7 +37,7 @@ ALL = torch.arange(len(CAPTIONS) + 1)  # the last is the empty one
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(embeddings, "PART", 3)
+    monkeypatch.setattr(captions, "PART", 3)
 
 
 @pytest.fixture(params=["world", "sana", "qwen_image"])
@@ -104,9 +104,9 @@ def test_long_captions_keep_every_token_in_bf16(tmp_path: Path, length: int) -> 
     class Long:
         def encode(self, texts: list[str]):
             mask = torch.ones(len(texts), length, dtype=torch.bfloat16)
-            return embeddings.Condition(torch.randn(len(texts), length, 4).bfloat16(), mask)
+            return captions.Condition(torch.randn(len(texts), length, 4).bfloat16(), mask)
 
-    assert [len(found) for found in embeddings.encoded(Long(), ["a"], 1)] == [length]
+    assert [len(found) for found in captions.encoded(Long(), ["a"], 1)] == [length]
     assert CaptionTable(Long(), ["a", "b"])[torch.tensor([0])].embeds.shape[1] == length
 
 
@@ -236,7 +236,7 @@ def test_an_embedding_that_is_not_finite_is_refused(tiny_pipeline: Path, tmp_pat
 
     def broken(self: TextPath, prompts: list[str]):
         cond = real(self, prompts)
-        return cond if prompts != [CAPTIONS[4]] else embeddings.Condition(cond.embeds / 0, cond.mask)
+        return cond if prompts != [CAPTIONS[4]] else captions.Condition(cond.embeds / 0, cond.mask)
 
     monkeypatch.setattr(TextPath, "encode", broken)
     with pytest.raises(UserError, match="caption 'green': its embedding is not finite; check the text encoder"):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apex.data import cache
-from apex.data.cache import build, encode_images, load_cache, load_vae, pixels_per_latent
+from apex.data import cache, latents
+from apex.data.latents import build, encode_images, load_cache, load_vae, pixels_per_latent
 from apex.data.readers import Skipped
 from apex.data.shards import Sample, encode_png, load_images, world_sample, write_shards
 from apex.data.world import PromptSampler
@@ -34,7 +34,7 @@ KL = {
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(cache, "PART", 4)
+    monkeypatch.setattr(latents, "PART", 4)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return encode_images(vae, images)
 
-    monkeypatch.setattr(cache, "encode_images", dies)
+    monkeypatch.setattr(latents, "encode_images", dies)
     with pytest.raises(KeyboardInterrupt):
         build(pipeline, data, tmp_path / "cache", batch=2)
     assert not (tmp_path / "cache").exists()
@@ -98,12 +98,12 @@ def test_a_damaged_part_is_made_again_and_parts_of_other_data_are_not_taken(
     pipeline: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(pipeline, data, tmp_path / "whole", batch=2)
-    monkeypatch.setattr(cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(latents, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match="cache: cannot be written: found a full disk"):
         build(pipeline, data, tmp_path / "cache", batch=2)
     assert not (tmp_path / "cache").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(cache, "PART", 4)
+    monkeypatch.setattr(latents, "PART", 4)
     parts = sorted(tmp_path.glob(".cache.parts-*/*"))
     assert len(parts) == 3
     parts[1].write_bytes(parts[1].read_bytes()[:-7])
@@ -151,10 +151,10 @@ def test_what_is_skipped_is_counted_and_the_rest_is_as_without_it(
             raise KeyboardInterrupt
         return encode_images(vae, images)
 
-    monkeypatch.setattr(cache, "encode_images", dies)
+    monkeypatch.setattr(latents, "encode_images", dies)
     with pytest.raises(KeyboardInterrupt):
         build(pipeline, data, tmp_path / "cache", batch=2, skipped=Skipped(4))
-    monkeypatch.setattr(cache, "encode_images", encode_images)
+    monkeypatch.setattr(latents, "encode_images", encode_images)
     assert list(tmp_path.glob(".cache.parts-*/00000.safetensors"))
     build(pipeline, data, tmp_path / "cache", batch=2, skipped=Skipped(4))
     for name in ("latents.safetensors", "captions.json", "made.json"):
@@ -259,7 +259,7 @@ def test_images_that_do_not_fit_the_encoder(pipeline: Path, tmp_path: Path, samp
 
 
 def test_latents_out_of_range_are_refused(pipeline: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "encode_images", lambda vae, images: encode_images(vae, images) * 1e6)
+    monkeypatch.setattr(latents, "encode_images", lambda vae, images: encode_images(vae, images) * 1e6)
     with pytest.raises(UserError, match="not finite in float16"):
         build(pipeline, data, tmp_path / "cache")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from apex.data.prompts import COMMITTED, load_prompts, write_layout
-from evaluators import throughput
+from evaluators import cost
 from evaluators.clip_model import Clip
 from evaluators.command import fresh_renders
 from evaluators.geneval.color import ClipColors
@@ -76,13 +76,13 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `evaluators.throughput` builds with random weights, of the same classes and small."""
-    small = throughput.MASK2FORMER | {
-        "backbone_config": throughput.MASK2FORMER["backbone_config"] | {"embed_dim": 24, "depths": [1, 1, 1, 1]},
+    small = cost.MASK2FORMER | {
+        "backbone_config": cost.MASK2FORMER["backbone_config"] | {"embed_dim": 24, "depths": [1, 1, 1, 1]},
         "encoder_layers": 1,
         "decoder_layers": 2,
         "dim_feedforward": 64,
         "encoder_feedforward_dim": 64,
         "num_queries": 20,
     }
-    monkeypatch.setattr(throughput, "MASK2FORMER", small)
-    monkeypatch.setattr(throughput.Clip, "random", partial(Clip.random, architecture="ViT-S-32-alt"))
+    monkeypatch.setattr(cost, "MASK2FORMER", small)
+    monkeypatch.setattr(cost.Clip, "random", partial(Clip.random, architecture="ViT-S-32-alt"))

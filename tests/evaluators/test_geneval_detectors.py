@@ -16,6 +16,7 @@ import torch
 from apex.data import world
 from apex.data.prompts import load_prompts
 from apex.errors import UserError
+from evaluators.cost import MASK2FORMER
 from evaluators.geneval import __main__ as geneval
 from evaluators.geneval import self_test
 from evaluators.geneval.checkpoint import read_state
@@ -26,7 +27,6 @@ from evaluators.geneval.mask2former import MOST, TransformersDetector, extents, 
 from evaluators.geneval.prompts import OFFICIAL, content_sha256, prompt_set
 from evaluators.images import open_images
 from evaluators.journal import Journal
-from evaluators.throughput import MASK2FORMER
 
 OFFICIAL_FILE = Path(__file__).resolve().parents[3] / "shared/data/geneval/evaluation_metadata.jsonl"
 SMALL = {
@@ -71,7 +71,8 @@ def blocks(height: int, width: int, seed: int) -> np.ndarray:
 def test_mmdet_and_transformers_agree_on_a_small_network(tmp_path: Path) -> None:
     """The same proof with the official size: results/reference/geneval_agreement."""
     pytest.importorskip("mmdet", reason="make env-mmdet installs it")
-    from evaluators.geneval.agreement import faults, main
+    from evaluators.geneval.agreement import main
+    from evaluators.geneval.proof import faults
 
     main(["--small", "--out", str(tmp_path)])
     proof = json.loads((tmp_path / "agreement.json").read_text())
@@ -93,7 +94,7 @@ def test_what_is_timed_has_the_official_shape() -> None:
 
 
 def test_the_committed_proof_is_of_the_official_size_and_passed() -> None:
-    from evaluators.geneval.agreement import faults
+    from evaluators.geneval.proof import faults
 
     proof = json.loads((Path(__file__).resolve().parents[2] / "results/reference/geneval_agreement/agreement.json").read_text())
     assert "small" not in proof["configuration"] and len(proof["images"]) >= 10 and not any(map(faults, proof["images"]))

@@ -21,7 +21,7 @@ from apex.data import world
 from apex.errors import UserError, run_command
 from evaluators.clip_model import Clip
 from evaluators.geneval import __main__ as geneval
-from evaluators.geneval import agreement, convert
+from evaluators.geneval import convert, proof
 from evaluators.geneval.checkpoint import read_state
 from evaluators.geneval.coco import CLASSES, COLORS
 from evaluators.geneval.color import TEMPLATES, ClipColors, masked_crop
@@ -88,7 +88,7 @@ def test_verdicts_are_the_published_ones_on_random_detections() -> None:
         rows = np.concatenate([boxes, scores[:, None]], 1)
         per_class = {name: rows[labels == CLASSES.index(name)] for name in names}
         ties += any(len(set(each[:, 4])) < len(each) for each in per_class.values())
-        for row in agreement.random_prompts(names, rng, 6):
+        for row in proof.random_prompts(names, rng, 6):
             verdict = judge(found, row, lambda objects, _: [COLORS[int(sum(d.box)) % 10] for d in objects]).correct
             assert verdict == published_verdict(per_class, row, lambda each: COLORS[int(each[:4].sum()) % 10]), (row, per_class)
             right, wrong = right + verdict, wrong + (not verdict)
@@ -275,14 +275,14 @@ def test_a_pth_that_is_not_whole_is_one_line(network, spoil, said: str, tmp_path
 
 @needs_mmdet
 def test_names_that_are_confused_are_noticed_by_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "SMALL_SIZES", ((64, 64),))
+    monkeypatch.setattr(proof, "SMALL_SIZES", ((64, 64),))
     swapped = {"cross_attn_layer_norm": "self_attn_layer_norm", "self_attn_layer_norm": "cross_attn_layer_norm"}
     wrong = [
         (pattern, re.sub("|".join(swapped), lambda m: swapped[m[0]], template) if "transformer_module" in template else template)
         for pattern, template in convert._PATTERNS
     ]
     monkeypatch.setattr(convert, "_PATTERNS", wrong)
-    found = [agreement.faults(result) for result in agreement.prove(tmp_path, is_small=True, seed=0)]
+    found = [proof.faults(result) for result in proof.prove(tmp_path, is_small=True, seed=0)]
     assert all("class_logits differ" in " ".join(each) for each in found)
 
 

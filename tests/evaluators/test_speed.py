@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import apex.sample
+import apex.generator
 from apex import busy
 from apex.errors import UserError
 from evaluators import speed

@@ -12,6 +12,7 @@ import torch
 from apex.errors import UserError
 from evaluators.result import read_record
 from evaluators.systems import __main__ as command
+from evaluators.systems import calls
 from evaluators.systems.build import build, network
 from evaluators.systems.known import PROMPTS, chosen, parts, systems
 from paper_tables import published
@@ -45,15 +46,15 @@ def test_a_small_system_draws_through_its_stock_pipeline(name: str) -> None:
     what = systems()[name]
     pipe = build(name, small=True, device="cpu", dtype=torch.float32)
     assert type(pipe).__name__ == what.pipeline
-    calls = []
-    getattr(pipe, what.denoiser).register_forward_hook(lambda *_: calls.append(1))
+    seen = []
+    getattr(pipe, what.denoiser).register_forward_hook(lambda *_: seen.append(1))
     steps = 2
-    marks = command.Marks(pipe, "cpu")
-    seconds = command.time_calls(
+    marks = calls.Marks(pipe, "cpu")
+    seconds = calls.time_calls(
         pipe, marks, PROMPTS, 2, repeats=1, warmup=1, call={"num_inference_steps": steps, "height": 64, "width": 64, **what.call}
     )
     assert seconds.shape == (1, 3) and (seconds > 0).all()
-    assert len(calls) == 2 * steps * (1 + what.guided), "a guided step is two evaluations, the others one"
+    assert len(seen) == 2 * steps * (1 + what.guided), "a guided step is two evaluations, the others one"
     told = what.call | ({"negative_prompt": [" "]} if what.guided else {})
     image = pipe(PROMPTS[:1], num_inference_steps=1, height=64, width=64, **told).images[0]
     assert image.size == (64, 64)
@@ -97,18 +98,18 @@ class Clockwork:
 
 def test_stages_are_parted_where_captions_end_and_the_codec_begins() -> None:
     pipe = Clockwork()
-    marks = command.Marks(pipe, "cpu", clock=lambda: pipe.now)
-    assert command.time_calls(pipe, marks, PROMPTS, 2, repeats=2, warmup=1, call={}).tolist() == [[1.0, 10.0, 3.5]] * 2
+    marks = calls.Marks(pipe, "cpu", clock=lambda: pipe.now)
+    assert calls.time_calls(pipe, marks, PROMPTS, 2, repeats=2, warmup=1, call={}).tolist() == [[1.0, 10.0, 3.5]] * 2
     assert [texts for texts, _ in pipe.seen] == [PROMPTS[0:2], PROMPTS[2:4], PROMPTS[4:6]]
-    assert command.time_calls(pipe, marks, PROMPTS, 1, repeats=1, warmup=0, call={"negative_prompt": " "}).tolist() == [[2.0, 10.0, 3.5]]
+    assert calls.time_calls(pipe, marks, PROMPTS, 1, repeats=1, warmup=0, call={"negative_prompt": " "}).tolist() == [[2.0, 10.0, 3.5]]
     assert pipe.seen[-1][1] == [" "]
 
 
 @pytest.mark.parametrize(("limit", "counted"), [(1.0, 3), (43.5, 3), (43.6, 4), (60.0, 5), (None, 8)])
 def test_a_limit_of_time_leaves_three_calls_at_least(limit: float | None, counted: int) -> None:
     pipe = Clockwork()
-    marks = command.Marks(pipe, "cpu", clock=lambda: pipe.now)
-    assert len(command.time_calls(pipe, marks, PROMPTS, 1, repeats=8, warmup=2, call={}, limit=limit)) == counted
+    marks = calls.Marks(pipe, "cpu", clock=lambda: pipe.now)
+    assert len(calls.time_calls(pipe, marks, PROMPTS, 1, repeats=8, warmup=2, call={}, limit=limit)) == counted
     assert len(pipe.seen) == 2 + counted, "a call takes 14.5 seconds, the two of the warm-up are not counted"
 
 
@@ -141,7 +142,7 @@ def test_what_does_not_fit_is_a_record_that_says_so(call, tmp_path: Path, monkey
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(command, where, full)
+    monkeypatch.setattr(calls, where, full)
     call("--system", "flux-schnell", "--nfe", 1, 2, "--out", tmp_path / "{resolution}-{nfe}.json")
     record = read_record(tmp_path / "1024-2.json")
     assert not record.metrics and "not fit the memory of" in record.details["failed"]
@@ -156,7 +157,7 @@ def test_a_batch_that_does_not_fit_leaves_the_others_numbers(call, tmp_path: Pat
             raise torch.OutOfMemoryError("CUDA out of memory")
         return np.full((3, 3), 0.5)
 
-    monkeypatch.setattr(command, "time_calls", full_at_ten)
+    monkeypatch.setattr(calls, "time_calls", full_at_ten)
     call("--system", "sana-0.6b", "--nfe", 1, 2, "--resolution", 512, "--out", tmp_path / "{nfe}.json")
     for nfe in (1, 2):
         record = read_record(tmp_path / f"{nfe}.json")

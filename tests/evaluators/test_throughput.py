@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from apex.errors import UserError
-from evaluators import throughput
+from evaluators import cost, throughput
 
 METRICS = {
     "geneval": {"geneval/images_per_s"},
@@ -17,6 +17,10 @@ METRICS = {
     "fid": {"fid/images_per_s"},
     "dpg": {"dpg/vilt-b32_questions_per_s", "dpg/blip-base_questions_per_s"},
 }
+
+
+def test_the_command_names_every_evaluator() -> None:
+    assert list(throughput.EVALUATORS) == list(cost.EVALUATORS) == list(METRICS)
 
 
 @pytest.mark.slow
@@ -41,21 +45,21 @@ def test_every_evaluator_runs_on_random_networks_and_leaves_a_record(small_netwo
 def test_a_random_detector_is_sure_enough_to_find_things(small_networks) -> None:
     """Or nothing would be cut out for the colours, and the figure would be of half of the work."""
     torch.manual_seed(0)
-    found = throughput.detector_of("cpu")(torch.stack([torch.from_numpy(i) for i in throughput.pictures(2, 128)]).numpy())
+    found = cost.detector_of("cpu")(torch.stack([torch.from_numpy(i) for i in cost.pictures(2, 128)]).numpy())
     assert all(image and max(d.score for kind in image.values() for d in kind) > 0.3 for image in found)
-    row = throughput.row_about(found[0])
+    row = cost.row_about(found[0])
     best = max(found[0], key=lambda name: max(d.score for d in found[0][name]))
     assert row["include"] == [{"class": best, "count": 1, "color": "red"}]
-    assert throughput.row_about({})["include"][0]["class"] == "dog"
+    assert cost.row_about({})["include"][0]["class"] == "dog"
 
 
 def test_batches_are_whole_and_a_rate_is_things_by_seconds(monkeypatch) -> None:
-    pictures = throughput.pictures(7, 64)
-    assert [len(part) for part in throughput.batches(pictures, 3)] == [3, 3]
+    pictures = cost.pictures(7, 64)
+    assert [len(part) for part in cost.batches(pictures, 3)] == [3, 3]
     clock = iter([10.0, 12.5])
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
     done = []
-    assert throughput.rate(lambda: done.append(1), 5, "cpu") == 2.0 and done == [1]
+    assert cost.rate(lambda: done.append(1), 5, "cpu") == 2.0 and done == [1]
 
 
 @pytest.mark.parametrize(

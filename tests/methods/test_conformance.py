@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apex import conformance, methods
-from apex.conformance import CHECKS, check, find
+from apex.contract import CHECKS, check, find
 from apex.errors import UserError, run_command
 
 # Settings that take away or add networks: the contract holds for them too.

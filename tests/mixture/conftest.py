@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from apex.mixture import ROWS, Recipe, VelocityMLP, make_teacher, train
+from apex.mixture_rows import ROWS, Recipe
+from apex.mixture_runs import VelocityMLP, make_teacher, train
 
 SHORT = Recipe(steps=1200, width=96)
 

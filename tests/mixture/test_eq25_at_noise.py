@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apex import methods, mixture
+from apex import methods
+from apex import mixture_runs as mixture
 from apex.conditioning import Condition
 from apex.methods.base import Batch, Networks
 

@@ -10,7 +10,9 @@ import sys
 import pytest
 import torch
 
-from apex import alignment, identities, mixture, theory
+from apex import alignment, identities, kl_gradient, theory
+from apex import mixture_runs as mixture
+from apex.mixture_rows import Recipe
 from apex.seeds import torch_generator
 
 HOLD = {"duality", "score_difference", "discriminator_weight", "vanishing", "theorem_1", "eq25_at_noise", "architecture"}
@@ -57,24 +59,24 @@ def test_the_samples_score_is_that_of_the_density_of_the_samples():
     x, s = torch.randn(7, 2, generator=generator, dtype=torch.float64).requires_grad_(True), torch.full((7, 1), 0.4, dtype=torch.float64)
     density = torch.logsumexp(-((1 - s)[:, None] * samples - x[:, None]).square().sum(2) / (2 * s.square()), 1)
     expected = torch.autograd.grad(density.sum(), x)[0]
-    torch.testing.assert_close(alignment.sample_score(x.detach(), s, samples), expected)
+    torch.testing.assert_close(kl_gradient.sample_score(x.detach(), s, samples), expected)
 
 
 def test_the_kl_gradient_of_a_gaussian_is_its_closed_form(monkeypatch):
     """x = 0.8 z + b against N(0, I): d/db KL at s is (1 - s)^2 b / ((1 - s)^2 + s^2)."""
     student = mixture.VelocityMLP(16)
     torch.nn.init.constant_(student.outlet.bias, 0.7)
-    monkeypatch.setattr(alignment, "data_score", lambda x, s, label: -x / ((1 - s).square() + s.square()))
+    monkeypatch.setattr(kl_gradient, "data_score", lambda x, s, label: -x / ((1 - s).square() + s.square()))
     monkeypatch.setattr(student, "forward", lambda z, t, cond, r=None: 0.2 * z - student.outlet.bias.reshape(1, 2, 1, 1))
-    found = alignment.kl_gradient(student, 0)[-2:]
-    s = torch.linspace(alignment.LOW, alignment.HIGH, 10_000)
+    found = kl_gradient.kl_gradient(student, 0)[-2:]
+    s = torch.linspace(kl_gradient.LOW, kl_gradient.HIGH, 10_000)
     expected = 0.7 * ((1 - s).square() / ((1 - s).square() + s.square())).mean()
     torch.testing.assert_close(found, expected.expand(2), rtol=0.2, atol=0)
 
 
 def test_the_kl_gradient_is_small_for_samples_that_are_the_data(monkeypatch):
     """A generator that ignores its network and gives the data, plus what the network's bias adds."""
-    student, data = mixture.VelocityMLP(16), mixture.dataset(alignment.SAMPLES, 0, "exact")
+    student, data = mixture.VelocityMLP(16), mixture.dataset(kl_gradient.SAMPLES, 0, "exact")
     bias = student.outlet.bias
 
     def gradient(off: float) -> float:
@@ -84,7 +86,7 @@ def test_the_kl_gradient_is_small_for_samples_that_are_the_data(monkeypatch):
 
         fake = copy.copy(student)
         fake.forward = forward
-        return float(alignment.kl_gradient(fake, 0, 2048).norm())
+        return float(kl_gradient.kl_gradient(fake, 0, 2048).norm())
 
     assert gradient(0.0) < 0.05 * gradient(1.0)
 
@@ -95,7 +97,7 @@ def test_the_commands_write_what_they_say(tmp_path, monkeypatch, capsys):
     content = json.loads((tmp_path / "theory.json").read_text())
     assert {one["id"]: one["holds"] for one in content["checks"]} == {check().id: check().holds for check in identities.CHECKS}
     assert content["git_commit"] and content["hardware"]
-    monkeypatch.setattr(alignment, "SAMPLES", 64)
+    monkeypatch.setattr(kl_gradient, "SAMPLES", 64)
     arguments = ["--out", str(tmp_path), "--seeds", "0", "--steps", "60", "--rows", "apex", "dmd2"]
     monkeypatch.setattr(sys, "argv", ["alignment", *arguments])
     alignment.main()
@@ -107,9 +109,9 @@ def test_the_commands_write_what_they_say(tmp_path, monkeypatch, capsys):
 
 
 def test_looking_changes_no_run():
-    recipe = mixture.Recipe(steps=60, batch=32, width=32)
+    recipe = Recipe(steps=60, batch=32, width=32)
     teacher = mixture.make_teacher(recipe, 0)
     runs = []
-    for watch in (None, lambda step, student, ema, nets: alignment.method_gradient("ladd", {}, student, nets, 0)):
+    for watch in (None, lambda step, student, ema, nets: kl_gradient.method_gradient("ladd", {}, student, nets, 0)):
         runs.append(mixture.train(teacher, "ladd", {}, recipe, 0, watch)[0])
     assert all(torch.equal(a, b) for a, b in zip(runs[0].parameters(), runs[1].parameters(), strict=True))

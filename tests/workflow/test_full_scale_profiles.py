@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from apex import sample, train
 from apex.backbones.qwen_image import pack
 from apex.config import load
-from apex.data import cache, embeddings, synthesise
+from apex.data import captions, latents, synthesise
 from apex.data.shards import open_samples
 from apex.errors import UserError, run_command
 from apex.generator import Generator
@@ -59,8 +59,8 @@ def small(tiny_stock, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactor
         pipeline = tiny_stock(family)
         if family not in made:
             folder = tmp_path_factory.mktemp(f"data of {family}")
-            cache.build(pipeline, tiny_shards, folder / "cache", resolution=32)
-            embeddings.build(pipeline, cache.load_cache(folder / "cache").captions, folder / "embeddings", dtype="bf16")
+            latents.build(pipeline, tiny_shards, folder / "cache", resolution=32)
+            captions.build(pipeline, latents.load_cache(folder / "cache").captions, folder / "embeddings", dtype="bf16")
             made[family] = ["--cache", folder / "cache", "--embeddings", folder / "embeddings"]
         # batch of the published class's least: its four parts, in two micro-batches
         sizes = {
@@ -211,8 +211,8 @@ def test_the_teacher_draws_a_training_set_by_the_profile(small, tmp_path: Path, 
         assert one.image.shape == (32, 32, 3) and np.array_equal(one.image, np.asarray(Image.open(row)))
     made, pipeline = json.loads((tmp_path / "set/made.json").read_text()), load(CONFIGS / f"{name}.yaml", changes).pipeline_path
     assert made["precision"] == "bf16" and made["forward_equivalents"] == 2 * 2 * 2
-    cache.build(pipeline, tmp_path / "set", tmp_path / "cache", resolution=32)
-    embeddings.build(pipeline, cache.load_cache(tmp_path / "cache").captions, tmp_path / "embeddings", dtype="bf16")
+    latents.build(pipeline, tmp_path / "set", tmp_path / "cache", resolution=32)
+    captions.build(pipeline, latents.load_cache(tmp_path / "cache").captions, tmp_path / "embeddings", dtype="bf16")
     data = ["--cache", tmp_path / "cache", "--embeddings", tmp_path / "embeddings"]
     drawn = ["data.source=teacher", f"data.teacher={{prompts: {prompts}, steps: 2}}"]
     row = load(CONFIGS / f"{name}.yaml").methods[0]

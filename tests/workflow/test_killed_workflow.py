@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from apex.config import load
-from apex.data.cache import load_cache
+from apex.data.latents import load_cache
 from apex.loop import Loop
 from tests.workflow.conftest import PATIENCE, wait
 

@@ -14,7 +14,10 @@ rule theory:
         out=lambda wildcards, output: os.path.dirname(output[0]),
         code=[
             fingerprint(BASEDIR / "apex" / part)
-            for part in ("theory.py", "alignment.py", "mixture.py", "methods", "losses")
+            for part in (
+                *("theory.py", "identities.py", "alignment.py", "kl_gradient.py", "mixture_rows.py", "mixture_runs.py"),
+                *("methods", "losses"),
+            )
         ],
     shell:
         "(python -m apex.theory --out {params.out:q} && python -m apex.alignment --out {params.out:q}) 2>&1 | tee {log:q}"
