@@ -15,7 +15,9 @@ rule theory:
         code=[
             fingerprint(BASEDIR / "apex" / part)
             for part in (
-                *("theory.py", "identities.py", "alignment.py", "kl_gradient.py", "mixture_rows.py", "mixture_runs.py"),
+                *("theory.py", "identities.py"),
+                *("alignment.py", "kl_gradient.py"),
+                *("mixture_rows.py", "mixture_runs.py"),
                 *("methods", "losses"),
             )
         ],
