@@ -41,7 +41,7 @@ test-slurm: $(STAMP) ## the smoke profile on a SLURM of one node, as root on Deb
 test-kubernetes: $(STAMP) ## the same on a stand-in for a Kubernetes of one node; it installs kubectl
 	tests/cluster/kubernetes.sh
 
-bench: $(STAMP) ## how fast it is, as ratios: results/bench/; five minutes on a machine that does nothing else
+bench: $(STAMP) ## how fast it is, as ratios: results/bench/; two minutes on a machine that does nothing else
 	$(BIN)/python -m tests.bench $(ARGS)
 
 gpu: $(STAMP) ## what needs a GPU, measured and checked in order of worth; as long as ARGS="--minutes 8" says

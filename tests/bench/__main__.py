@@ -1,6 +1,6 @@
 """How fast the suite is, as ratios that are measured in one run. Not a test: `make bench`, on a machine that does nothing else.
 
-    python -m tests.bench                         about five minutes: steps, public, latency, commands
+    python -m tests.bench                         about two minutes: steps, public, latency, commands
     python -m tests.bench steps latency           these parts alone
     python -m tests.bench all                     `make all`, `make smoke`, `make test` in a fresh clone, as seconds; more than an hour
 
