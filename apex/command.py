@@ -63,6 +63,13 @@ SKIP_LIMIT = 100  # defects of a data set, the default of `data.skip_limit`
 REFERENCES = ("real", "shuffled", "noise", "mean")  # rows that no network makes
 
 
+def filled(template: str, **names: object) -> str:
+    """A path with `{split}` and the like, each replaced by its value. Other braces stay."""
+    for name, value in names.items():
+        template = template.replace(f"{{{name}}}", str(value))
+    return template
+
+
 def json_object(text: str) -> dict[str, Any]:
     """The type of an option that takes a JSON object."""
     try:

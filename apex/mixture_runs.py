@@ -260,7 +260,7 @@ def collapsed_sw1() -> float:
 def to_the_data(x: Tensor, data: Tensor, count: int = 64) -> Tensor:
     """Where each sample should move: steepest descent of the squared sliced Wasserstein-2 distance, (N, 2).
 
-    Scaled so that samples which are the data plus a constant are told to move by minus that constant.
+    The scale is such that samples which are the data plus a constant move by minus that constant.
     """
     u = projections(count)
     now = x.flatten(1) @ u

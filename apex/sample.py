@@ -17,7 +17,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from apex.command import COUNT, GUIDANCE, PRECISIONS, REFERENCES, RESOLUTION, SEED, THREADS, Parser, whole_number
+from apex.command import COUNT, GUIDANCE, PRECISIONS, REFERENCES, RESOLUTION, SEED, THREADS, Parser, filled, whole_number
 from apex.errors import NotFinite, UserError, run_command
 
 
@@ -109,11 +109,7 @@ def main() -> None:
         if split not in known:
             raise UserError(f"--split: {unknown('prompt set', split, known)}")
     points = list(product(args.row, args.nfe))
-    outs = {
-        (row, nfe, split): Path(args.out.replace("{row}", row).replace("{nfe}", str(nfe)).replace("{split}", split))
-        for row, nfe in points
-        for split in args.split
-    }
+    outs = {(row, nfe, split): Path(filled(args.out, row=row, nfe=nfe, split=split)) for row, nfe in points for split in args.split}
     for out in outs.values():
         IMAGES.check(out)
     sets = {split: args.prompts or config.prompts_path(split) for split in args.split}

@@ -18,7 +18,7 @@ from importlib import import_module
 from itertools import product
 from pathlib import Path
 
-from apex.command import Parser, json_object
+from apex.command import Parser, filled, json_object
 from apex.errors import UserError, run_command
 from apex.evaluation import command_line
 from evaluators.command import write_failed
@@ -36,13 +36,6 @@ def scores(text: str, known: Collection[str] = MODULES) -> tuple[str, list[str]]
     if not equals or not split or any(name not in known for name in evaluators):
         raise UserError(f"--score {text}: expected SPLIT=EVALUATOR,... with evaluators of {', '.join(sorted(known))}")
     return split, evaluators
-
-
-def filled(template: str, **names: str) -> str:
-    """`{split}` and the like in a path, each by its value; other braces stay."""
-    for name, value in names.items():
-        template = template.replace(f"{{{name}}}", value)
-    return template
 
 
 def values(text: str) -> tuple[str, list[str]]:

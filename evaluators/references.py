@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from apex.command import Parser
+from apex.command import Parser, filled
 from apex.errors import UserError, run_command
 from apex.files import write_atomic
 from apex.provenance import digest
@@ -99,7 +99,7 @@ def main() -> None:
         renders = Renders(rows, [config.images_per_prompt(split)] * len(rows), config.data.resolution, 0)
         for name in names:
             key, measure = import_module(MODULES[name]).references(renders, device)
-            out = args.out.replace("{split}", split).replace("{evaluator}", name)
+            out = filled(args.out, split=split, evaluator=name)
             write_atomic(Path(out), save(measure(), {KEY: key}))
 
 

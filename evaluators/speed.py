@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from apex.command import COUNT, NFE, REFERENCES, THREADS, Parser, whole_number
+from apex.command import COUNT, NFE, REFERENCES, THREADS, Parser, filled, whole_number
 from apex.errors import UserError, run_command
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     config = load(args.config, args.set)
     if args.row not in config.checkpoint_rows and not (args.run and args.run.is_dir()):
         raise UserError(f"{args.run or '--run'}: no such run; train the row first, or give the pipeline's folder for the teacher")
-    outs = {nfe: Path(args.out.replace("{nfe}", str(nfe))) for nfe in args.nfe}
+    outs = {nfe: Path(filled(args.out, nfe=nfe)) for nfe in args.nfe}
     if len(set(outs.values())) < len(args.nfe):
         shown = " ".join(map(str, args.nfe))
         raise UserError(f"--nfe {shown}: {len(args.nfe)} records need `{{nfe}}` in --out and each NFE once; found --out {args.out}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from apex.command import filled
 from apex.config import FREE, Config, External, default_profile, fingerprint, load, locate
 from apex.errors import UserError
 from apex.evaluation import Options
@@ -52,8 +53,7 @@ class Group:
     def paths(self, template: str, splits: Iterable[str] = ("{split}",)) -> list[str]:
         """A job's paths by this template. What differs between jobs stays open."""
         rows, nfes = self.rows if self.together else ["{row}"], ["{nfe}"] if self.nfes is None else self.nfes
-        filled = [template.replace("{split}", split) for split in splits]
-        return [path.replace("{row}", row).replace("{nfe}", str(nfe)) for path in filled for row in rows for nfe in nfes]
+        return [filled(template, split=split, row=row, nfe=nfe) for split in splits for row in rows for nfe in nfes]
 
     @property
     def constraints(self) -> dict[str, str]:

@@ -115,7 +115,7 @@ class CaptionShards:
             try:
                 file = safe_open(path, framework="pt")
                 lengths.append(file.get_tensor("lengths").long())
-                self.embeds.append(file.get_slice("embeds"))  # keeps the file mapped, and reads what is asked of it
+                self.embeds.append(file.get_slice("embeds"))  # maps the file; rows are read when they are indexed
             except SafetensorError as error:
                 raise UserError(f"{path}: found {error}, expected tensors `embeds` and `lengths`; {AGAIN}") from None
             if self.embeds[-1].get_shape() != [int(lengths[-1].sum()), made["width"]]:

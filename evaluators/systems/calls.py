@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from apex import busy
+from apex.command import filled
 from apex.errors import UserError
 from apex.gpu import pick_device
 from apex.provenance import git_commit, hardware, peak_memory_mb, versions
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if wrong := [side for side in sides if side < 512 or side % 256]:
         raise UserError(f"--resolution {wrong[0]}: expected 512 or more, in steps of 256")
     points = [(side, nfe) for side in sides for nfe in steps]
-    outs = [Path(args.out.replace("{resolution}", str(side)).replace("{nfe}", str(nfe))) for side, nfe in points]
+    outs = [Path(filled(args.out, resolution=side, nfe=nfe)) for side, nfe in points]
     if len(set(outs)) < len(points):
         raise UserError(
             f"--out {args.out}: expected {{resolution}} and {{nfe}} in it, for {len(points)} records, and each of them asked once"
